@@ -1,0 +1,71 @@
+"""seq2seq-average: a model directory from the mean of several checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from seq2seq.cli.common import parser
+from seq2seq.config import compose
+from seq2seq.support.errors import UserError, exit_code_of
+from seq2seq.support.progress import say
+
+SUMMARY = "Average the weights of a run's last checkpoints into a new model directory."
+EXAMPLES = """examples:
+  seq2seq-average runs/multi30k_en_de --last 5 --output averaged
+  seq2seq-average runs/multi30k_en_de --steps 4000,5000,6000 --output averaged
+"""
+
+
+def options() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = parser("seq2seq-average", SUMMARY, EXAMPLES)
+    made.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory of a training run")
+    made.add_argument(
+        "--last", type=int, default=5, metavar="N", help="how many checkpoints, the newest ones (default: 5)"
+    )
+    made.add_argument("--steps", metavar="A,B,…", help="these checkpoints instead")
+    made.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
+    return made
+
+
+def average(arguments: argparse.Namespace) -> None:
+    """Write the averaged model. Raises UserError for missing checkpoints."""
+    from seq2seq.data.tokenizer import Tokenizer
+    from seq2seq.model.directory import save_model_directory
+    from seq2seq.support.files import read_json
+    from seq2seq.train.averaging import average_weights
+    from seq2seq.train.checkpoint import Checkpoints
+
+    if arguments.output.exists():
+        raise UserError(f"{arguments.output}: already there; give another --output")
+    found = Checkpoints(arguments.run_dir).all()
+    chosen = found[-arguments.last :]
+    if arguments.steps:
+        wanted = [f"step-{step}" for step in arguments.steps.split(",")]
+        chosen = [path for path in found if path.name in wanted]
+    expected = len(arguments.steps.split(",")) if arguments.steps else arguments.last
+    if len(chosen) != expected or expected < 1:
+        names = ", ".join(path.name.removeprefix("step-") for path in found) or "none"
+        raise UserError(f"{arguments.run_dir}: {len(chosen)} of {expected} checkpoints found (steps there: {names})")
+    manifest = read_json(arguments.run_dir / "model" / "manifest.json")
+    save_model_directory(
+        arguments.output,
+        compose.load(chosen[-1] / "config.yaml"),
+        Tokenizer.load(arguments.run_dir / "model" / "tokenizer.model"),
+        average_weights([path / "model.safetensors" for path in chosen]),
+        data_sha256=manifest["data_sha256"],
+        steps=[int(path.name.removeprefix("step-")) for path in chosen],
+    )
+    say(f"{arguments.output}: the mean of {', '.join(path.name for path in chosen)}")
+
+
+def main() -> None:
+    """The command."""
+    arguments = options().parse_args()
+    sys.exit(exit_code_of("seq2seq-average", lambda: average(arguments)))
+
+
+if __name__ == "__main__":
+    main()

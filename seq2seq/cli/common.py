@@ -1,0 +1,87 @@
+"""What the argparse commands share: version, finding a model, loading a translator."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import seq2seq
+from seq2seq.support.errors import UserError
+from seq2seq.support.progress import say
+
+if TYPE_CHECKING:
+    from seq2seq.translate.translator import Translator
+
+
+def parser(command: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser with --version and examples under its help."""
+    made = argparse.ArgumentParser(
+        command, description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--version", action="version", version=f"{command} {seq2seq.__version__}")
+    return made
+
+
+def add_model_options(options: argparse.ArgumentParser) -> None:
+    """The options of commands that translate."""
+    options.add_argument(
+        "--model", metavar="DIR", help="model directory (default: $SEQ2SEQ_MODEL, else the newest under runs/)"
+    )
+    options.add_argument(
+        "--beam-size", type=int, metavar="K", help="hypotheses kept at each step; 1 is greedy (default: the model's)"
+    )
+    options.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="A",
+        help="GNMT's α: above 0 favours longer outputs (default: the model's)",
+    )
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    options.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="number format (default: float32)"
+    )
+    options.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all)")
+    options.add_argument(
+        "--batch-tokens", type=int, default=4096, metavar="N", help="source tokens searched at once (default: 4096)"
+    )
+
+
+def load_translator(arguments: argparse.Namespace, n_best: int = 1) -> Translator:
+    """The translator that the options ask for. Raises UserError."""
+    directory = find_model(arguments.model)
+    import torch
+
+    from seq2seq.support.devices import keep_freed_memory
+    from seq2seq.translate.translator import Translator
+
+    for name in ("threads", "batch_tokens"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+    search = {
+        name: getattr(arguments, name)
+        for name in ("beam_size", "length_penalty")
+        if getattr(arguments, name) is not None
+    }
+    translator = Translator.load(
+        directory, device=arguments.device, dtype=getattr(torch, arguments.dtype), n_best=n_best, **search
+    )
+    translator.batch_tokens = arguments.batch_tokens
+    return translator
+
+
+def find_model(given: str | None) -> Path:
+    """The directory given, else $SEQ2SEQ_MODEL, else the newest under runs/, named on stderr. Raises UserError."""
+    named = given or os.environ.get("SEQ2SEQ_MODEL")
+    if named:
+        return Path(named)
+    manifests = sorted(Path("runs").glob("**/model/manifest.json"), key=lambda path: path.stat().st_mtime)
+    if not manifests:
+        raise UserError("no model under runs/; train one: seq2seq-train +recipe=quickstart, or give one: --model DIR")
+    say(f"model: {manifests[-1].parent}")
+    return manifests[-1].parent

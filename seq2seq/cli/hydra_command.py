@@ -1,0 +1,83 @@
+"""Running a Hydra application with our help, errors and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+import seq2seq
+from seq2seq.config.compose import checked, conf_dir, explained, options_of
+from seq2seq.config.schema import Config
+from seq2seq.support.errors import exit_code_of
+
+HELP = """{summary}
+
+usage: {command} +recipe=NAME [key=value ...]
+
+recipes:
+  {recipes}
+
+common keys:
+  run_dir=DIR                               where everything is written (default: runs/NAME)
+  data.train.source=FILE data.train.target=FILE
+                                            parallel text of your own: plain, .gz, .xz, .bz2, .zst; or
+                                            data.train.source=FILE.tsv / FILE.jsonl alone; lists: '[a,b]'
+  data.valid.source=… data.valid.target=…   the same for validation (else some of the training pairs are held out)
+  data.source_language=en data.target_language=de
+  tokenizer.vocab_size=8000
+  model=small|base|big|recurrent            or model/encoder=… model/decoder=…, model.d_model=512, …
+  trainer.max_steps=N trainer.max_minutes=M trainer.device=cpu trainer.precision=float32
+  search.beam_size=4 search.length_penalty=0.6
+
+flags:
+  --cfg job         print the composed configuration and exit: every key there is
+  --multirun, -m    one run for each value of key=a,b,c
+  --version         print the version
+  --hydra-help      Hydra's own flags
+
+A run that was stopped goes on when the same command is typed again.
+"""
+
+
+def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]) -> int:
+    """Compose the configuration from the command line, check it, and run `task` with it; returns the exit code."""
+    arguments = sys.argv[1:]
+    if "--version" in arguments:
+        print(f"{command} {seq2seq.__version__}")
+        return 0
+    if {"-h", "--help"} & set(arguments) or not arguments:
+        print(HELP.format(command=command, summary=summary, recipes="\n  ".join(options_of("recipe"))), end="")
+        return 0 if arguments else 2
+    # Hydra then lets its own exceptions through, for us to turn into messages and exit codes.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    failures: list[Exception] = []
+
+    def job(composed: DictConfig) -> None:
+        if failures:
+            return
+        try:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                composed.run_dir = f"{composed.run_dir}/{HydraConfig.get().job.num}"
+            task(checked(composed))
+        except Exception as error:
+            # Hydra would print a line of its own about it.
+            failures.append(error)
+
+    def run() -> None:
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+        except HydraException as error:
+            raise explained(error, [argument for argument in arguments if "=" in argument]) from None
+        if failures:
+            raise failures[0]
+
+    return exit_code_of(command, run)

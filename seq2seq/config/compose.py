@@ -1,0 +1,171 @@
+"""From Hydra's composition to a checked `Config`: strict, with the nearest known name for a misspelt one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from seq2seq.config.schema import KINDS, Config
+from seq2seq.support.errors import UserError, nearest
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def conf_dir() -> Path:
+    """The directory of Hydra groups, absolute: the wheel's place, else the checkout's."""
+    for place in (PACKAGE / "conf", PACKAGE.parent / "conf"):
+        if (place / "config.yaml").is_file():
+            return place
+    raise UserError(f"no conf/ in {PACKAGE} or beside it; install again: pip install --force-reinstall seq2seq")
+
+
+def options_of(group: str) -> list[str]:
+    """The names of a config group, say `recipe` or `model/encoder`."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """Compose `conf/config.yaml` with Hydra overrides (`+recipe=quickstart`, `seed=2`), outside a Hydra application.
+
+    Raises UserError for an unknown key, group, recipe, type or range.
+    """
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return checked(hydra_compose("config", overrides=list(overrides)))
+    except HydraException as error:
+        raise explained(error, overrides) from None
+
+
+def checked(composed: DictConfig) -> Config:
+    """Merge a composed configuration strictly into the schema.
+
+    Raises UserError for an unknown key, a missing value, a wrong type or a value out of range.
+    """
+    try:
+        if OmegaConf.is_missing(composed, "run_dir"):
+            raise UserError(
+                f"run_dir is not set; type +recipe=NAME (one of {', '.join(options_of('recipe'))}) or run_dir=DIR"
+            )
+        plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+        plain.pop("hydra", None)
+        return from_plain(plain)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+
+
+def from_plain(plain: dict[str, Any]) -> Config:
+    """Build a `Config` from plain dictionaries, such as a model directory's config.yaml. Raises UserError."""
+    _refuse_unknown("", plain, asdict(Config()))
+    schema = OmegaConf.structured(Config)
+    for side in ("encoder", "decoder"):
+        settings = (plain.get("model") or {}).get(side) or {}
+        kind = settings.get("kind", "transformer")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise UserError(f"model.{side}.kind={kind}: no such kind{nearest(str(kind), KINDS)}")
+        _refuse_unknown(f"model.{side}.", settings, asdict(KINDS[kind]()))
+        schema.model[side] = OmegaConf.structured(KINDS[kind])
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from None
+    assert isinstance(config, Config)
+    return config
+
+
+def load(path: Path) -> Config:
+    """Read a resolved configuration; nothing in it is interpolated or instantiated. Raises UserError."""
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as a configuration: {error}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{path}: not a configuration")
+    if any("${" in text for text in _strings(plain)):
+        raise UserError(f"{path}: holds an interpolation (${{…}}); a stored configuration must be resolved")
+    return from_plain(plain)
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def explained(error: HydraException, overrides: Sequence[str]) -> UserError:
+    """What the user most likely meant, for Hydra's refusal of `overrides`."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        key = key.partition("@")[0]
+        if (conf_dir() / key).is_dir():
+            unknown = [name for name in value.strip("[]").split(",") if name not in options_of(key)]
+            if unknown:
+                return UserError(f"{key}={value}: no such {key}{nearest(unknown[0], options_of(key))}")
+        elif key not in known_keys() and re.fullmatch(r"[\w./]+", key):
+            return unknown_key(key)
+    return UserError(str(error).splitlines()[0])
+
+
+def unknown_key(key: str) -> UserError:
+    """The error for a key that the schema does not have, with the nearest one in its group, else of all."""
+    group, _, name = key.rpartition(".")
+    siblings = [known.rpartition(".")[2] for known in known_keys() if known.rpartition(".")[0] == group]
+    if group and siblings:
+        return UserError(f"{key}: no such key in {group}{nearest(name, siblings)}")
+    return UserError(f"{key}: no such key{nearest(key, [*known_keys(), *_groups()])}")
+
+
+def known_keys() -> list[str]:
+    """Every key of the schema, dotted, those of all kinds of encoder and decoder included."""
+    keys = list(_dotted(asdict(Config()), ""))
+    for kind in KINDS.values():
+        for side in ("encoder", "decoder"):
+            keys += _dotted(asdict(kind()), f"model.{side}.")
+    return sorted(set(keys))
+
+
+def _groups() -> list[str]:
+    return [
+        str(path.relative_to(conf_dir()))
+        for path in conf_dir().rglob("*")
+        if path.is_dir() and "hydra" not in path.parts
+    ]
+
+
+def _dotted(plain: dict[str, Any], prefix: str) -> Iterable[str]:
+    for key, value in plain.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _refuse_unknown(prefix: str, plain: dict[str, Any], known: dict[str, Any]) -> None:
+    for key, value in plain.items():
+        if key not in known:
+            raise unknown_key(f"{prefix}{key}")
+        if (
+            isinstance(known[key], dict)
+            and isinstance(value, dict)
+            and f"{prefix}{key}" not in ("model.encoder", "model.decoder")
+        ):
+            _refuse_unknown(f"{prefix}{key}.", value, known[key])
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in [*value.keys(), *value.values()]:
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

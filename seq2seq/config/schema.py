@@ -1,0 +1,296 @@
+"""Every key that a configuration may hold, with its type, default and range.
+
+`conf/` gives the values; composing them ends in these dataclasses (`seq2seq.config.compose`), so that an unknown
+key, a wrong type or a value out of range is found before anything starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from seq2seq.support.errors import UserError, nearest
+
+
+def _at_least(key: str, value: float | None, limit: float) -> None:
+    if value is not None and not value >= limit:
+        raise UserError(f"{key}={value}: must be at least {limit}")
+
+
+def _above(key: str, value: float | None, limit: float) -> None:
+    if value is not None and not value > limit:
+        raise UserError(f"{key}={value}: must be greater than {limit}")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UserError(f"{key}={value}: must be at least 0 and below 1")
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{key}={value}: must be one of {', '.join(known)}{nearest(value, known)}")
+
+
+@dataclass
+class CorpusConfig:
+    """Where the sentence pairs of one split come from: the first of `source`, `dataset`, `phrases` that is set.
+
+    `source` and `target` are paths or lists of paths, line-aligned text; without `target`, `source` names TSV or
+    JSONL files. `dataset` is a name on the Hugging Face Hub or a local directory.
+    """
+
+    source: Any = None
+    target: Any = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    phrases: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("phrases", self.phrases, 0)
+
+
+@dataclass
+class CleaningConfig:
+    """Which pairs are left out of training; `false` or `null` switches a rule off. Lengths in pieces, without eos."""
+
+    empty: bool = True
+    duplicate: bool = True
+    same: bool = True
+    max_length_ratio: float | None = 3.0
+    max_pieces: int | None = 250
+
+    def __post_init__(self) -> None:
+        _at_least("data.cleaning.max_length_ratio", self.max_length_ratio, 1)
+        _at_least("data.cleaning.max_pieces", self.max_pieces, 1)
+
+
+@dataclass
+class DataConfig:
+    """The corpora and the batches made of them.
+
+    `batch_tokens` limits source tokens and target tokens, each, per update over all ranks, eos counted;
+    an update is computed in `micro_batches` parts.
+    """
+
+    source_language: str = "en"
+    target_language: str = "de"
+    train: CorpusConfig = field(default_factory=CorpusConfig)
+    valid: CorpusConfig = field(default_factory=CorpusConfig)
+    test: CorpusConfig = field(default_factory=CorpusConfig)
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    batch_tokens: int = 25000
+    micro_batches: int = 1
+    prepared_dir: str = "???"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("data.batch_tokens", self.batch_tokens, 1)
+        _at_least("data.micro_batches", self.micro_batches, 1)
+        _at_least("data.workers", self.workers, 1)
+        longest = self.cleaning.max_pieces
+        if longest is not None and longest + 1 > self.batch_tokens:
+            raise UserError(
+                f"data.batch_tokens={self.batch_tokens}: too small for a sentence of data.cleaning.max_pieces={longest} "
+                f"and eos; set data.cleaning.max_pieces={self.batch_tokens - 1} or data.batch_tokens={longest + 1}"
+            )
+
+
+@dataclass
+class TokenizerConfig:
+    """The joint SentencePiece vocabulary, trained on at most `max_lines` sampled lines."""
+
+    kind: str = "bpe"
+    vocab_size: int = 8000
+    max_lines: int = 5_000_000
+
+    def __post_init__(self) -> None:
+        _one_of("tokenizer.kind", self.kind, ("bpe", "unigram"))
+        _at_least("tokenizer.vocab_size", self.vocab_size, 300)
+        _at_least("tokenizer.max_lines", self.max_lines, 1)
+
+
+@dataclass
+class TransformerConfig:
+    """A Transformer encoder or decoder (Vaswani et al., 2017, section 3)."""
+
+    kind: str = "transformer"
+    num_layers: int = 6
+    num_heads: int = 8
+    d_ff: int = 2048
+    norm: str = "post"
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key in ("num_layers", "num_heads", "d_ff"):
+            _at_least(key, getattr(self, key), 1)
+        _one_of("norm", self.norm, ("post", "pre"))
+        _share("dropout", self.dropout)
+
+
+@dataclass
+class RecurrentConfig:
+    """A bidirectional LSTM encoder, or an LSTM decoder with additive attention (Bahdanau et al., 2015)."""
+
+    kind: str = "recurrent"
+    num_layers: int = 1
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least("num_layers", self.num_layers, 1)
+        _share("dropout", self.dropout)
+
+
+KINDS: dict[str, type[TransformerConfig] | type[RecurrentConfig]] = {
+    "transformer": TransformerConfig,
+    "recurrent": RecurrentConfig,
+}
+"""The settings of each kind of encoder and decoder, by the exact name that `kind` holds."""
+
+
+@dataclass
+class ModelConfig:
+    """The model: one encoder and one decoder of any kinds, and the embeddings they share.
+
+    `tie_embeddings` is `all` (source, target and output share one matrix: section 3.4 of the paper), `target`
+    (target and output) or `none`.
+    """
+
+    d_model: int = 512
+    tie_embeddings: str = "all"
+    dropout: float = 0.1
+    encoder: Any = field(default_factory=TransformerConfig)
+    decoder: Any = field(default_factory=TransformerConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("model.d_model", self.d_model, 2)
+        if self.d_model % 2:
+            raise UserError(f"model.d_model={self.d_model}: must be even")
+        _one_of("model.tie_embeddings", self.tie_embeddings, ("all", "target", "none"))
+        for side in ("encoder", "decoder"):
+            heads = getattr(getattr(self, side), "num_heads", 1)
+            if self.d_model % heads:
+                raise UserError(f"model.{side}.num_heads={heads}: must divide model.d_model={self.d_model}")
+
+
+@dataclass
+class SearchConfig:
+    """Beam search; a beam of one is greedy. Lengths in pieces, eos counted.
+
+    `length_penalty` is the α of Wu et al. (2016), equation 14. An output is at most
+    `max_length_ratio` · source + `max_length_offset` long.
+    """
+
+    beam_size: int = 4
+    length_penalty: float = 0.6
+    max_length_ratio: float = 1.0
+    max_length_offset: int = 50
+    n_best: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("search.beam_size", self.beam_size, 1)
+        _at_least("search.length_penalty", self.length_penalty, 0)
+        _at_least("search.max_length_ratio", self.max_length_ratio, 0)
+        _at_least("search.max_length_offset", self.max_length_offset, 1)
+        _at_least("search.n_best", self.n_best, 1)
+        if self.n_best > self.beam_size:
+            raise UserError(f"search.n_best={self.n_best}: must not be above search.beam_size={self.beam_size}")
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam with the paper's numbers (section 5.3); `clip_norm` is off there."""
+
+    kind: str = "adam"
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-9
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer.kind", self.kind, ("adam",))
+        _share("optimizer.beta1", self.beta1)
+        _share("optimizer.beta2", self.beta2)
+        _above("optimizer.epsilon", self.epsilon, 0)
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        _above("optimizer.clip_norm", self.clip_norm, 0)
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate: linear warm-up, then `inverse_sqrt` (the paper's equation 3) or `linear` to 0 at `max_steps`.
+
+    `peak` is the rate at the end of the warm-up; without it the paper's d_model^-0.5 · warmup_steps^-0.5.
+    """
+
+    kind: str = "inverse_sqrt"
+    warmup_steps: int = 4000
+    peak: float | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("schedule.kind", self.kind, ("inverse_sqrt", "linear"))
+        _at_least("schedule.warmup_steps", self.warmup_steps, 1)
+        _above("schedule.peak", self.peak, 0)
+
+
+@dataclass
+class TrainerConfig:
+    """How long and where to train, what to keep and what to show. Steps are updates of the weights.
+
+    `average_last` averages that many last checkpoints into the final model; `patience` stops after so many
+    validations without a better BLEU.
+    """
+
+    max_steps: int = 100_000
+    max_minutes: float | None = None
+    save_every: int = 1000
+    validate_every: int = 1000
+    keep_checkpoints: int = 5
+    average_last: int = 5
+    patience: int | None = None
+    label_smoothing: float = 0.1
+    precision: str = "auto"
+    device: str = "auto"
+    devices: int = 1
+    log_seconds: float = 5.0
+    samples: int = 3
+
+    def __post_init__(self) -> None:
+        _at_least("trainer.max_steps", self.max_steps, 1)
+        _above("trainer.max_minutes", self.max_minutes, 0)
+        for key in ("save_every", "validate_every", "keep_checkpoints", "devices"):
+            _at_least(f"trainer.{key}", getattr(self, key), 1)
+        _at_least("trainer.average_last", self.average_last, 0)
+        _at_least("trainer.patience", self.patience, 1)
+        _at_least("trainer.samples", self.samples, 0)
+        _share("trainer.label_smoothing", self.label_smoothing)
+        _one_of("trainer.precision", self.precision, ("auto", "float32", "bfloat16"))
+        if self.average_last > self.keep_checkpoints:
+            raise UserError(
+                f"trainer.average_last={self.average_last}: cannot be above "
+                f"trainer.keep_checkpoints={self.keep_checkpoints}"
+            )
+        if self.devices > 1:
+            raise UserError(
+                f"trainer.devices={self.devices}: this version trains on one device; type trainer.devices=1"
+            )
+
+
+@dataclass
+class Config:
+    """The whole configuration of a run."""
+
+    run_dir: str = "???"
+    seed: int = 1
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)

@@ -1,0 +1,225 @@
+"""Reading sentence pairs: text files side by side, TSV, JSONL, `datasets`, or the embedded phrasebook.
+
+Files are read as bytes and split on `\\n` only: other line separators of Unicode are part of a sentence.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import itertools
+import json
+import lzma
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+import zstandard
+
+from seq2seq.config.schema import CorpusConfig, DataConfig
+from seq2seq.data import phrasebook
+from seq2seq.support.errors import UserError, nearest
+from seq2seq.support.files import sha256_of
+from seq2seq.support.progress import bar
+
+
+class Pair(NamedTuple):
+    """A sentence and its translation; `label` groups pairs in scores (the phrasebook's kinds), else empty."""
+
+    source: str
+    target: str
+    label: str = ""
+
+
+def is_given(corpus: CorpusConfig) -> bool:
+    """Whether the configuration names a corpus at all."""
+    return bool(corpus.source or corpus.dataset or corpus.phrases)
+
+
+def paths_of(value: Any) -> list[Path]:
+    """The paths in a `source` or `target` key: none, one, or a list."""
+    if not value:
+        return []
+    return [Path(item).expanduser() for item in (value if isinstance(value, list) else [value])]
+
+
+def identity(corpus: CorpusConfig) -> dict[str, Any]:
+    """What the corpus is made of, for telling whether it changed: names, and the sha256 of each file."""
+    files = [*paths_of(corpus.source), *paths_of(corpus.target)]
+    for path in files:
+        _require(path)
+    hashes = [sha256_of(path) for path in files]
+    return (
+        {"files": hashes}
+        if hashes
+        else {key: getattr(corpus, key) for key in ("dataset", "subset", "split", "phrases")}
+    )
+
+
+def read_pairs(data: DataConfig, split: str, seed: int) -> Iterator[Pair]:
+    """The pairs of `train`, `valid` or `test`, in order, as they stand in the corpus but for outer blanks.
+
+    Raises UserError for a missing, misaligned, malformed or wrongly encoded corpus, with file and line.
+    """
+    corpus: CorpusConfig = getattr(data, split)
+    if corpus.source:
+        sources, targets = paths_of(corpus.source), paths_of(corpus.target)
+        if targets and len(sources) != len(targets):
+            raise UserError(f"data.{split}: {len(sources)} source files but {len(targets)} target files")
+        for source, target in itertools.zip_longest(sources, targets):
+            yield from _side_by_side(source, target) if target else _one_file(source, data)
+    elif corpus.dataset:
+        yield from _from_datasets(corpus, data)
+    elif corpus.phrases:
+        # Each split draws from a seed of its own; the phrasebook keeps those held out away from training.
+        held_out = split != "train"
+        drawn = phrasebook.draw(seed * 3 + ("train", "valid", "test").index(split), held_out=held_out)
+        for phrase in itertools.islice(_distinct(drawn) if held_out else drawn, corpus.phrases):
+            yield Pair(phrase.source, phrase.target, phrase.kind)
+    else:
+        raise UserError(
+            f"no {split} corpus; type data.{split}.source=FILE data.{split}.target=FILE (also .gz .xz .bz2 .zst), "
+            f"data.{split}.source=FILE.tsv or .jsonl, or data.{split}.dataset=NAME"
+        )
+
+
+def _distinct(phrases: Iterator[phrasebook.Phrase]) -> Iterator[phrasebook.Phrase]:
+    seen: set[str] = set()
+    for phrase in phrases:
+        if phrase.source not in seen:
+            seen.add(phrase.source)
+            yield phrase
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        siblings = [item.name for item in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file{nearest(path.name, siblings) if siblings else ''}")
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading bytes, decompressed by its suffix (.gz, .xz, .bz2, .zst). Raises UserError."""
+    _require(path)
+    match path.suffix:
+        case ".gz":
+            return cast(IO[bytes], gzip.open(path))
+        case ".xz":
+            return lzma.open(path)
+        case ".bz2":
+            return bz2.open(path)
+        case ".zst":
+            return cast(IO[bytes], zstandard.open(path, "rb"))
+        case _:
+            return path.open("rb")
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, split on `\\n` only, without outer blanks and byte-order mark.
+
+    Raises UserError with file, line and byte for invalid UTF-8, and for a damaged compressed file.
+    """
+    number = 0
+    try:
+        with open_bytes(path) as file, bar(f"reading {path.name}") as progress:
+            for number, raw in enumerate(file, 1):
+                if number % 1000 == 0:
+                    progress.update(1000)
+                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                yield line.decode("utf-8").strip(" \t\r\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}:{number}: byte {error.start + 1} of the line (0x{error.object[error.start]:02x}) is not UTF-8; "
+            f"convert the file, for example: iconv -f latin1 -t utf-8 {path.name}"
+        ) from None
+    except (EOFError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}:{number + 1}: the compressed file is damaged: {error}") from None
+
+
+def _side_by_side(source: Path, target: Path) -> Iterator[Pair]:
+    missing = object()
+    for left, right in itertools.zip_longest(read_lines(source), read_lines(target), fillvalue=missing):
+        if left is missing or right is missing:
+            raise _misaligned(source, target)
+        yield Pair(cast(str, left), cast(str, right))
+
+
+def _misaligned(source: Path, target: Path) -> UserError:
+    """Both counts and the line from which the shifted alignment fits the sentences' lengths better than the given one."""
+    left, right = (np.array([len(line) + 1 for line in read_lines(path)], float) for path in (source, target))
+    shift, common = abs(len(left) - len(right)), min(len(left), len(right))
+    longer, shorter = (left, right) if len(left) > len(right) else (right, left)
+    straight = np.abs(np.log(longer[:common] / shorter))
+    shifted = np.abs(np.log(longer[shift:] / shorter))
+    cost = np.concatenate(([0.0], np.cumsum(straight))) + shifted.sum() - np.concatenate(([0.0], np.cumsum(shifted)))
+    return UserError(
+        f"{source} has {len(left)} lines but {target} has {len(right)}; "
+        f"by their lengths the lines stop matching at line {int(cost.argmin()) + 1}"
+    )
+
+
+def _one_file(path: Path, data: DataConfig) -> Iterator[Pair]:
+    name = path.name.removesuffix(path.suffix) if path.suffix in (".gz", ".xz", ".bz2", ".zst") else path.name
+    if name.endswith((".jsonl", ".json")):
+        parse: Callable[[str, DataConfig], Pair] = _parse_json
+    elif name.endswith(".tsv"):
+        parse = _parse_tsv
+    else:
+        raise UserError(f"{path}: a single file must be .tsv or .jsonl; for plain text give data.*.target too")
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            yield parse(line, data)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+
+
+def _parse_tsv(line: str, _: DataConfig) -> Pair:
+    columns = line.split("\t")
+    if len(columns) != 2:
+        raise ValueError(f"{len(columns)} columns; exactly 2 are needed: source, tab, target")
+    return Pair(columns[0].strip(), columns[1].strip())
+
+
+def _parse_json(line: str, data: DataConfig) -> Pair:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    return _from_row(row, data)
+
+
+def _from_row(row: dict[str, Any], data: DataConfig) -> Pair:
+    """A pair out of `{"translation": {"en": …, "de": …}}`, `{"en": …, "de": …}` or `{"source": …, "target": …}`."""
+    fields = row.get("translation", row)
+    for source, target in ((data.source_language, data.target_language), ("source", "target")):
+        if isinstance(fields, dict) and isinstance(fields.get(source), str) and isinstance(fields.get(target), str):
+            return Pair(fields[source].strip(), fields[target].strip())
+    raise ValueError(
+        f"no text under {data.source_language} and {data.target_language}, nor under source and target "
+        f"(found: {', '.join(map(str, fields))}); set data.source_language and data.target_language"
+    )
+
+
+def _from_datasets(corpus: CorpusConfig, data: DataConfig) -> Iterator[Pair]:
+    import datasets
+
+    name = str(corpus.dataset)
+    try:
+        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(name)
+            rows = loaded[corpus.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
+            rows = datasets.load_dataset(name, corpus.subset, split=corpus.split)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"data set {name} (subset {corpus.subset}, split {corpus.split}) cannot be loaded: "
+            f"{type(error).__name__}: {reason}; for files of your own type "
+            "data.train.source=FILE data.train.target=FILE, and data.valid.*, data.test.* likewise"
+        ) from None
+    with bar(f"reading {name}", len(rows)) as progress:
+        for number, row in enumerate(rows):
+            progress.update(1)
+            try:
+                yield _from_row(row, data)
+            except ValueError as error:
+                raise UserError(f"data set {name}, row {number}: {error}") from None

@@ -1,0 +1,223 @@
+"""From raw corpora to what training reads, in stages; one whose inputs and settings did not change is left alone.
+
+clean/       train and valid as Arrow tables, the report of what was dropped
+tokenizer/   tokenizer.model
+train/       the encoded store
+valid/       the encoded store, and the raw text for BLEU
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seq2seq.config.schema import Config, DataConfig
+from seq2seq.data import corpus
+from seq2seq.data.clean import Report, length_reason, text_hash, text_reason
+from seq2seq.data.corpus import Pair
+from seq2seq.data.store import Store, write_store
+from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
+from seq2seq.support.errors import UserError
+from seq2seq.support.files import new_directory, read_json, remove_leftovers, sha256_of_json, write_json
+from seq2seq.support.progress import bar, say
+
+BLOCK = 10_000
+PARALLEL_FROM = 100_000
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
+
+
+class Prepared:
+    """What the stages made: the tokenizer, the stores, the raw validation text, and a hash of the training data."""
+
+    def __init__(self, directory: Path) -> None:
+        self.tokenizer = Tokenizer.load(directory / "tokenizer" / "tokenizer.model")
+        self.train = Store(directory / "train")
+        self.valid = Store(directory / "valid")
+        self.valid_text: list[Pair] = [Pair(*row) for row in read_json(directory / "valid" / "text.json")]
+        self.data_sha256: str = read_json(directory / "train" / "stage.json")["fingerprint"]
+
+
+def prepare(config: Config) -> Prepared:
+    """Run the stages that are not up to date. Raises UserError for a missing or malformed corpus."""
+    root = Path(config.data.prepared_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(root)
+    rules = asdict(config.data.cleaning)
+    inputs = {
+        "seed": config.seed,
+        "languages": [config.data.source_language, config.data.target_language],
+        "corpora": {split: corpus.identity(getattr(config.data, split)) for split in ("train", "valid")},
+        "rules": {key: rules[key] for key in ("empty", "duplicate", "same")},
+    }
+    cleaned = _stage(root / "clean", inputs, lambda folder: _clean(folder, config))
+    trained = _stage(
+        root / "tokenizer",
+        {"cleaned": cleaned, **asdict(config.tokenizer)},
+        lambda folder: _train_tokenizer(folder, root, config),
+    )
+    encoding = {"cleaned": cleaned, "tokenizer": trained, "rules": rules}
+    _stage(root / "train", encoding, lambda folder: _encode(folder, root, "train", config.data))
+    _stage(root / "valid", encoding, lambda folder: _encode(folder, root, "valid", config.data))
+    prepared = Prepared(root)
+    if not len(prepared.train):
+        raise UserError(f"no training pairs are left after cleaning; see {root}/clean/report.json and data.cleaning.*")
+    return prepared
+
+
+def _stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) -> str:
+    """Make a stage's folder unless it is there with the same inputs; returns the fingerprint of the inputs."""
+    fingerprint = sha256_of_json(inputs)
+    record = folder / "stage.json"
+    if not record.is_file() or read_json(record)["fingerprint"] != fingerprint:
+        with new_directory(folder) as temporary:
+            make(temporary)
+            write_json(temporary / "stage.json", {"fingerprint": fingerprint, "inputs": inputs})
+    return fingerprint
+
+
+def _clean(folder: Path, config: Config) -> None:
+    data = config.data
+    report = Report()
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        train = _table(data, "train", config.seed, cache, report)
+        if corpus.is_given(data.valid):
+            valid = _table(data, "valid", config.seed, cache, None)
+        else:
+            held, rest = _hold_out(train)
+            say(f"no validation corpus given: {len(held):,} pairs of the training corpus are held out")
+            valid, train = train.select(held), train.select(rest)
+        report.kept = len(train)
+        train.select_columns(["source", "target"]).save_to_disk(folder / "train")
+        valid.save_to_disk(folder / "valid")
+    write_json(folder / "report.json", report.as_dict())
+    say(str(report))
+
+
+def _table(data: DataConfig, split: str, seed: int, cache: str, report: Report | None) -> Any:
+    """A corpus as an Arrow table: source, target, label, hash of the source; cleaned when a report is given."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    seen: set[int] = set()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for pair in corpus.read_pairs(data, split, seed):
+            reason = text_reason(pair.source, pair.target, data.cleaning) if report else None
+            if report and not reason and data.cleaning.duplicate:
+                key = text_hash(pair.source, pair.target)
+                reason = "duplicate" if key in seen else None
+                seen.add(key)
+            if report and reason:
+                report.drop(reason, pair.source, pair.target)
+            else:
+                yield {**pair._asdict(), "hash": text_hash(pair.source)}
+
+    features = datasets.Features(
+        source=datasets.Value("large_string"),
+        target=datasets.Value("large_string"),
+        label=datasets.Value("string"),
+        hash=datasets.Value("int64"),
+    )
+    try:
+        table = datasets.Dataset.from_generator(
+            rows, features=features, cache_dir=cache, fingerprint=split, keep_in_memory=False
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        # `datasets` wraps whatever the generator raised.
+        raise error.__cause__ or error from None
+    if not len(table):
+        raise UserError(f"the {split} corpus is empty" + (" after cleaning" if report and report.dropped else ""))
+    return table
+
+
+def _hold_out(train: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows for validation, each source once, by smallest hash; and the rows that share no source with them."""
+    hashes = np.asarray(train.with_format("numpy")["hash"][:], np.int64)
+    sources, first = np.unique(hashes, return_index=True)
+    count = min(max(1, int(len(hashes) * HELD_OUT_SHARE)), HELD_OUT_MOST)
+    if len(sources) <= count:
+        raise UserError(
+            f"the training corpus has {len(sources)} different sources: too few to hold some out; "
+            "set data.valid.source and data.valid.target"
+        )
+    return first[:count], np.flatnonzero(~np.isin(hashes, sources[:count]))
+
+
+def _train_tokenizer(folder: Path, root: Path, config: Config) -> None:
+    import datasets
+
+    table = datasets.load_from_disk(str(root / "clean" / "train"))
+    count = min(len(table), max(1, config.tokenizer.max_lines // 2))
+    chosen = np.sort(np.random.default_rng(config.seed).choice(len(table), count, replace=False))
+    settings = config.tokenizer
+    say(f"training a {settings.kind} vocabulary of {settings.vocab_size:,} pieces on {2 * count:,} lines")
+
+    def lines() -> Iterator[str]:
+        for block in table.select(chosen).iter(BLOCK):
+            yield from block["source"]
+            yield from block["target"]
+
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(lines(), config.tokenizer).model)
+
+
+def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
+    import datasets
+
+    tokenizer = Tokenizer.load(root / "tokenizer" / "tokenizer.model")
+    table = datasets.load_from_disk(str(root / "clean" / split))
+    workers = min(data.workers or os.cpu_count() or 1, max(1, len(table) // PARALLEL_FROM))
+    report = Report()
+
+    def blocks() -> Iterator[tuple[list[list[int]], list[list[int]]]]:
+        with bar(f"encoding {split}", len(table), unit="pairs") as progress:
+            for texts, sources, targets in _encoded(table, tokenizer, workers):
+                if split == "train":
+                    sources, targets = _short_enough(texts, sources, targets, data, report)
+                yield sources, targets
+                progress.update(len(texts))
+
+    write_store(folder, blocks(), tokenizer.vocab_size, EOS)
+    if split == "valid":
+        write_json(folder / "text.json", [[row["source"], row["target"], row["label"]] for row in table])
+    else:
+        write_json(folder / "report.json", report.as_dict())
+        if report.dropped:
+            say(str(report))
+
+
+_Block = tuple[list[tuple[str, str]], list[list[int]], list[list[int]]]
+
+
+def _encoded(table: Any, tokenizer: Tokenizer, workers: int) -> Iterator[_Block]:
+    def encode(block: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {f"{side}_ids": tokenizer.encode(block[side]) for side in ("source", "target")}
+
+    if workers > 1:
+        table = table.map(encode, batched=True, batch_size=BLOCK, num_proc=workers)
+    for block in table.iter(BLOCK):
+        ids = block if workers > 1 else encode(block)
+        yield list(zip(block["source"], block["target"], strict=True)), ids["source_ids"], ids["target_ids"]
+
+
+def _short_enough(
+    texts: list[tuple[str, str]], sources: list[list[int]], targets: list[list[int]], data: DataConfig, report: Report
+) -> tuple[list[list[int]], list[list[int]]]:
+    kept_sources, kept_targets = [], []
+    for (source_text, target_text), source, target in zip(texts, sources, targets, strict=True):
+        reason = length_reason(len(source), len(target), data.cleaning)
+        if not reason and max(len(source), len(target)) >= data.batch_tokens:
+            reason = "batch_tokens"
+        if reason:
+            report.drop(reason, source_text, target_text)
+        else:
+            report.kept += 1
+            kept_sources.append(source)
+            kept_targets.append(target)
+    return kept_sources, kept_targets

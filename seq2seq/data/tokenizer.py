@@ -1,0 +1,103 @@
+"""The joint SentencePiece vocabulary: raw text in, raw text out."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from seq2seq.config.schema import TokenizerConfig
+from seq2seq.support.errors import UserError
+from seq2seq.support.progress import say
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+
+
+class Tokenizer:
+    """A trained vocabulary.
+
+    `never_generated` lists the pieces that search must not choose: pad, unk, bos, and the byte of a newline,
+    which would break the rule of one line out for one line in.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        ids = tuple(self._processor.piece_to_id(piece) for piece in ("<pad>", "<unk>", "<s>", "</s>"))
+        if ids != (PAD, UNK, BOS, EOS):
+            raise UserError(f"the tokenizer has pad, unk, bos, eos at {ids}; they must be at {(PAD, UNK, BOS, EOS)}")
+        self.vocab_size: int = self._processor.get_piece_size()
+        newline = self._processor.piece_to_id("<0x0A>")
+        self.never_generated = [PAD, UNK, BOS] + ([newline] if newline != UNK else [])
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read a model file. Raises UserError when it is missing or broken."""
+        try:
+            return cls(path.read_bytes())
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: cannot be read as a SentencePiece model: {str(error).partition(chr(10))[0]}"
+            ) from None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The piece ids of each text, without bos and eos."""
+        return self._processor.encode(list(texts), num_threads=1)
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each sequence of piece ids."""
+        return [self._processor.decode(list(sequence)) for sequence in ids]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The pieces as written in the vocabulary, for showing."""
+        return [self._processor.id_to_piece(int(piece)) for piece in ids]
+
+
+def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Train a vocabulary on raw lines; one too large for them is capped, with a notice on stderr.
+
+    Raises UserError when the lines are too few for any vocabulary.
+    """
+    text = [line for line in lines if line]
+    size = config.vocab_size
+    try:
+        return Tokenizer(_train(text, config.kind, size))
+    except RuntimeError as error:
+        # SentencePiece tells the largest possible size only in its message.
+        limit = re.search(r"<= (\d+)", str(error))
+        if limit is None:
+            raise UserError(
+                f"tokenizer.vocab_size={size}: no vocabulary can be trained on {len(text)} lines: "
+                f"{str(error).strip().rpartition(chr(10))[2]}"
+            ) from None
+    size = int(limit[1])
+    say(
+        f"tokenizer.vocab_size={config.vocab_size} is more than the corpus of {len(text)} lines supports; taking {size}"
+    )
+    return Tokenizer(_train(text, config.kind, size))
+
+
+def _train(lines: list[str], kind: str, size: int) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type=kind,
+        vocab_size=size,
+        pad_id=PAD,
+        unk_id=UNK,
+        bos_id=BOS,
+        eos_id=EOS,
+        pad_piece="<pad>",
+        character_coverage=1.0 if size >= 1000 else 0.9999,
+        byte_fallback=True,
+        # SentencePiece's own defaults rewrite the text: "…" becomes "...", two spaces become one.
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        max_sentence_length=16384,
+        minloglevel=2,
+    )
+    return model.getvalue()

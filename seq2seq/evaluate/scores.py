@@ -1,0 +1,78 @@
+"""BLEU, chrF and TER by sacreBLEU, each with its signature; and the paper's own tokenised BLEU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sacrebleu.metrics import BLEU, CHRF, TER
+
+
+def scores(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> dict[str, Any]:
+    """BLEU, chrF and TER (0 to 100) with their sacreBLEU signatures, and the share of exact matches in percent."""
+    metrics = {
+        "bleu": BLEU(lowercase=lowercase),
+        "chrf": CHRF(lowercase=lowercase),
+        "ter": TER(case_sensitive=not lowercase),
+    }
+    result: dict[str, Any] = {"sentences": len(references)}
+    for name, metric in metrics.items():
+        score = metric.corpus_score(list(hypotheses), [list(references)]).score
+        result[name] = {"score": round(score, 2), "signature": str(metric.get_signature())}
+    result["exact"] = exact(hypotheses, references)
+    return result
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """The sacreBLEU score alone, with its default settings."""
+    return float(BLEU().corpus_score(list(hypotheses), [list(references)]).score)
+
+
+def exact(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """The share of hypotheses equal to their reference, in percent."""
+    return round(100 * sum(map(str.__eq__, hypotheses, references)) / max(1, len(references)), 2)
+
+
+def paper_bleu(
+    hypotheses: Sequence[str], references: Sequence[str], language: str, *, lowercase: bool = False
+) -> dict[str, Any]:
+    """BLEU as the paper's was made: Moses tokens, compounds split (`a-b` becomes `a ##AT##-##AT## b`)."""
+    import sacremoses
+
+    tokenizer = sacremoses.MosesTokenizer(language)
+
+    def prepare(text: str) -> str:
+        tokens = tokenizer.tokenize(text, return_str=True, escape=False)
+        return re.sub(r"(\S)-(?=\S)", r"\1 ##AT##-##AT## ", tokens)
+
+    metric = BLEU(tokenize="none", force=True, lowercase=lowercase)
+    score = metric.corpus_score([prepare(text) for text in hypotheses], [[prepare(text) for text in references]]).score
+    return {
+        "score": round(score, 2),
+        "signature": f"{metric.get_signature()}|moses:sacremoses-{sacremoses.__version__}|compounds:split",
+    }
+
+
+def compare(
+    systems: Sequence[tuple[str, Sequence[str]]], references: Sequence[str], *, lowercase: bool = False
+) -> dict[str, Any]:
+    """Paired bootstrap resampling (Koehn, 2004) of the first system against the others, by sacreBLEU."""
+    from sacrebleu.significance import PairedTest
+
+    metrics = {"BLEU": BLEU(lowercase=lowercase, references=[list(references)])}
+    test = PairedTest([(name, list(lines)) for name, lines in systems], metrics, references=None, test_type="bs")
+    signatures, results = test()
+    return {
+        "signature": str(signatures["BLEU"]),
+        "systems": [
+            {
+                "name": name,
+                "bleu": round(result.score, 2),
+                "mean": round(result.mean, 2),
+                "confidence_95": round(result.ci, 2),
+                "p_value": None if result.p_value is None else round(result.p_value, 4),
+            }
+            for name, result in zip(results["System"], results["BLEU"], strict=True)
+        ],
+    }

@@ -1,0 +1,76 @@
+"""Multi-head attention (Vaswani et al., 2017, section 3.2.2).
+
+Shapes: N packed rows of queries, M of keys; D d_model, H heads, E = D/H; S slots (sentences in search), K hypotheses
+of each, L keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seq2seq.ops.attention import attention, attention_reference
+from seq2seq.ops.packing import Layout
+
+
+class MultiHeadAttention(nn.Module):
+    """Queries, keys and values projected for H heads, attended, joined and projected once more; all with a bias."""
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(d_model, d_model)
+        self.key_value = nn.Linear(d_model, 2 * d_model)
+        self.output = nn.Linear(d_model, d_model)
+        # Each of the three is a projection of its own: together they would get the scale of a matrix twice as wide.
+        for weight in (self.query.weight, *self.key_value.weight.chunk(2), self.output.weight):
+            nn.init.xavier_uniform_(weight)
+        for linear in (self.query, self.key_value, self.output):
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
+    ) -> Tensor:
+        """Attend from each row of `x` to the rows of `memory` in the same sentence, [N, D]."""
+        k_MHE, v_MHE = self.keys_values(memory_MD)
+        return self.output(
+            attention(self._heads(self.query(x_ND)), k_MHE, v_MHE, queries, keys, causal=causal).flatten(1)
+        )
+
+    def weights(
+        self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same by the textbook formula, with the attention weights of each sentence [H, L, S]."""
+        k_MHE, v_MHE = self.keys_values(memory_MD)
+        out_NHE, weights = attention_reference(
+            self._heads(self.query(x_ND)), k_MHE, v_MHE, queries, keys, causal=causal
+        )
+        return self.output(out_NHE.flatten(1)), weights
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of `memory` [..., D] for all heads: [..., H, E] each."""
+        keys, values = self.key_value(memory).chunk(2, -1)
+        return self._heads(keys), self._heads(values)
+
+    def attend(self, x_SKD: Tensor, k_SHLE: Tensor, v_SHLE: Tensor, mask_SL: Tensor | None) -> Tensor:
+        """Attend from K rows of each slot to its L given keys and values, where `mask` is true: [S, K, D]."""
+        q_SHKE = self._heads(self.query(x_SKD)).transpose(1, 2)
+        mask = None if mask_SL is None else mask_SL[:, None, None, :]
+        out_SHKE = F.scaled_dot_product_attention(q_SHKE, k_SHLE, v_SHLE, attn_mask=mask)
+        return self.output(out_SHKE.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+
+def padded_heads(rows_MHE: Tensor, layout: Layout) -> Tensor:
+    """Packed keys or values as [S, H, L, E], for `MultiHeadAttention.attend`."""
+    return layout.unpack(rows_MHE).transpose(1, 2).contiguous()
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of `x` by `index`; `x` itself where the index is the identity."""
+    if index.shape[0] == x.shape[0] and torch.equal(index, torch.arange(x.shape[0], device=x.device)):
+        return x
+    return x.index_select(0, index)

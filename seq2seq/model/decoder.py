@@ -1,0 +1,99 @@
+"""The Transformer decoder: masked self-attention, cross-attention, feed-forward (Vaswani et al., 2017, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.config.schema import TransformerConfig
+from seq2seq.model.attention import MultiHeadAttention, padded_heads
+from seq2seq.model.cache import DecoderCache, LayerCache
+from seq2seq.model.embedding import Embedding
+from seq2seq.model.interfaces import Memory
+from seq2seq.model.layers import FeedForward, Residual, final_norm
+from seq2seq.model.positions import SinusoidalPositions
+from seq2seq.ops.dropout import Dropout
+from seq2seq.ops.packing import Layout
+
+Attend = Callable[[Tensor], Tensor]
+
+
+class DecoderLayer(nn.Module):
+    """The three sub-layers with their residual connections; who attends to what is the caller's matter."""
+
+    def __init__(self, d_model: int, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(d_model, config.num_heads)
+        self.cross_attention = MultiHeadAttention(d_model, config.num_heads)
+        self.feed_forward = FeedForward(d_model, config.d_ff)
+        self.self_residual = Residual(d_model, config.norm, config.dropout)
+        self.cross_residual = Residual(d_model, config.norm, config.dropout)
+        self.feed_forward_residual = Residual(d_model, config.norm, config.dropout)
+
+    def forward(self, x: Tensor, attend_target: Attend, attend_source: Attend) -> Tensor:
+        """[..., D] to [..., D]."""
+        x = self.self_residual(x, attend_target)
+        x = self.cross_residual(x, attend_source)
+        return self.feed_forward_residual(x, self.feed_forward)
+
+    def whole(self, x_MD: Tensor, layout: Layout, memory: Memory) -> Tensor:
+        """All positions of packed sentences at once, each seeing those before it: [M, D] to [M, D]."""
+        return self(
+            x_MD,
+            lambda y: self.self_attention(y, layout, y, layout, causal=True),
+            lambda y: self.cross_attention(y, layout, memory.rows, memory.layout),
+        )
+
+    def step(self, x_SKD: Tensor, cache: LayerCache, source_mask: Tensor | None) -> Tensor:
+        """One new position of each hypothesis, those before it in the cache: [S, K, D] to [S, K, D]."""
+
+        def attend_target(y_SKD: Tensor) -> Tensor:
+            y_R1D = y_SKD.flatten(0, 1).unsqueeze(1)
+            keys, values = cache.append(*self.self_attention.keys_values(y_R1D.squeeze(1)))
+            return self.self_attention.attend(y_R1D, keys, values, None).view_as(y_SKD)
+
+        def attend_source(y_SKD: Tensor) -> Tensor:
+            return self.cross_attention.attend(y_SKD, cache.source_keys, cache.source_values, source_mask)
+
+        return self(x_SKD, attend_target, attend_source)
+
+
+class TransformerDecoder(nn.Module):
+    """Embeddings with positions, then a stack of layers."""
+
+    def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
+        super().__init__()
+        d_model = embedding.d_model
+        self.embedding = embedding
+        self.positions = SinusoidalPositions(d_model)
+        self.dropout = Dropout(config.dropout)
+        self.layers = nn.ModuleList(DecoderLayer(d_model, config) for _ in range(config.num_layers))
+        self.norm = final_norm(d_model, config.norm)
+
+    def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
+        """Packed target tokens [M] to hidden rows [M, D]."""
+        x_MD = self.dropout(self.embedding(tokens) + self.positions(layout.positions, layout.max_length))
+        for layer in cast("Iterable[DecoderLayer]", self.layers):
+            x_MD = layer.whole(x_MD, layout, memory)
+        return self.norm(x_MD)
+
+    def start(self, memory: Memory) -> DecoderCache:
+        """The cache before the first step: keys and values of the source, computed once."""
+        layers = []
+        for layer in cast("Iterable[DecoderLayer]", self.layers):
+            keys, values = layer.cross_attention.keys_values(memory.rows)
+            layers.append(LayerCache(padded_heads(keys, memory.layout), padded_heads(values, memory.layout)))
+        return DecoderCache(layers, None if memory.layout.is_rectangular else memory.layout.mask)
+
+    def step(self, state: DecoderCache, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
+        state.reorder(parents)
+        position = torch.tensor(state.length, device=tokens.device)
+        x_SKD = self.dropout(self.embedding(tokens) + self.positions(position, state.length + 1))
+        for layer, cache in zip(cast("Iterable[DecoderLayer]", self.layers), state.layers, strict=True):
+            x_SKD = layer.step(x_SKD, cache, state.source_mask)
+        state.length += 1
+        return self.norm(x_SKD)

@@ -1,0 +1,50 @@
+"""The Transformer encoder (Vaswani et al., 2017, section 3.1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from seq2seq.config.schema import TransformerConfig
+from seq2seq.model.attention import MultiHeadAttention
+from seq2seq.model.embedding import Embedding
+from seq2seq.model.interfaces import Memory
+from seq2seq.model.layers import FeedForward, Residual, final_norm
+from seq2seq.model.positions import SinusoidalPositions
+from seq2seq.ops.dropout import Dropout
+from seq2seq.ops.packing import Layout
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then feed-forward, each with its residual connection."""
+
+    def __init__(self, d_model: int, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(d_model, config.num_heads)
+        self.feed_forward = FeedForward(d_model, config.d_ff)
+        self.attention_residual = Residual(d_model, config.norm, config.dropout)
+        self.feed_forward_residual = Residual(d_model, config.norm, config.dropout)
+
+    def forward(self, x_ND: Tensor, layout: Layout) -> Tensor:
+        """Packed rows [N, D] to packed rows [N, D]."""
+        x_ND = self.attention_residual(x_ND, lambda y: self.self_attention(y, layout, y, layout))
+        return self.feed_forward_residual(x_ND, self.feed_forward)
+
+
+class TransformerEncoder(nn.Module):
+    """Embeddings with positions, then a stack of layers."""
+
+    def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
+        super().__init__()
+        d_model = embedding.d_model
+        self.embedding = embedding
+        self.positions = SinusoidalPositions(d_model)
+        self.dropout = Dropout(config.dropout)
+        self.layers = nn.ModuleList(EncoderLayer(d_model, config) for _ in range(config.num_layers))
+        self.norm = final_norm(d_model, config.norm)
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Memory:
+        """Packed source tokens [N] to their memory."""
+        x_ND = self.dropout(self.embedding(tokens) + self.positions(layout.positions, layout.max_length))
+        for layer in self.layers:
+            x_ND = layer(x_ND, layout)
+        return Memory(self.norm(x_ND), layout)

@@ -1,0 +1,45 @@
+"""Where encoders, decoders and search meet. Any encoder goes with any decoder: they share packed rows, nothing else.
+
+Shapes: N packed source tokens, M packed target tokens, D d_model, V vocabulary; S slots, K hypotheses of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from seq2seq.ops.packing import Layout
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an encoder made of the source sentences: rows [N, D] and where each sentence lies in them."""
+
+    rows: Tensor
+    layout: Layout
+
+
+class Encoder(Protocol):
+    """Packed source tokens [N] to a memory."""
+
+    def __call__(self, tokens: Tensor, layout: Layout) -> Memory: ...
+
+
+class Decoder(Protocol):
+    """Target tokens to hidden rows, whole sentences at once (`__call__`) or one step at a time (`start`, `step`).
+
+    The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` — a row number of the
+    step before, its slot · K + its place — with `tokens[s, k]`; all rows of a slot come from one slot before, so a
+    slot that no parent names is released. K may change from step to step.
+    """
+
+    def __call__(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
+        """Hidden rows [M, D] for target tokens [M], each computed from the tokens before it and itself."""
+
+    def start(self, memory: Memory) -> Any:
+        """The state before the first step, one hypothesis a sentence."""
+
+    def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Advance `state` by one token a hypothesis: hidden rows [S, K, D] for tokens [S, K]."""

@@ -1,0 +1,49 @@
+"""What encoder and decoder layers are made of: feed-forward and residual connection with layer normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from seq2seq.ops.dropout import Dropout
+
+
+class FeedForward(nn.Module):
+    """max(0, x·W₁ + b₁)·W₂ + b₂, the same at each position (section 3.3)."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(d_model, d_ff)
+        self.outer = nn.Linear(d_ff, d_model)
+        for linear in (self.inner, self.outer):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_model] to [..., d_model]."""
+        return self.outer(self.inner(x).relu())
+
+
+class Residual(nn.Module):
+    """LayerNorm(x + Dropout(sublayer(x))), as in the paper (sections 3.1, 5.4).
+
+    Pre-norm: x + Dropout(sublayer(LayerNorm(x))).
+    """
+
+    def __init__(self, d_model: int, norm: str, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.dropout = Dropout(dropout)
+        self.normalise_first = norm == "pre"
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """[..., d_model] to [..., d_model]."""
+        if self.normalise_first:
+            return x + self.dropout(sublayer(self.norm(x)))
+        return self.norm(x + self.dropout(sublayer(x)))
+
+
+def final_norm(d_model: int, norm: str) -> nn.Module:
+    """The normalisation after the last layer: pre-norm stacks need one, post-norm ones have had theirs."""
+    return nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()

@@ -1,0 +1,32 @@
+"""Sinusoidal position encoding (Vaswani et al., 2017, section 3.5), sine and cosine interleaved as in its formula."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoids(length: int, d_model: int) -> Tensor:
+    """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos of the same: [length, d_model], float32."""
+    positions = torch.arange(length, dtype=torch.float64)[:, None]
+    rates = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float64) * (-math.log(10000.0) / d_model))
+    angles = positions * rates
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).float()
+
+
+class SinusoidalPositions(nn.Module):
+    """A table of position encodings that grows to the longest sequence seen; nothing in it is learnt or stored."""
+
+    table: Tensor
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.empty(0, d_model), persistent=False)
+
+    def forward(self, positions: Tensor, max_length: int) -> Tensor:
+        """The encodings of `positions` [...], all below `max_length`: [..., d_model]."""
+        if max_length > self.table.shape[0]:
+            self.table = sinusoids(max(512, 2 * max_length), self.table.shape[1]).to(self.table)
+        return self.table[positions]

@@ -1,0 +1,71 @@
+"""The translation model: an encoder and a decoder of any kinds, looked up by name, and the embeddings they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seq2seq.config.schema import ModelConfig
+from seq2seq.data.batches import Batch
+from seq2seq.model.decoder import TransformerDecoder
+from seq2seq.model.embedding import Embedding
+from seq2seq.model.encoder import TransformerEncoder
+from seq2seq.model.interfaces import Decoder, Encoder, Memory
+from seq2seq.ops.packing import Layout
+
+ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {"transformer": TransformerEncoder}
+DECODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {"transformer": TransformerDecoder}
+
+
+class TranslationModel(nn.Module):
+    """Packed source and target tokens to hidden rows; `output_weight` [V, D] turns those into logits."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.target_embedding = Embedding(vocab_size, config.d_model)
+        source_embedding = self.target_embedding
+        if config.tie_embeddings != "all":
+            source_embedding = Embedding(vocab_size, config.d_model)
+        self.encoder = ENCODERS[config.encoder.kind](config.encoder, source_embedding)
+        self.decoder = DECODERS[config.decoder.kind](config.decoder, self.target_embedding)
+        if config.tie_embeddings == "none":
+            self.output = Embedding(vocab_size, config.d_model)
+
+    @property
+    def output_weight(self) -> nn.Parameter:
+        """The matrix before the softmax, [V, D]; no bias (section 3.4)."""
+        return cast(Embedding, getattr(self, "output", self.target_embedding)).weight
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Hidden rows [M, D], one for each target token to predict."""
+        memory = cast(Encoder, self.encoder)(batch.source, batch.source_layout)
+        return cast(Decoder, self.decoder)(batch.target_in, batch.target_layout, memory)
+
+    def encode(self, tokens: Tensor, layout: Layout) -> Memory:
+        """The memory of packed source tokens [N]."""
+        return cast(Encoder, self.encoder)(tokens, layout)
+
+    def start(self, memory: Memory) -> Any:
+        """The decoder's state before the first step of search."""
+        return cast(Decoder, self.decoder).start(memory)
+
+    def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Logits [S, K, V] after the tokens [S, K]; see `interfaces.Decoder.step`."""
+        return F.linear(cast(Decoder, self.decoder).step(state, tokens, parents), self.output_weight)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of learnt values, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def build_model(config: ModelConfig, vocab_size: int, seed: int) -> TranslationModel:
+    """A model with weights drawn from `seed`; torch's own random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TranslationModel(config, vocab_size)

@@ -1,0 +1,128 @@
+"""Beam search over a batch of sentences; a beam of one is greedy search.
+
+Shapes: S slots (sentences not yet done), K hypotheses of each, V vocabulary, C candidates, T steps so far,
+n = n_best finished hypotheses kept for each sentence.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from seq2seq.config.schema import SearchConfig
+from seq2seq.ops.packing import Layout
+from seq2seq.search.hypotheses import Hypothesis, SearchModel
+from seq2seq.search.penalties import gnmt
+
+
+class BeamSearch:
+    """Finds the outputs of highest log-probability / length penalty (Wu et al., 2016, section 7)."""
+
+    def __init__(self, config: SearchConfig, bos: int, eos: int, never_generated: list[int]) -> None:
+        self.config = config
+        self.bos, self.eos = bos, eos
+        self.never_generated = never_generated
+
+    @torch.inference_mode()
+    def __call__(self, model: SearchModel, source: Tensor, layout: Layout) -> list[list[Hypothesis]]:
+        """The `n_best` hypotheses, best first, of each packed source sentence; fewer where fewer exist."""
+        limits = (layout.lengths * self.config.max_length_ratio).long() + self.config.max_length_offset
+        beams = _Beams(self, limits)
+        state = model.start(model.encode(source, layout))
+        while beams.unfinished:
+            beams.advance(model.step(state, beams.tokens, beams.parents))
+        return beams.results
+
+
+class _Beams:
+    """The live hypotheses of all unfinished sentences, and the finished ones of each."""
+
+    def __init__(self, search: BeamSearch, limits_S: Tensor) -> None:
+        slots, device = limits_S.shape[0], limits_S.device
+        self.search = search
+        self.results: list[list[Hypothesis]] = [[] for _ in range(slots)]
+        self.sentences = torch.arange(slots, device=device)
+        self.limits = limits_S
+        self.length = 0
+        self.tokens = torch.full((slots, 1), search.bos, device=device)
+        self.parents = self.sentences[:, None]
+        self.scores = torch.zeros(slots, 1, device=device)
+        self.prefixes = torch.empty(slots, 1, 0, dtype=torch.int64, device=device)
+        n = search.config.n_best
+        self.finished = torch.full((slots, n), -math.inf, device=device)
+        self.outputs = torch.full((slots, n, 0), search.eos, device=device)
+
+    @property
+    def unfinished(self) -> int:
+        """The number of sentences still searched."""
+        return self.sentences.shape[0]
+
+    def advance(self, logits_SKV: Tensor) -> None:
+        """Extend all live hypotheses by one token, and let go of the sentences that are decided."""
+        self.length += 1
+        slots, width, vocabulary = logits_SKV.shape
+        scores_SKV = self.scores[:, :, None] + self._log_probabilities(logits_SKV)
+        beam = self.search.config.beam_size
+        # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
+        count = min(2 * beam, width * vocabulary)
+        scores_SC, flat_SC = scores_SKV.flatten(1).topk(count)
+        places_SC, tokens_SC = flat_SC // vocabulary, flat_SC % vocabulary
+        prefixes_SCT = torch.cat((_pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
+        ends_SC = tokens_SC == self.search.eos
+        self._finish(scores_SC.masked_fill(~ends_SC, -math.inf), prefixes_SCT)
+
+        self.scores, kept_SK = scores_SC.masked_fill(ends_SC, -math.inf).topk(min(beam, count))
+        self.tokens = tokens_SC.gather(1, kept_SK)
+        self.prefixes = _pick(prefixes_SCT, kept_SK)
+        self.parents = places_SC.gather(1, kept_SK) + torch.arange(slots, device=kept_SK.device)[:, None] * width
+        self._release(self._decided())
+
+    def _log_probabilities(self, logits_SKV: Tensor) -> Tensor:
+        scores_SKV = logits_SKV.float().log_softmax(-1)
+        scores_SKV[:, :, self.search.never_generated] = -math.inf
+        at_limit_S = self.limits <= self.length
+        if at_limit_S.any():
+            only_eos_V = torch.full_like(scores_SKV[0, 0], -math.inf)
+            only_eos_V[self.search.eos] = 0.0
+            scores_SKV[at_limit_S] += only_eos_V
+        return scores_SKV
+
+    def _finish(self, scores_SC: Tensor, prefixes_SCT: Tensor) -> None:
+        """Merge the candidates that ended (score above −∞) into the finished ones."""
+        length = torch.tensor(self.length, dtype=torch.float32, device=scores_SC.device)
+        scores_SC = scores_SC / gnmt(length, self.search.config.length_penalty)
+        outputs = torch.nn.functional.pad(self.outputs, (0, 1), value=self.search.eos)
+        self.finished, best = torch.cat((self.finished, scores_SC), 1).topk(self.finished.shape[1])
+        self.outputs = _pick(torch.cat((outputs, prefixes_SCT), 1), best)
+
+    def _decided(self) -> Tensor:
+        """Sentences [S] for which no live hypothesis can still be better than the n-th finished one."""
+        worst_S = self.finished[:, -1]
+        if self.search.config.beam_size == 1:
+            # Greedy search goes where the first eos is; it does not look behind it.
+            return worst_S > -math.inf
+        # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come.
+        best_S = self.scores[:, 0] / gnmt(self.limits.float(), self.search.config.length_penalty)
+        return (worst_S >= best_S) | (self.limits <= self.length)
+
+    def _release(self, done_S: Tensor) -> None:
+        if not done_S.any():
+            return
+        for sentence, scores, outputs in zip(
+            self.sentences[done_S].tolist(), self.finished[done_S].tolist(), self.outputs[done_S].tolist(), strict=True
+        ):
+            self.results[sentence] = [
+                Hypothesis(output[: output.index(self.search.eos)], score)
+                for score, output in zip(scores, outputs, strict=True)
+                if score > -math.inf
+            ]
+        live = (~done_S).nonzero()[:, 0]
+        for name in ("sentences", "limits", "tokens", "parents", "scores", "prefixes", "finished", "outputs"):
+            setattr(self, name, getattr(self, name)[live])
+
+
+def _pick(sequences_SKT: Tensor, places_SC: Tensor) -> Tensor:
+    """The sequences at these places of each slot, [S, C, T]."""
+    return sequences_SKT.gather(1, places_SC[:, :, None].expand(-1, -1, sequences_SKT.shape[2]))

@@ -1,0 +1,62 @@
+"""Choosing the device and the number format to compute in."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+from seq2seq.support.errors import UserError
+from seq2seq.support.progress import say
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`); the CPU, said on stderr, for a GPU that is not there.
+
+    Raises UserError for a name that is no device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name}: no such device; type auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        say(f"no device {name} here (GPUs found: {torch.cuda.device_count()}); going on with the CPU")
+        return torch.device("cpu")
+    return device
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware, and so faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # torch.cpu.get_capabilities came after 2.11; without it nothing is known, and float32 is always right.
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The number format for matrix products: bfloat16 for `auto` where the hardware has it, else float32."""
+    if name not in PRECISIONS:
+        raise UserError(f"trainer.precision={name}: must be one of {', '.join(PRECISIONS)}")
+    if name == "auto":
+        return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next tensor: giving it back costs a page fault for every 4 KiB of it.
+
+    Does nothing on systems without glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        for parameter, value in ((m_mmap_max, 0), (m_trim_threshold, (1 << 31) - 1), (m_top_pad, 1 << 26)):
+            mallopt(parameter, value)

@@ -1,0 +1,32 @@
+"""Progress on stderr: a bar with rate and time left for whatever takes longer than two seconds."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def bar(description: str, total: float | None = None, *, unit: str = "lines") -> tqdm[Any]:
+    """A bar that appears after two seconds; call `update(n)` on it, and use it as a context manager.
+
+    `total` in units; without it only count and rate are shown. In a log file it prints every 15 seconds only.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 15.0
+    return tqdm(
+        desc=description,
+        total=total,
+        unit=f" {unit}",
+        unit_scale=True,
+        delay=2,
+        mininterval=interval,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        leave=False,
+    )
+
+
+def say(message: str) -> None:
+    """Print a line to stderr: stdout carries results only."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,27 @@
+"""Averaging checkpoints (section 6.1 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from seq2seq.model.directory import load_weights
+from seq2seq.support.errors import UserError
+
+
+def average_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """The mean of the tensors in several weight files, summed in float64.
+
+    Raises UserError when their names or shapes differ.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    for path in files:
+        weights = load_weights(path)
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        if sums and shapes != {name: tensor.shape for name, tensor in sums.items()}:
+            raise UserError(f"{path}: not the same model as {files[0]}; only checkpoints of one run can be averaged")
+        for name, tensor in weights.items():
+            sums[name] = sums[name] + tensor.double() if name in sums else tensor.double()
+    return {name: (total / len(files)).float() for name, total in sums.items()}

@@ -1,0 +1,100 @@
+"""Checkpoints: everything that going on needs, in `checkpoints/step-N/`, written atomically; tensors in safetensors."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from seq2seq.config import compose
+from seq2seq.config.schema import Config
+from seq2seq.model.directory import fill, load_weights, own_weights
+from seq2seq.support.errors import UserError
+from seq2seq.support.files import new_directory, read_json, remove_leftovers, write_json
+
+MAY_CHANGE = ("trainer.max_steps", "trainer.max_minutes", "trainer.save_every", "trainer.devices", "data.workers")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; the next update is number `update` of `epoch`. `seconds` is training time over all stops."""
+
+    step: int = 0
+    epoch: int = 0
+    update: int = 0
+    seconds: float = 0.0
+    best_bleu: float = -1.0
+    best_step: int = 0
+    validations_since_best: int = 0
+
+
+class Checkpoints:
+    """The checkpoints of a run, newest last."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.directory = run_dir / "checkpoints"
+
+    def all(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        found = [path for path in self.directory.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, config: Config, keep: int
+    ) -> None:
+        """Write the checkpoint of this step, then delete all but the last `keep`."""
+        with new_directory(self.directory / f"step-{progress.step}") as folder:
+            safetensors.torch.save_file(own_weights(model), folder / "model.safetensors")
+            safetensors.torch.save_file(_optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
+            (folder / "config.yaml").write_text(compose.to_yaml(config), encoding="utf-8")
+            write_json(folder / "progress.json", asdict(progress))
+        for old in self.all()[:-keep]:
+            shutil.rmtree(old)
+
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> Progress | None:
+        """Load the newest checkpoint into model and optimizer; None where there is none.
+
+        Raises UserError when the configuration differs in more than the keys of `MAY_CHANGE`.
+        """
+        remove_leftovers(self.directory)
+        if not self.all():
+            return None
+        folder = self.all()[-1]
+        changed = _changed_keys(asdict(compose.load(folder / "config.yaml")), asdict(config))
+        if changed:
+            raise UserError(
+                f"{folder}: this run was started with other settings: {'; '.join(changed)}; "
+                "set them back, or take another run_dir=DIR"
+            )
+        fill(model, load_weights(folder / "model.safetensors"), folder)
+        _fill_optimizer(model, optimizer, load_weights(folder / "optimizer.safetensors"))
+        return Progress(**read_json(folder / "progress.json"))
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition(".")
+        optimizer.state[parameters[owner]][key] = tensor.to(parameters[owner].device)
+
+
+def _changed_keys(old: object, new: object, key: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [
+            line for name in names for line in _changed_keys(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if old == new or key in MAY_CHANGE else [f"{key} was {old}, is {new}"]

@@ -1,0 +1,80 @@
+"""What a run says of itself: console lines, log.jsonl, TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from seq2seq.support.progress import say
+
+
+class Report:
+    """Writes `log.jsonl` and, where TensorBoard is installed, its events; prints one line every few seconds."""
+
+    def __init__(self, run_dir: Path, log_seconds: float) -> None:
+        self._log = (run_dir / "log.jsonl").open("a", encoding="utf-8", newline="\n")
+        self._log_seconds = log_seconds
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events: Any = SummaryWriter(str(run_dir / "tensorboard"))
+        except ImportError:
+            self._events = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._since = time.monotonic()
+        self._nll = self._loss = 0.0
+        self._source_tokens = self._target_tokens = self._steps = 0
+
+    def update(
+        self, step: int, sums: tuple[float, float], tokens: tuple[int, int], rate: float, left: tuple[int, float]
+    ) -> None:
+        """Count an update: sums of (loss, nll), (source, target) tokens; `left`: steps, and seconds at most."""
+        self._loss += sums[0]
+        self._nll += sums[1]
+        self._source_tokens += tokens[0]
+        self._target_tokens += tokens[1]
+        self._steps += 1
+        seconds = time.monotonic() - self._since
+        if seconds < self._log_seconds and left[0]:
+            return
+        nll = self._nll / self._target_tokens
+        values = {
+            "loss": self._loss / self._target_tokens,
+            "perplexity": math.exp(min(nll, 50.0)),
+            "learning_rate": rate,
+            "source_tokens_per_second": self._source_tokens / seconds,
+            "target_tokens_per_second": self._target_tokens / seconds,
+        }
+        time_left = min(left[0] * seconds / self._steps, left[1])
+        say(
+            f"step {step:,}  loss {values['loss']:.3f}  perplexity {values['perplexity']:.2f}  "
+            f"{self._source_tokens / seconds:,.0f} + {self._target_tokens / seconds:,.0f} tokens/s  "
+            f"lr {rate:.2e}  {time_left / 60:.1f} min left"
+        )
+        self.record("train", step, values)
+        self._clear()
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write a line to `log.jsonl`, and its numbers to TensorBoard."""
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._log.flush()
+        if self._events:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def skip_pause(self) -> None:
+        """Leave the time since the last line (a validation, a save) out of the rates."""
+        self._clear()
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._log.close()
+        if self._events:
+            self._events.close()

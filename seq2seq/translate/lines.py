@@ -1,0 +1,50 @@
+"""The line contract: N lines of any bytes in, N lines out, in order. Only `\\n` ends a line."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+from typing import BinaryIO
+
+WINDOW = 4096
+PAUSE_SECONDS = 0.05
+
+
+def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
+    """The lines of a stream without their `\\n`, in lists of up to `size`; fewer when the input pauses.
+
+    A last line without `\\n` counts; an empty stream has no lines.
+    """
+    descriptor = stream.fileno()
+    lines: list[bytes] = []
+    rest: list[bytes] = []
+    while True:
+        if lines and not select.select([descriptor], [], [], PAUSE_SECONDS)[0]:
+            yield lines
+            lines = []
+        block = os.read(descriptor, 1 << 16)
+        if not block:
+            break
+        first, *others = block.split(b"\n")
+        rest.append(first)
+        if others:
+            lines += [b"".join(rest), *others[:-1]]
+            rest = [others[-1]]
+        while len(lines) >= size:
+            yield lines[:size]
+            lines = lines[size:]
+    last = b"".join(rest)
+    if last:
+        lines.append(last)
+    if lines:
+        yield lines
+
+
+def decode(line: bytes) -> tuple[str, int]:
+    """The text of a line, and how many invalid byte sequences were replaced by U+FFFD; a byte-order mark is dropped."""
+    try:
+        return line.decode("utf-8").removeprefix("\ufeff"), 0
+    except UnicodeDecodeError:
+        text = line.decode("utf-8", errors="replace")
+        return text.removeprefix("\ufeff"), text.count("\ufffd") - line.count(b"\xef\xbf\xbd")

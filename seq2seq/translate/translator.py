@@ -1,0 +1,100 @@
+"""The public API: text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seq2seq.config.schema import SearchConfig
+from seq2seq.data.batches import cut
+from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
+from seq2seq.model.directory import load_model_directory
+from seq2seq.model.translation import TranslationModel
+from seq2seq.ops.packing import Layout
+from seq2seq.search.beam import BeamSearch
+from seq2seq.search.hypotheses import Hypothesis
+from seq2seq.support.devices import choose_device
+from seq2seq.translate.splitting import split
+
+BATCH_TOKENS = 4096
+LONGEST = 250
+
+
+@dataclass
+class Translation:
+    """The hypotheses of one text, best first: `text` and `score` (log-probability / length penalty) of each.
+
+    `status` is `ok`, `empty` (nothing to translate) or `split` (longer than the model was trained for: translated in
+    parts and joined, the score the sum of theirs; only the best hypothesis is kept).
+    """
+
+    texts: list[str]
+    scores: list[float]
+    status: str = "ok"
+
+
+@dataclass
+class Translator:
+    """A model, its tokenizer and the settings of search, ready to translate."""
+
+    model: TranslationModel
+    tokenizer: Tokenizer
+    search: SearchConfig = field(default_factory=SearchConfig)
+    batch_tokens: int = BATCH_TOKENS
+    longest: int = LONGEST
+
+    @classmethod
+    def load(
+        cls, directory: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32, **search: Any
+    ) -> Translator:
+        """Load a model directory; `search` overrides its settings (`beam_size=1`). Raises UserError."""
+        config, tokenizer, model = load_model_directory(Path(directory))
+        return cls(
+            model.to(choose_device(device), dtype).eval(),
+            tokenizer,
+            replace(config.search, **search),
+            longest=config.data.cleaning.max_pieces or LONGEST,
+        )
+
+    def translate(self, texts: Sequence[str]) -> list[str]:
+        """The best translation of each text; an empty or blank text gives an empty one."""
+        return [translation.texts[0] for translation in self.translate_n_best(texts)]
+
+    def translate_n_best(self, texts: Sequence[str]) -> list[Translation]:
+        """The `search.n_best` translations of each text, with scores."""
+        parts = [split(text, self._count, self.longest) if text.strip() else [] for text in texts]
+        found = iter(self._search([part for of_text in parts for part in of_text]))
+        return [self._join([next(found) for _ in of_text]) for of_text in parts]
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.encode([text])[0])
+
+    def _search(self, texts: list[str]) -> list[list[Hypothesis]]:
+        """The hypotheses of each text, searched in batches of similar length."""
+        sources = [[*ids, EOS] for ids in self.tokenizer.encode(texts)]
+        lengths = np.array([len(ids) for ids in sources], np.int32)
+        order = np.argsort(lengths, kind="stable")
+        search = BeamSearch(self.search, BOS, EOS, self.tokenizer.never_generated)
+        device = self.model.output_weight.device
+        results: list[list[Hypothesis]] = [[] for _ in sources]
+        for run in cut(order, [lengths[order]], max(self.batch_tokens, int(lengths.max(initial=0)))):
+            tokens = torch.tensor([token for index in run for token in sources[index]], device=device)
+            layout = Layout.of([len(sources[index]) for index in run], device)
+            for index, hypotheses in zip(run, search(self.model, tokens, layout), strict=True):
+                results[index] = hypotheses
+        return results
+
+    def _join(self, parts: list[list[Hypothesis]]) -> Translation:
+        if not parts:
+            return Translation([""], [0.0], "empty")
+        if len(parts) == 1:
+            texts = self.tokenizer.decode([hypothesis.tokens for hypothesis in parts[0]])
+            return Translation(texts, [hypothesis.score for hypothesis in parts[0]])
+        best = [hypotheses[0] for hypotheses in parts]
+        text = " ".join(self.tokenizer.decode([hypothesis.tokens for hypothesis in best]))
+        return Translation([text], [sum(hypothesis.score for hypothesis in best)], "split")
