@@ -21,7 +21,8 @@ def prepare(config: Config) -> None:
     source, target = (int(lengths.sum()) for lengths in data.train.lengths)
     say(
         f"{config.data.prepared_dir}: {len(data.train):,} training pairs "
-        f"({source:,} source and {target:,} target tokens), {len(data.valid):,} validation pairs, {data.tokenizer.vocab_size:,} pieces"
+        f"({source:,} source and {target:,} target tokens), {len(data.valid):,} validation pairs, "
+        f"{data.tokenizer.vocab_size:,} pieces"
     )
 
 

@@ -92,8 +92,8 @@ class DataConfig:
         longest = self.cleaning.max_pieces
         if longest is not None and longest + 1 > self.batch_tokens:
             raise UserError(
-                f"data.batch_tokens={self.batch_tokens}: too small for a sentence of data.cleaning.max_pieces={longest} "
-                f"and eos; set data.cleaning.max_pieces={self.batch_tokens - 1} or data.batch_tokens={longest + 1}"
+                f"data.batch_tokens={self.batch_tokens}: too small for a sentence of {longest} pieces and eos; "
+                f"set data.cleaning.max_pieces={self.batch_tokens - 1} or data.batch_tokens={longest + 1}"
             )
 
 

@@ -145,7 +145,7 @@ def _side_by_side(source: Path, target: Path) -> Iterator[Pair]:
 
 
 def _misaligned(source: Path, target: Path) -> UserError:
-    """Both counts and the line from which the shifted alignment fits the sentences' lengths better than the given one."""
+    """Both counts, and the line from which the shifted alignment fits the sentences' lengths better."""
     left, right = (np.array([len(line) + 1 for line in read_lines(path)], float) for path in (source, target))
     shift, common = abs(len(left) - len(right)), min(len(left), len(right))
     longer, shorter = (left, right) if len(left) > len(right) else (right, left)

@@ -6,7 +6,6 @@ of each, L keys.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,10 +66,3 @@ class MultiHeadAttention(nn.Module):
 def padded_heads(rows_MHE: Tensor, layout: Layout) -> Tensor:
     """Packed keys or values as [S, H, L, E], for `MultiHeadAttention.attend`."""
     return layout.unpack(rows_MHE).transpose(1, 2).contiguous()
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of `x` by `index`; `x` itself where the index is the identity."""
-    if index.shape[0] == x.shape[0] and torch.equal(index, torch.arange(x.shape[0], device=x.device)):
-        return x
-    return x.index_select(0, index)

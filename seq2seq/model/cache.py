@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from seq2seq.model.attention import take
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of `x` by `index`; `x` itself where the index is the identity."""
+    if index.shape[0] == x.shape[0] and torch.equal(index, torch.arange(x.shape[0], device=x.device)):
+        return x
+    return x.index_select(0, index)
 
 
 @dataclass

@@ -15,10 +15,17 @@ from seq2seq.model.decoder import TransformerDecoder
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.interfaces import Decoder, Encoder, Memory
+from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
 from seq2seq.ops.packing import Layout
 
-ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {"transformer": TransformerEncoder}
-DECODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {"transformer": TransformerDecoder}
+ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
+    "transformer": TransformerEncoder,
+    "recurrent": RecurrentEncoder,
+}
+DECODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
+    "transformer": TransformerDecoder,
+    "recurrent": RecurrentDecoder,
+}
 
 
 class TranslationModel(nn.Module):

@@ -109,7 +109,7 @@ class Trainer:
         sums = torch.zeros(2, device=self.device)
         for index, batch in enumerate(micro_batches(self.data.train, pairs, config.data.micro_batches)):
             # Dropout depends on (seed, update, micro-batch) alone, not on how often the run was stopped.
-            torch.manual_seed(hash((config.seed, progress.step, index)))
+            torch.manual_seed(_seed_of(config.seed, progress.step, index))
             with self._autocast():
                 loss, nll = batch_loss(self.model, batch.to(self.device), config.trainer.label_smoothing)
             (loss / target_tokens).backward()
@@ -216,3 +216,8 @@ class Trainer:
             raise Stopped(number, "stopped at once; the last save stands")
         self._signal = number
         say(f"{signal.Signals(number).name}: saving after this step")
+
+
+def _seed_of(*numbers: int) -> int:
+    """One seed out of several numbers, the same in every process."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

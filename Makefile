@@ -1,0 +1,68 @@
+# Type `make` for what there is. PYTHON=python3.12 takes another Python.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GATE := build/gate
+MODEL := runs/quickstart/model
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint type format bench wheel gate clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/quickstart ## install, train a small translator in minutes, translate with it, score it
+	$(BIN)/seq2seq-train +recipe=quickstart
+	@echo
+	@printf '%s\n' 'forty-seven' 'We need twelve kilograms of flour tomorrow.' 'half past three' \
+	  'The concert takes place on Friday, May 9, 2031.' >$(VENV)/samples
+	$(BIN)/seq2seq-translate --model $(MODEL) <$(VENV)/samples
+	@echo
+	$(BIN)/seq2seq-evaluate --model $(MODEL)
+
+test: $(VENV)/dev ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/dev ## check types
+	$(BIN)/mypy
+
+format: $(VENV)/dev ## put the code into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev ## measure training and translation speed
+	$(BIN)/python tools/bench.py
+
+wheel: $(VENV)/dev ## build dist/seq2seq-*.whl
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation
+
+gate: wheel ## install the wheel alone, train quickstart with it from another folder, fail under the bar
+	rm -rf $(GATE)
+	$(PYTHON) -m venv $(GATE)/venv
+	$(GATE)/venv/bin/pip install --quiet -c constraints.txt "./$$(ls dist/*.whl)[quickstart]"
+	cd $(GATE) && venv/bin/seq2seq-train +recipe=wmt14_en_de --cfg job >wmt14_en_de.yaml
+	cd $(GATE) && venv/bin/seq2seq-train +recipe=quickstart
+	cd $(GATE) && echo 'forty-seven' | venv/bin/seq2seq-translate
+	cd $(GATE) && venv/bin/seq2seq-evaluate --min-bleu 95 --min-exact 95 --min-exact-each 90
+
+clean: ## remove what was built; runs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "$$($(PYTHON) --version) found; Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 …" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/quickstart: $(VENV)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e './[quickstart]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e './[dev]'
+	@touch $@ $(VENV)/quickstart

@@ -1,0 +1,118 @@
+"""A bidirectional LSTM encoder, and an LSTM decoder with additive attention (Bahdanau et al., 2015).
+
+Shapes: N packed source tokens, M packed target tokens, B sentences, L length, D d_model; S slots, K hypotheses of
+each, R = S·K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from seq2seq.config.schema import RecurrentConfig
+from seq2seq.model.cache import take
+from seq2seq.model.embedding import Embedding
+from seq2seq.model.interfaces import Memory
+from seq2seq.ops.dropout import Dropout
+from seq2seq.ops.packing import Layout
+
+
+class RecurrentEncoder(nn.Module):
+    """Embeddings, then a stack of LSTMs that read each sentence in both directions, D/2 wide each."""
+
+    def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
+        super().__init__()
+        d_model = embedding.d_model
+        self.embedding = embedding
+        self.dropout = Dropout(config.dropout)
+        self.lstm = nn.LSTM(d_model, d_model // 2, config.num_layers, batch_first=True, bidirectional=True)
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Memory:
+        """Packed source tokens [N] to their memory."""
+        x_BLD = layout.unpack(self.dropout(self.embedding(tokens)))
+        packed = pack_padded_sequence(x_BLD, layout.lengths.cpu(), batch_first=True, enforce_sorted=False)
+        h_BLD, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=layout.max_length)
+        return Memory(self.dropout(layout.pack(h_BLD)), layout)
+
+
+class AdditiveAttention(nn.Module):
+    """Weights of softmax(v · tanh(W·state + U·memory)) (section A.1.2 of Bahdanau et al.)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(d_model, d_model)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        self.energy = nn.Linear(d_model, 1, bias=False)
+
+    def forward(self, state_SKD: Tensor, keys_SLD: Tensor, memory_SLD: Tensor, mask_SL: Tensor) -> Tensor:
+        """The mean of each slot's memory, weighted for each of its states: [S, K, D]."""
+        hidden_SKLD = (self.query(state_SKD)[:, :, None] + keys_SLD[:, None]).tanh()
+        scores_SKL = self.energy(hidden_SKLD).squeeze(-1).float().masked_fill(~mask_SL[:, None], -torch.inf)
+        return scores_SKL.softmax(-1).to(memory_SLD.dtype) @ memory_SLD
+
+
+@dataclass
+class RecurrentState:
+    """Hidden and cell state of each layer [R, D], the memory with its keys [S, L, D], its mask [S, L], and K."""
+
+    hidden: list[Tensor]
+    cell: list[Tensor]
+    memory: Tensor
+    keys: Tensor
+    mask: Tensor
+    width: int = 1
+
+    def reorder(self, parents_SK: Tensor) -> None:
+        """Keep for each hypothesis the state of its parent, and for each slot the memory of its parents' slot."""
+        slots, rows = parents_SK[:, 0] // self.width, parents_SK.flatten()
+        self.memory, self.keys, self.mask = (take(x, slots) for x in (self.memory, self.keys, self.mask))
+        self.hidden, self.cell = ([take(x, rows) for x in layers] for layers in (self.hidden, self.cell))
+        self.width = parents_SK.shape[1]
+
+
+class RecurrentDecoder(nn.Module):
+    """LSTM cells that read the previous token and what attention, asked by the state before, found in the memory."""
+
+    def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
+        super().__init__()
+        d_model = embedding.d_model
+        self.embedding = embedding
+        self.dropout = Dropout(config.dropout)
+        self.attention = AdditiveAttention(d_model)
+        self.initial = nn.ModuleList(nn.Linear(d_model, d_model) for _ in range(config.num_layers))
+        widths = [2 * d_model] + [d_model] * (config.num_layers - 1)
+        self.cells = nn.ModuleList(nn.LSTMCell(width, d_model) for width in widths)
+        self.output = nn.Linear(3 * d_model, d_model)
+
+    def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
+        """Packed target tokens [M] to hidden rows [M, D]."""
+        state = self.start(memory)
+        x_BLD = layout.unpack(self.dropout(self.embedding(tokens)))
+        rows = [self._advance(state, x_B1D) for x_B1D in x_BLD.split(1, dim=1)]
+        return layout.pack(torch.cat(rows, dim=1))
+
+    def start(self, memory: Memory) -> RecurrentState:
+        """The state before the first token, from the mean of the memory: any encoder has one."""
+        rows_SLD = memory.layout.unpack(memory.rows)
+        mean_SD = rows_SLD.sum(1) / memory.layout.lengths[:, None]
+        hidden = [initial(mean_SD).tanh() for initial in self.initial]
+        cell = [torch.zeros_like(h) for h in hidden]
+        return RecurrentState(hidden, cell, rows_SLD, self.attention.key(rows_SLD), memory.layout.mask)
+
+    def step(self, state: RecurrentState, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
+        state.reorder(parents)
+        return self._advance(state, self.dropout(self.embedding(tokens)))
+
+    def _advance(self, state: RecurrentState, x_SKD: Tensor) -> Tensor:
+        queries_SKD = state.hidden[-1].view(x_SKD.shape)
+        context_SKD = self.attention(queries_SKD, state.keys, state.memory, state.mask)
+        below_RD = torch.cat((x_SKD, context_SKD.to(x_SKD.dtype)), -1).flatten(0, 1)
+        for layer, cell in enumerate(self.cells):
+            state.hidden[layer], state.cell[layer] = cell(below_RD, (state.hidden[layer], state.cell[layer]))
+            below_RD = self.dropout(state.hidden[layer])
+        output = torch.cat((below_RD.view(x_SKD.shape), context_SKD.to(x_SKD.dtype), x_SKD), -1)
+        return self.dropout(self.output(output).tanh())

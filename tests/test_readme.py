@@ -1,0 +1,56 @@
+"""Every command in the documents parses and composes; the ones that train are run by `make gate`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from seq2seq.cli import average, evaluate, translate
+from seq2seq.config.compose import compose, options_of
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), *sorted(ROOT.glob("recipes/*/run.sh"))]
+PARSERS = {
+    "seq2seq-translate": translate.options,
+    "seq2seq-evaluate": evaluate.options,
+    "seq2seq-average": average.options,
+}
+
+
+def commands(document: Path) -> list[list[str]]:
+    text = document.read_text(encoding="utf-8")
+    shell = [text] if document.suffix == ".sh" else re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    found = []
+    for line in "\n".join(shell).replace("\\\n", " ").split("\n"):
+        for part in re.split(r"[|;]", line):
+            words = shlex.split(part, comments=True)
+            if words and words[0].startswith("seq2seq-"):
+                found.append(words[: words.index("<")] if "<" in words else words)
+    return found
+
+
+CASES = [
+    pytest.param(words, id=f"{path.parent.name}: {' '.join(words)[:60]}")
+    for path in DOCUMENTS
+    for words in commands(path)
+]
+
+
+@pytest.mark.parametrize("words", CASES)
+def test_a_command_of_the_documents_is_accepted(words: list[str]) -> None:
+    command, arguments = words[0], words[1:]
+    if command in PARSERS:
+        PARSERS[command]().parse_args(arguments)
+    else:
+        # What the shell fills in (a path, the user's own overrides) is not there to check.
+        assert compose([argument for argument in arguments if "$" not in argument]).run_dir
+
+
+def test_every_recipe_has_a_folder_with_a_script_and_a_page() -> None:
+    for name in options_of("recipe"):
+        assert (ROOT / "recipes" / name / "run.sh").is_file()
+        assert (ROOT / "recipes" / name / "README.md").is_file()
+        assert f"recipes/{name}/README.md" in (ROOT / "README.md").read_text(encoding="utf-8")
