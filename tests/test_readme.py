@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from seq2seq.cli import average, evaluate, translate
 from seq2seq.config.compose import compose, options_of
+from tools import figures
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), *sorted(ROOT.glob("recipes/*/run.sh"))]
@@ -54,3 +56,9 @@ def test_every_recipe_has_a_folder_with_a_script_and_a_page() -> None:
         assert (ROOT / "recipes" / name / "run.sh").is_file()
         assert (ROOT / "recipes" / name / "README.md").is_file()
         assert f"recipes/{name}/README.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("results", sorted(ROOT.glob("recipes/*/results.json")), ids=lambda path: path.parent.name)
+def test_the_figures_of_a_recipe_are_those_of_its_results_file(results: Path) -> None:
+    page = (results.parent / "README.md").read_text(encoding="utf-8")
+    assert figures.rendered(json.loads(results.read_text(encoding="utf-8"))) in page

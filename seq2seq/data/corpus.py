@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import itertools
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -22,6 +24,9 @@ from seq2seq.data import phrasebook
 from seq2seq.support.errors import UserError, nearest
 from seq2seq.support.files import sha256_of
 from seq2seq.support.progress import bar
+
+SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
+BLANKS = " \t\r\n"
 
 
 class Pair(NamedTuple):
@@ -109,13 +114,45 @@ def open_bytes(path: Path) -> IO[bytes]:
         case ".bz2":
             return bz2.open(path)
         case ".zst":
-            return cast(IO[bytes], zstandard.open(path, "rb"))
+            return io.BufferedReader(_Zstd(path), 1 << 20)
         case _:
             return path.open("rb")
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, split on `\\n` only, without outer blanks and byte-order mark.
+class _Zstd(io.RawIOBase):
+    """The bytes of all frames of a .zst file; zstandard's own reader passes over a cut without error."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._inside = False
+        self._rest = self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._ready:
+            block = self._rest or self._file.read(1 << 17)
+            if not block:
+                if self._inside:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            self._ready, self._inside = self._frame.decompress(block), True
+            self._rest = self._frame.unused_data
+            if self._frame.eof:
+                self._frame, self._inside = zstandard.ZstdDecompressor().decompressobj(), False
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
+def read_lines(path: Path, *, is_table: bool = False) -> Iterator[str]:
+    """The lines of a UTF-8 file, split on `\\n` only, without byte-order mark and outer blanks; tabs stay in a table.
 
     Raises UserError with file, line and byte for invalid UTF-8, and for a damaged compressed file.
     """
@@ -126,13 +163,15 @@ def read_lines(path: Path) -> Iterator[str]:
                 if number % 1000 == 0:
                     progress.update(1000)
                 line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-                yield line.decode("utf-8").strip(" \t\r\n")
+                yield line.decode("utf-8").strip(" \r\n" if is_table else BLANKS)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}:{number}: byte {error.start + 1} of the line (0x{error.object[error.start]:02x}) is not UTF-8; "
             f"convert the file, for example: iconv -f latin1 -t utf-8 {path.name}"
         ) from None
-    except (EOFError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise UserError(f"{path}:{number + 1}: the compressed file is damaged: {error}") from None
 
 
@@ -159,17 +198,17 @@ def _misaligned(source: Path, target: Path) -> UserError:
 
 
 def _one_file(path: Path, data: DataConfig) -> Iterator[Pair]:
-    name = path.name.removesuffix(path.suffix) if path.suffix in (".gz", ".xz", ".bz2", ".zst") else path.name
+    name = path.name.removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
     if name.endswith((".jsonl", ".json")):
         parse: Callable[[str, DataConfig], Pair] = _parse_json
     elif name.endswith(".tsv"):
         parse = _parse_tsv
     else:
         raise UserError(f"{path}: a single file must be .tsv or .jsonl; for plain text give data.*.target too")
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(read_lines(path, is_table=True), 1):
         try:
             yield parse(line, data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: {error}") from None
 
 
@@ -177,7 +216,7 @@ def _parse_tsv(line: str, _: DataConfig) -> Pair:
     columns = line.split("\t")
     if len(columns) != 2:
         raise ValueError(f"{len(columns)} columns; exactly 2 are needed: source, tab, target")
-    return Pair(columns[0].strip(), columns[1].strip())
+    return Pair(columns[0].strip(BLANKS), columns[1].strip(BLANKS))
 
 
 def _parse_json(line: str, data: DataConfig) -> Pair:
@@ -189,10 +228,13 @@ def _parse_json(line: str, data: DataConfig) -> Pair:
 
 def _from_row(row: dict[str, Any], data: DataConfig) -> Pair:
     """A pair out of `{"translation": {"en": …, "de": …}}`, `{"en": …, "de": …}` or `{"source": …, "target": …}`."""
-    fields = row.get("translation", row)
+    nested = row.get("translation")
+    fields = nested if isinstance(nested, dict) else row
     for source, target in ((data.source_language, data.target_language), ("source", "target")):
-        if isinstance(fields, dict) and isinstance(fields.get(source), str) and isinstance(fields.get(target), str):
-            return Pair(fields[source].strip(), fields[target].strip())
+        if isinstance(fields.get(source), str) and isinstance(fields.get(target), str):
+            pair = Pair(fields[source].strip(BLANKS), fields[target].strip(BLANKS))
+            "".join(pair).encode()  # JSON can spell half a character (a lone surrogate), which no text may hold.
+            return pair
     raise ValueError(
         f"no text under {data.source_language} and {data.target_language}, nor under source and target "
         f"(found: {', '.join(map(str, fields))}); set data.source_language and data.target_language"
@@ -206,9 +248,11 @@ def _from_datasets(corpus: CorpusConfig, data: DataConfig) -> Iterator[Pair]:
     try:
         if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(name)
-            rows = loaded[corpus.split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            rows = datasets.load_dataset(name, corpus.subset, split=corpus.split)
+            loaded = datasets.load_dataset(name, corpus.subset, split=corpus.split)
+        if isinstance(loaded, datasets.DatasetDict) and not corpus.split:
+            raise ValueError(f"set its split, one of {', '.join(loaded)}")
+        rows = loaded[corpus.split] if isinstance(loaded, datasets.DatasetDict) else loaded
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

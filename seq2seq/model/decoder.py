@@ -14,8 +14,7 @@ from seq2seq.model.cache import DecoderCache, LayerCache
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward, Residual, final_norm
-from seq2seq.model.positions import SinusoidalPositions
-from seq2seq.ops.dropout import Dropout
+from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops.packing import Layout
 
 Attend = Callable[[Tensor], Tensor]
@@ -67,15 +66,13 @@ class TransformerDecoder(nn.Module):
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         d_model = embedding.d_model
-        self.embedding = embedding
-        self.positions = SinusoidalPositions(d_model)
-        self.dropout = Dropout(config.dropout)
+        self.input = PositionedEmbedding(embedding, config.dropout)
         self.layers = nn.ModuleList(DecoderLayer(d_model, config) for _ in range(config.num_layers))
         self.norm = final_norm(d_model, config.norm)
 
     def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Packed target tokens [M] to hidden rows [M, D]."""
-        x_MD = self.dropout(self.embedding(tokens) + self.positions(layout.positions, layout.max_length))
+        x_MD = self.input(tokens, layout.positions, layout.max_length)
         for layer in cast("Iterable[DecoderLayer]", self.layers):
             x_MD = layer.whole(x_MD, layout, memory)
         return self.norm(x_MD)
@@ -92,7 +89,7 @@ class TransformerDecoder(nn.Module):
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
         state.reorder(parents)
         position = torch.tensor(state.length, device=tokens.device)
-        x_SKD = self.dropout(self.embedding(tokens) + self.positions(position, state.length + 1))
+        x_SKD = self.input(tokens, position, state.length + 1)
         for layer, cache in zip(cast("Iterable[DecoderLayer]", self.layers), state.layers, strict=True):
             x_SKD = layer.step(x_SKD, cache, state.source_mask)
         state.length += 1

@@ -9,8 +9,7 @@ from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward, Residual, final_norm
-from seq2seq.model.positions import SinusoidalPositions
-from seq2seq.ops.dropout import Dropout
+from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops.packing import Layout
 
 
@@ -36,15 +35,13 @@ class TransformerEncoder(nn.Module):
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         d_model = embedding.d_model
-        self.embedding = embedding
-        self.positions = SinusoidalPositions(d_model)
-        self.dropout = Dropout(config.dropout)
+        self.input = PositionedEmbedding(embedding, config.dropout)
         self.layers = nn.ModuleList(EncoderLayer(d_model, config) for _ in range(config.num_layers))
         self.norm = final_norm(d_model, config.norm)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Memory:
         """Packed source tokens [N] to their memory."""
-        x_ND = self.dropout(self.embedding(tokens) + self.positions(layout.positions, layout.max_length))
+        x_ND = self.input(tokens, layout.positions, layout.max_length)
         for layer in self.layers:
             x_ND = layer(x_ND, layout)
         return Memory(self.norm(x_ND), layout)

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from seq2seq.model.embedding import Embedding
+from seq2seq.ops.dropout import Dropout
+
 
 def sinusoids(length: int, d_model: int) -> Tensor:
     """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos of the same: [length, d_model], float32."""
@@ -30,3 +33,17 @@ class SinusoidalPositions(nn.Module):
         if max_length > self.table.shape[0]:
             self.table = sinusoids(max(512, 2 * max_length), self.table.shape[1]).to(self.table)
         return self.table[positions]
+
+
+class PositionedEmbedding(nn.Module):
+    """Dropout(embedding + position encoding): what the first layer of a Transformer reads (sections 3.4, 3.5, 5.4)."""
+
+    def __init__(self, embedding: Embedding, dropout: float) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.positions = SinusoidalPositions(embedding.d_model)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, tokens: Tensor, positions: Tensor, max_length: int) -> Tensor:
+        """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model]."""
+        return self.dropout(self.embedding(tokens) + self.positions(positions, max_length))

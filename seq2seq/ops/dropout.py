@@ -23,7 +23,9 @@ def keep_mask(shape: torch.Size, p: float) -> Tensor:
     """A mask that is true with probability 1−p, drawn from torch's CPU generator."""
     count = shape.numel()
     draws = torch.empty(-(-count // PER_DRAW), dtype=torch.int64).random_(-(1 << 63), None)
-    return (draws.view(torch.int16)[:count] < round((1 - p) * LEVELS) - LEVELS // 2).view(shape)
+    # At most the largest int16: the limit itself does not fit into one.
+    limit = min(round((1 - p) * LEVELS) - LEVELS // 2, LEVELS // 2 - 1)
+    return (draws.view(torch.int16)[:count] < limit).view(shape)
 
 
 class Dropout(nn.Module):

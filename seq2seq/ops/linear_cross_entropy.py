@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_w = torch.zeros_like(w_VD) if need_w else None
             smoothed = torch.zeros((), device=h_ND.device)
             plain = torch.zeros((), device=h_ND.device)
-            mean_D = w_VD.mean(0)
+            mean_D = w_VD.float().mean(0)
             for start in range(0, h_ND.shape[0], CHUNK):
                 rows = slice(start, start + CHUNK)
                 h_CD, target_C1 = h_ND[rows].to(dtype), target_N[rows, None]

@@ -176,6 +176,7 @@ class Trainer:
             "loss": loss,
             "perplexity": math.exp(min(loss, 50.0)),
             "bleu": bleu(hypotheses, [pair.target for pair in data.valid_text]),
+            "epoch": self.progress.epoch,
             "minutes_trained": self.progress.seconds / 60,
             "validation_seconds": time.monotonic() - started,
             "samples": samples,

@@ -1,0 +1,69 @@
+"""Packed rows and padded grids are each other's inverse, and every row knows its place."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seq2seq.ops.packing import Layout
+
+lengths_of = st.lists(st.integers(1, 7), min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(lengths_of, st.lists(st.integers(1, 3), max_size=2))
+def test_unpacking_puts_each_sentence_in_its_row_and_zeros_behind_it(lengths: list[int], shape: list[int]) -> None:
+    layout = Layout.of(lengths)
+    rows = torch.randn(sum(lengths), *shape)
+    grid = layout.unpack(rows)
+    assert grid.shape == (len(lengths), max(lengths), *shape)
+    for padded, sentence in zip(grid, rows.split(lengths), strict=True):
+        assert torch.equal(padded[: len(sentence)], sentence)
+        assert not padded[len(sentence) :].any()
+
+
+@settings(deadline=None)
+@given(lengths_of, st.lists(st.integers(1, 3), max_size=2))
+def test_packing_undoes_unpacking(lengths: list[int], shape: list[int]) -> None:
+    layout = Layout.of(lengths)
+    rows = torch.randn(sum(lengths), *shape)
+    assert torch.equal(layout.pack(layout.unpack(rows)), rows)
+
+
+@settings(deadline=None)
+@given(lengths_of)
+def test_packing_reads_no_pad(lengths: list[int]) -> None:
+    layout = Layout.of(lengths)
+    grid = torch.full((len(lengths), max(lengths), 2), torch.nan)
+    for index, length in enumerate(lengths):
+        grid[index, :length] = index
+    assert layout.pack(grid).tolist() == [[index, index] for index, length in enumerate(lengths) for _ in range(length)]
+
+
+@settings(deadline=None)
+@given(lengths_of)
+def test_rows_know_their_place(lengths: list[int]) -> None:
+    layout = Layout.of(lengths)
+    assert layout.total == sum(lengths)
+    assert layout.max_length == max(lengths)
+    assert layout.batch_size == len(lengths)
+    assert layout.is_rectangular == (len(set(lengths)) == 1)
+    assert layout.positions.tolist() == [position for length in lengths for position in range(length)]
+    assert layout.starts.tolist() == [sum(lengths[:index]) for index in range(len(lengths))]
+    assert layout.mask.tolist() == [[place < length for place in range(max(lengths))] for length in lengths]
+
+
+def test_gradients_pass_through_packing_unchanged() -> None:
+    layout = Layout.of([3, 1, 2])
+    rows = torch.randn(6, 4, requires_grad=True)
+    weight = torch.randn(6, 4)
+    (layout.pack(layout.unpack(rows)) * weight).sum().backward()
+    assert rows.grad is not None
+    assert torch.equal(rows.grad, weight)
+
+
+def test_a_layout_moves_between_devices() -> None:
+    moved = Layout.of([3, 1, 2]).to(torch.device("meta"))
+    assert moved.lengths.device.type == "meta"
+    assert (moved.max_length, moved.total, moved.batch_size) == (3, 6, 3)

@@ -1,0 +1,119 @@
+"""Put a finished run's figures into its recipe: RECIPE/results.json, and from it the tables of RECIPE/README.md.
+
+    python tools/figures.py collect RECIPE_DIR RUN_DIR NAME=SCORES.json ... --command '...'
+    python tools/figures.py render RECIPE_DIR
+
+`collect` reads RUN_DIR/log.jsonl, RUN_DIR/model/manifest.json and the JSON that seq2seq-evaluate printed, then renders.
+`render` rewrites what stands between `<!-- figures -->` and `<!-- end -->` in the README; a test compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+MARKERS = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, Any]:
+    """All figures of a run, from the files that it and seq2seq-evaluate wrote."""
+    log = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    manifest = json.loads((run_dir / "model" / "manifest.json").read_text(encoding="utf-8"))
+    keys = ("step", "epoch", "minutes_trained", "perplexity", "bleu")
+    validations = [{key: line[key] for key in keys} for line in log if line["kind"] == "valid"]
+    averages = [{key: line[key] for key in ("checkpoints", "bleu")} for line in log if line["kind"] == "average"]
+    return {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "command": command,
+        "versions": manifest["versions"],
+        "seed": manifest["seed"],
+        "validations": validations,
+        "averages": averages,
+        "model": {"steps": manifest["steps"], "valid_bleu": manifest["valid"]["bleu"]},
+        "scores": {name: json.loads(path.read_text(encoding="utf-8")) for name, path in scores.items()},
+    }
+
+
+def machine() -> str:
+    """The processor and its number of cores."""
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    families = re.findall(r"cpu family\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return f"{os.cpu_count()} cores, {names[0] if names else 'unknown processor'} (family {families[0] if families else '?'})"
+
+
+def rendered(results: dict[str, Any]) -> str:
+    """The tables, in Markdown."""
+    last = results["validations"][-1]
+    lines = [
+        f"Measured on {results['date']}: {results['machine']}, torch {results['versions']['torch']}, "
+        f"seed {results['seed']}; {last['minutes_trained']:.1f} minutes of training.",
+        "",
+        "```sh",
+        results["command"],
+        "```",
+        "",
+        "| test set | score | signature |",
+        "|---|---|---|",
+    ]
+    for name, scores in results["scores"].items():
+        lines += [f"| {name} | {row} |" for row in _score_rows(scores)]
+    lines += ["", "| step | epoch | minutes | validation perplexity | validation BLEU |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row['step']:,} | {row['epoch']} | {row['minutes_trained']:.1f} | {row['perplexity']:.2f} | {row['bleu']:.2f} |"
+        for row in results["validations"]
+    ]
+    for row in results["averages"]:
+        lines += [f"| average of the last {row['checkpoints']} checkpoints | | | | {row['bleu']:.2f} |"]
+    return "\n".join(lines) + "\n"
+
+
+def _score_rows(scores: dict[str, Any]) -> list[str]:
+    named = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER", "paper_bleu": "tokenised BLEU"}
+    rows = [
+        f"{title} {scores[key]['score']:.2f} | `{scores[key]['signature']}`"
+        for key, title in named.items()
+        if key in scores
+    ]
+    if "exact_each" in scores:
+        each = ", ".join(f"{label} {share:.1f}" for label, share in scores["exact_each"].items())
+        rows.append(f"exactly right {scores['exact']:.1f} % | of {scores['sentences']:,}; {each}")
+    return rows
+
+
+def render(recipe: Path) -> None:
+    """Rewrite the figures in a recipe's README."""
+    results = json.loads((recipe / "results.json").read_text(encoding="utf-8"))
+    readme = recipe / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if not MARKERS.search(text):
+        raise SystemExit(f"{readme}: no <!-- figures --> and <!-- end --> lines")
+    readme.write_text(MARKERS.sub(lambda found: found[1] + rendered(results) + found[2], text), encoding="utf-8")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    collecting = actions.add_parser("collect")
+    collecting.add_argument("recipe", type=Path)
+    collecting.add_argument("run_dir", type=Path)
+    collecting.add_argument("scores", nargs="+", metavar="NAME=FILE")
+    collecting.add_argument("--command", required=True)
+    actions.add_parser("render").add_argument("recipe", type=Path)
+    arguments = parser.parse_args()
+    if arguments.action == "collect":
+        scores = {name: Path(path) for name, _, path in (item.partition("=") for item in arguments.scores)}
+        results = collect(arguments.run_dir, scores, arguments.command)
+        text = json.dumps(results, indent=1, ensure_ascii=False)
+        (arguments.recipe / "results.json").write_text(text + "\n", encoding="utf-8")
+    render(arguments.recipe)
+
+
+if __name__ == "__main__":
+    main()
