@@ -42,9 +42,8 @@ def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, A
 
 def machine() -> str:
     """The processor and its number of cores."""
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    families = re.findall(r"cpu family\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return f"{os.cpu_count()} cores, {names[0] if names else 'unknown processor'} (family {families[0] if families else '?'})"
+    info = dict(re.findall(r"^(model name|cpu family)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    return f"{os.cpu_count()} cores, {info.get('model name', 'unknown')} (family {info.get('cpu family', '?')})"
 
 
 def rendered(results: dict[str, Any]) -> str:
@@ -65,7 +64,8 @@ def rendered(results: dict[str, Any]) -> str:
         lines += [f"| {name} | {row} |" for row in _score_rows(scores)]
     lines += ["", "| step | epoch | minutes | validation perplexity | validation BLEU |", "|---|---|---|---|---|"]
     lines += [
-        f"| {row['step']:,} | {row['epoch']} | {row['minutes_trained']:.1f} | {row['perplexity']:.2f} | {row['bleu']:.2f} |"
+        f"| {row['step']:,} | {row['epoch']} | {row['minutes_trained']:.1f} "
+        f"| {row['perplexity']:.2f} | {row['bleu']:.2f} |"
         for row in results["validations"]
     ]
     for row in results["averages"]:
