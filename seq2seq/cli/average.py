@@ -49,11 +49,14 @@ def average(arguments: argparse.Namespace) -> None:
     if len(chosen) != expected or expected < 1:
         names = ", ".join(path.name.removeprefix("step-") for path in found) or "none"
         raise UserError(f"{arguments.run_dir}: {len(chosen)} of {expected} checkpoints found (steps there: {names})")
-    manifest = read_json(arguments.run_dir / "model" / "manifest.json")
+    trained = arguments.run_dir / "model"
+    if not (trained / "manifest.json").is_file():
+        raise UserError(f"{trained}: not there before the run's first validation; type the training command again")
+    manifest = read_json(trained / "manifest.json")
     save_model_directory(
         arguments.output,
         compose.load(chosen[-1] / "config.yaml"),
-        Tokenizer.load(arguments.run_dir / "model" / "tokenizer.model"),
+        Tokenizer.load(trained / "tokenizer.model"),
         average_weights([path / "model.safetensors" for path in chosen]),
         data_sha256=manifest["data_sha256"],
         steps=[int(path.name.removeprefix("step-")) for path in chosen],

@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import seq2seq
-from seq2seq.config.compose import checked, conf_dir, explained, options_of
+from seq2seq.config.compose import COMPOSING, checked, conf_dir, explained, options_of
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import exit_code_of
 
@@ -75,7 +74,7 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
     def run() -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
-        except HydraException as error:
+        except COMPOSING as error:
             raise explained(error, [argument for argument in arguments if "=" in argument]) from None
         if failures:
             raise failures[0]

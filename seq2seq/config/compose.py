@@ -11,7 +11,7 @@ from typing import Any, cast
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,6 +19,8 @@ from seq2seq.config.schema import KINDS, Config
 from seq2seq.support.errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
+COMPOSING = (HydraException, ValueError)
+"""What Hydra raises while it composes; `explained` makes a message of it."""
 
 
 def conf_dir() -> Path:
@@ -42,7 +44,7 @@ def compose(overrides: Sequence[str]) -> Config:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return checked(hydra_compose("config", overrides=list(overrides)))
-    except HydraException as error:
+    except COMPOSING as error:
         raise explained(error, overrides) from None
 
 
@@ -52,6 +54,8 @@ def checked(composed: DictConfig) -> Config:
     Raises UserError for an unknown key, a missing value, a wrong type or a value out of range.
     """
     try:
+        given = cast(dict[str, Any], OmegaConf.to_container(composed))
+        _refuse_unknown("", {key: value for key, value in given.items() if key != "hydra"}, asdict(Config()))
         if OmegaConf.is_missing(composed, "run_dir"):
             raise UserError(
                 f"run_dir is not set; type +recipe=NAME (one of {', '.join(options_of('recipe'))}) or run_dir=DIR"
@@ -68,7 +72,7 @@ def from_plain(plain: dict[str, Any]) -> Config:
     _refuse_unknown("", plain, asdict(Config()))
     schema = OmegaConf.structured(Config)
     for side in ("encoder", "decoder"):
-        settings = (plain.get("model") or {}).get(side) or {}
+        settings = _keys_of(f"model.{side}", _keys_of("model", plain.get("model")).get(side))
         kind = settings.get("kind", "transformer")
         if not isinstance(kind, str) or kind not in KINDS:
             raise UserError(f"model.{side}.kind={kind}: no such kind{nearest(str(kind), KINDS)}")
@@ -86,7 +90,10 @@ def from_plain(plain: dict[str, Any]) -> Config:
 def load(path: Path) -> Config:
     """Read a resolved configuration; nothing in it is interpolated or instantiated. Raises UserError."""
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise UserError(f"{path}: holds an alias (*name); a stored configuration must be written out")
+        plain = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a configuration: {error}") from None
     if not isinstance(plain, dict):
@@ -101,8 +108,13 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def explained(error: HydraException, overrides: Sequence[str]) -> UserError:
+def explained(error: Exception, overrides: Sequence[str]) -> UserError:
     """What the user most likely meant, for Hydra's refusal of `overrides`."""
+    reason = " ".join(str(error).partition("\nSee https:")[0].partition("\n\n")[0].split())
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return UserError(f"{error.override}: not a setting; type key=value")
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{error.override}: {reason}; a value with special characters needs quotes: \"key='value'\"")
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         key = key.partition("@")[0]
@@ -110,9 +122,11 @@ def explained(error: HydraException, overrides: Sequence[str]) -> UserError:
             unknown = [name for name in value.strip("[]").split(",") if name not in options_of(key)]
             if unknown:
                 return UserError(f"{key}={value}: no such {key}{nearest(unknown[0], options_of(key))}")
-        elif key not in known_keys() and re.fullmatch(r"[\w./]+", key):
+            if override.startswith("+") != (key == "recipe"):
+                return UserError(f"{override}: type {'+' if key == 'recipe' else ''}{key}={value}")
+        elif key not in known_keys() and re.fullmatch(r"(?!hydra[./])[\w./]+", key):
             return unknown_key(key)
-    return UserError(str(error).splitlines()[0])
+    return UserError(reason)
 
 
 def unknown_key(key: str) -> UserError:
@@ -121,6 +135,9 @@ def unknown_key(key: str) -> UserError:
     siblings = [known.rpartition(".")[2] for known in known_keys() if known.rpartition(".")[0] == group]
     if group and siblings:
         return UserError(f"{key}: no such key in {group}{nearest(name, siblings)}")
+    namesakes = [known for known in known_keys() if known.endswith(f".{key}")]
+    if namesakes:
+        return UserError(f"{key}: no such key; did you mean {' or '.join(namesakes)}?")
     return UserError(f"{key}: no such key{nearest(key, [*known_keys(), *_groups()])}")
 
 
@@ -150,14 +167,18 @@ def _dotted(plain: dict[str, Any], prefix: str) -> Iterable[str]:
 
 def _refuse_unknown(prefix: str, plain: dict[str, Any], known: dict[str, Any]) -> None:
     for key, value in plain.items():
+        if key not in known and prefix:
+            raise UserError(f"{prefix}{key}: no such key in {prefix[:-1]}{nearest(str(key), known)}")
         if key not in known:
-            raise unknown_key(f"{prefix}{key}")
-        if (
-            isinstance(known[key], dict)
-            and isinstance(value, dict)
-            and f"{prefix}{key}" not in ("model.encoder", "model.decoder")
-        ):
-            _refuse_unknown(f"{prefix}{key}.", value, known[key])
+            raise unknown_key(str(key))
+        if isinstance(known[key], dict) and f"{prefix}{key}" not in ("model.encoder", "model.decoder"):
+            _refuse_unknown(f"{prefix}{key}.", _keys_of(f"{prefix}{key}", value), known[key])
+
+
+def _keys_of(key: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{key}={value}: must hold keys, such as {key}.NAME=VALUE")
+    return value or {}
 
 
 def _strings(value: Any) -> Iterable[str]:

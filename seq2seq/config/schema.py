@@ -47,8 +47,13 @@ class CorpusConfig:
     split: str | None = None
     phrases: int = 0
 
-    def __post_init__(self) -> None:
-        _at_least("phrases", self.phrases, 0)
+    def check(self, key: str) -> None:
+        """Refuse values out of range; `key` is where this stands, such as `data.train`."""
+        for side in ("source", "target"):
+            value = getattr(self, side)
+            if not all(isinstance(path, str) for path in (value if isinstance(value, list) else [value or ""])):
+                raise UserError(f"{key}.{side}={value}: must be a path or a list of paths; put quotes around a number")
+        _at_least(f"{key}.phrases", self.phrases, 0)
 
 
 @dataclass
@@ -89,6 +94,11 @@ class DataConfig:
         _at_least("data.batch_tokens", self.batch_tokens, 1)
         _at_least("data.micro_batches", self.micro_batches, 1)
         _at_least("data.workers", self.workers, 1)
+        for split in ("train", "valid", "test"):
+            getattr(self, split).check(f"data.{split}")
+        for side in ("source_language", "target_language"):
+            if getattr(self, side) in ("True", "False"):
+                raise UserError(f"data.{side}={getattr(self, side)}: quote the code; YAML reads a bare no as false")
         longest = self.cleaning.max_pieces
         if longest is not None and longest + 1 > self.batch_tokens:
             raise UserError(
@@ -122,11 +132,12 @@ class TransformerConfig:
     norm: str = "post"
     dropout: float = 0.1
 
-    def __post_init__(self) -> None:
-        for key in ("num_layers", "num_heads", "d_ff"):
-            _at_least(key, getattr(self, key), 1)
-        _one_of("norm", self.norm, ("post", "pre"))
-        _share("dropout", self.dropout)
+    def check(self, key: str) -> None:
+        """Refuse values out of range; `key` is where this stands, such as `model.encoder`."""
+        for name in ("num_layers", "num_heads", "d_ff"):
+            _at_least(f"{key}.{name}", getattr(self, name), 1)
+        _one_of(f"{key}.norm", self.norm, ("post", "pre"))
+        _share(f"{key}.dropout", self.dropout)
 
 
 @dataclass
@@ -137,9 +148,10 @@ class RecurrentConfig:
     num_layers: int = 1
     dropout: float = 0.1
 
-    def __post_init__(self) -> None:
-        _at_least("num_layers", self.num_layers, 1)
-        _share("dropout", self.dropout)
+    def check(self, key: str) -> None:
+        """Refuse values out of range; `key` is where this stands, such as `model.encoder`."""
+        _at_least(f"{key}.num_layers", self.num_layers, 1)
+        _share(f"{key}.dropout", self.dropout)
 
 
 KINDS: dict[str, type[TransformerConfig] | type[RecurrentConfig]] = {
@@ -168,7 +180,9 @@ class ModelConfig:
         if self.d_model % 2:
             raise UserError(f"model.d_model={self.d_model}: must be even")
         _one_of("model.tie_embeddings", self.tie_embeddings, ("all", "target", "none"))
+        _share("model.dropout", self.dropout)
         for side in ("encoder", "decoder"):
+            getattr(self, side).check(f"model.{side}")
             heads = getattr(getattr(self, side), "num_heads", 1)
             if self.d_model % heads:
                 raise UserError(f"model.{side}.num_heads={heads}: must divide model.d_model={self.d_model}")

@@ -62,7 +62,9 @@ def prepare(config: Config) -> Prepared:
         {"cleaned": cleaned, **asdict(config.tokenizer)},
         lambda folder: _train_tokenizer(folder, root, config),
     )
-    encoding = {"cleaned": cleaned, "tokenizer": trained, "rules": rules}
+    # Without a limit in the rules, that of a batch drops pairs too.
+    limit = config.data.batch_tokens if config.data.cleaning.max_pieces is None else None
+    encoding = {"cleaned": cleaned, "tokenizer": trained, "rules": rules, "limit": limit}
     _stage(root / "train", encoding, lambda folder: _encode(folder, root, "train", config.data))
     _stage(root / "valid", encoding, lambda folder: _encode(folder, root, "valid", config.data))
     prepared = Prepared(root)

@@ -19,8 +19,8 @@ PAD, UNK, BOS, EOS = 0, 1, 2, 3
 class Tokenizer:
     """A trained vocabulary.
 
-    `never_generated` lists the pieces that search must not choose: pad, unk, bos, and the byte of a newline,
-    which would break the rule of one line out for one line in.
+    `never_generated` lists the pieces that search must not choose: pad, unk, bos, and those that hold a newline (its
+    byte, and pieces learnt from corpora with newlines inside), which would break the rule of one line out for one in.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -30,8 +30,9 @@ class Tokenizer:
         if ids != (PAD, UNK, BOS, EOS):
             raise UserError(f"the tokenizer has pad, unk, bos, eos at {ids}; they must be at {(PAD, UNK, BOS, EOS)}")
         self.vocab_size: int = self._processor.get_piece_size()
-        newline = self._processor.piece_to_id("<0x0A>")
-        self.never_generated = [PAD, UNK, BOS] + ([newline] if newline != UNK else [])
+        pieces = self.pieces(range(self.vocab_size))
+        newlines = [piece for piece, text in enumerate(pieces) if "\n" in text or text == "<0x0A>"]
+        self.never_generated = [PAD, UNK, BOS, *newlines]
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -68,6 +69,12 @@ def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     except RuntimeError as error:
         # SentencePiece tells the largest possible size only in its message.
         limit = re.search(r"<= (\d+)", str(error))
+        least = re.search(rf"{size} vs (\d+)", str(error))
+        if least:
+            raise UserError(
+                f"tokenizer.vocab_size={size}: too small for the different characters of the corpus; "
+                f"type tokenizer.vocab_size={least[1]} or more"
+            ) from None
         if limit is None:
             raise UserError(
                 f"tokenizer.vocab_size={size}: no vocabulary can be trained on {len(text)} lines: "

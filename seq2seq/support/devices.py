@@ -21,9 +21,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device={name}: no such device; type auto, cpu, cuda or cuda:0") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: no such device; type auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         say(f"no device {name} here (GPUs found: {torch.cuda.device_count()}); going on with the CPU")
         return torch.device("cpu")

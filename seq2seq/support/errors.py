@@ -9,6 +9,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+PLACES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+"""What an OSError says when the user named a place that is not there, or not ours to read or write."""
+
 
 class UserError(Exception):
     """Something the user can put right; one line that says what, where and what to type next. Exit code 2."""
@@ -62,6 +65,9 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
         if error.errno == errno.ENOSPC:
             print(f"{command}: the disk is full: {error.filename or error}", file=sys.stderr)
             return RunError.exit_code
+        if error.errno in PLACES and error.filename is not None:
+            print(f"{command}: {error.filename}: {error.strerror}", file=sys.stderr)
+            return UserError.exit_code
         return _defect(command)
     except Exception:
         return _defect(command)
