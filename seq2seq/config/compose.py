@@ -64,7 +64,7 @@ def checked(composed: DictConfig) -> Config:
         plain.pop("hydra", None)
         return from_plain(plain)
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from None
+        raise UserError(str(error).partition("\n")[0]) from None
 
 
 def from_plain(plain: dict[str, Any]) -> Config:
@@ -82,7 +82,7 @@ def from_plain(plain: dict[str, Any]) -> Config:
         config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from None
+        raise UserError(f"{f'{key}: ' if key else ''}{str(error).partition("\n")[0]}") from None
     assert isinstance(config, Config)
     return config
 

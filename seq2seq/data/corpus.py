@@ -21,6 +21,7 @@ import zstandard
 
 from seq2seq.config.schema import CorpusConfig, DataConfig
 from seq2seq.data import phrasebook
+from seq2seq.data.clean import text_hash
 from seq2seq.support.errors import UserError, nearest
 from seq2seq.support.files import sha256_of
 from seq2seq.support.progress import bar
@@ -77,10 +78,8 @@ def read_pairs(data: DataConfig, split: str, seed: int) -> Iterator[Pair]:
     elif corpus.dataset:
         yield from _from_datasets(corpus, data)
     elif corpus.phrases:
-        # Each split draws from a seed of its own; the phrasebook keeps those held out away from training.
-        held_out = split != "train"
-        drawn = phrasebook.draw(seed * 3 + ("train", "valid", "test").index(split), held_out=held_out)
-        for phrase in itertools.islice(_distinct(drawn) if held_out else drawn, corpus.phrases):
+        drawn = phrasebook.draw(seed, held_out=split != "train")
+        for phrase in itertools.islice(drawn if split == "train" else _share(drawn, split), corpus.phrases):
             yield Pair(phrase.source, phrase.target, phrase.kind)
     else:
         raise UserError(
@@ -89,10 +88,11 @@ def read_pairs(data: DataConfig, split: str, seed: int) -> Iterator[Pair]:
         )
 
 
-def _distinct(phrases: Iterator[phrasebook.Phrase]) -> Iterator[phrasebook.Phrase]:
+def _share(phrases: Iterator[phrasebook.Phrase], split: str) -> Iterator[phrasebook.Phrase]:
+    """The held-out phrases that belong to `valid` (a fifth, by hash) or to `test` (the others), each once."""
     seen: set[str] = set()
     for phrase in phrases:
-        if phrase.source not in seen:
+        if phrase.source not in seen and (text_hash(phrase.source) % 5 == 0) == (split == "valid"):
             seen.add(phrase.source)
             yield phrase
 
