@@ -26,7 +26,7 @@ def commands(document: Path) -> list[list[str]]:
     text = document.read_text(encoding="utf-8")
     shell = [text] if document.suffix == ".sh" else re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     found = []
-    for line in "\n".join(shell).replace("\\\n", " ").split("\n"):
+    for line in "\n".join(shell).replace("\\\n", " ").replace("$recipe", document.parent.name).split("\n"):
         for part in re.split(r"[|;]", line):
             words = shlex.split(part, comments=True)
             if words and words[0].startswith("seq2seq-"):

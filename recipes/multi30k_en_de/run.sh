@@ -4,7 +4,8 @@
 # Arguments are overrides: bash recipes/multi30k_en_de/run.sh trainer.max_steps=1000
 set -euo pipefail
 files=${MULTI30K:-${SEQ2SEQ_SHARED_DATA:+$SEQ2SEQ_SHARED_DATA/multi30k}}
-run=runs/multi30k_en_de
+recipe=${RECIPE:-multi30k_en_de}
+run=runs/$recipe
 data=()
 if [ -n "$files" ]; then
   for split in train valid test:test_2016; do
@@ -13,6 +14,6 @@ if [ -n "$files" ]; then
     done
   done
 fi
-seq2seq-train +recipe=multi30k_en_de "run_dir=$run" "${data[@]}" "$@"
+seq2seq-train "+recipe=$recipe" "run_dir=$run" "${data[@]}" "$@"
 seq2seq-evaluate --model "$run/model" --output "$run/test_2016.hypotheses" | tee "$run/scores.json"
 seq2seq-evaluate --model "$run/model" --lowercase --paper-bleu | tee "$run/scores.lowercase.json"

@@ -81,8 +81,8 @@ def from_plain(plain: dict[str, Any]) -> Config:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise UserError(f"{f'{key}: ' if key else ''}{str(error).partition("\n")[0]}") from None
+        key, reason = getattr(error, "full_key", None), str(error).partition("\n")[0]
+        raise UserError(f"{key}: {reason}" if key else reason) from None
     assert isinstance(config, Config)
     return config
 
@@ -95,7 +95,7 @@ def load(path: Path) -> Config:
             raise UserError(f"{path}: holds an alias (*name); a stored configuration must be written out")
         plain = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as a configuration: {error}") from None
+        raise UserError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict):
         raise UserError(f"{path}: not a configuration")
     if any("${" in text for text in _strings(plain)):

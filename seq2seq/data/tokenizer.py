@@ -39,6 +39,8 @@ class Tokenizer:
         """Read a model file. Raises UserError when it is missing or broken."""
         try:
             return cls(path.read_bytes())
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{path}: cannot be read as a SentencePiece model: {str(error).partition(chr(10))[0]}"

@@ -66,7 +66,8 @@ class _Beams:
         scores_SKV = self.scores[:, :, None] + self._log_probabilities(logits_SKV)
         beam = self.search.config.beam_size
         # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
-        count = min(2 * beam, width * vocabulary)
+        # Greedy search looks at the best one only: an eos in second place ends nothing.
+        count = 1 if beam == 1 else min(2 * beam, width * vocabulary)
         scores_SC, flat_SC = scores_SKV.flatten(1).topk(count)
         places_SC, tokens_SC = flat_SC // vocabulary, flat_SC % vocabulary
         prefixes_SCT = torch.cat((_pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)

@@ -1,0 +1,264 @@
+"""Composing: everything in conf/ fits the schema, and a mistake is answered with the nearest name."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seq2seq.config import compose as composing
+from seq2seq.config.compose import compose, conf_dir, from_plain, known_keys, load, options_of, to_yaml
+from seq2seq.config.schema import KINDS, Config, ModelConfig
+from seq2seq.model.translation import build_model
+from seq2seq.support.errors import UserError
+
+GROUPS = sorted(
+    path.relative_to(conf_dir()).as_posix()
+    for path in conf_dir().rglob("*")
+    if path.is_dir() and "hydra" not in path.parts and any(path.glob("*.yaml"))
+)
+
+
+def instantiated(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = build_model(config, 300, 1)
+    assert model.output_weight.shape == (300, config.d_model)
+    assert sum(parameter.numel() for parameter in model.encoder.parameters()) > 0
+
+
+def test_the_groups_are_the_ones_of_the_plan() -> None:
+    plan = "data model model/decoder model/encoder optimizer recipe schedule search tokenizer trainer"
+    assert " ".join(GROUPS) == plan
+
+
+@pytest.mark.parametrize("recipe", options_of("recipe"))
+def test_every_recipe_composes_and_instantiates(recipe: str) -> None:
+    config = compose([f"+recipe={recipe}"])
+    assert config.run_dir == f"runs/{recipe}"
+    assert config.data.prepared_dir == f"runs/{recipe}/data"
+    instantiated(config.model)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group in GROUPS if group != "recipe" for option in options_of(group)]
+)
+def test_every_option_of_every_group_composes_and_instantiates(group: str, option: str) -> None:
+    config = compose(["run_dir=r", f"{group}={option}"])
+    instantiated(config.model)
+    if group.startswith("model/"):
+        assert getattr(config.model, group.removeprefix("model/")).kind in option
+
+
+def test_any_encoder_goes_with_any_decoder() -> None:
+    for encoder, decoder in itertools.product(KINDS, KINDS):
+        config = compose(["run_dir=r", "model=small", f"model/encoder={encoder}", f"model/decoder={decoder}"])
+        assert (config.model.encoder.kind, config.model.decoder.kind) == (encoder, decoder)
+        instantiated(config.model)
+
+
+def test_the_big_recipe_is_the_papers() -> None:
+    config = compose(["+recipe=wmt14_en_de_big"])
+    for side in (config.model.encoder, config.model.decoder):
+        assert (side.num_layers, side.num_heads, side.d_ff, side.dropout) == (6, 16, 4096, 0.3)
+    assert (config.model.d_model, config.trainer.max_steps, config.tokenizer.vocab_size) == (1024, 300_000, 37_000)
+    assert config.trainer.average_last == 20
+
+
+def test_dropout_is_set_once_or_side_by_side() -> None:
+    model = compose(["run_dir=r", "model.dropout=0.25", "model.decoder.dropout=0.5"]).model
+    assert (model.dropout, model.encoder.dropout, model.decoder.dropout) == (0.25, 0.25, 0.5)
+
+
+@pytest.mark.parametrize("recipe", options_of("recipe"))
+def test_any_recipe_can_be_pointed_at_local_files(recipe: str) -> None:
+    config = compose(
+        [
+            *(f"+recipe={recipe}", "data.train.source=[a.en,b.en]", "data.train.target=[a.de,b.de]"),
+            *("data.valid.source=v.en", "data.valid.target=v.de", "data.test.source=/x/t.tsv"),
+        ]
+    )
+    assert (config.data.train.source, config.data.train.target) == (["a.en", "b.en"], ["a.de", "b.de"])
+    assert (config.data.valid.source, config.data.valid.target) == ("v.en", "v.de")
+    assert (config.data.test.source, config.data.test.target) == ("/x/t.tsv", None)
+
+
+QUICK = "+recipe=quickstart"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+recipe=quickstrat"], "recipe=quickstrat: no such recipe; did you mean quickstart?"),
+        (["+recipe=xyz"], "recipe=xyz: no such recipe; known: files, multi30k_en_de"),
+        (["recipe=quickstart"], "type +recipe=quickstart"),
+        (["+recpie=quickstart"], "recpie: no such key; did you mean recipe?"),
+        (["modle=small", QUICK], "modle: no such key; did you mean model?"),
+        (["+model=small", "run_dir=r"], "+model=small: type model=small"),
+        (["model=smal", QUICK], "model=smal: no such model; did you mean small?"),
+        (["model/encoder=transfomer", QUICK], "no such model/encoder; did you mean transformer?"),
+        (["model=5", QUICK], "model=5: no such model; known: base, big"),
+        (["model.encoder=5", QUICK], "model.encoder=5: must hold keys"),
+        (["optimizer=adma", QUICK], "optimizer=adma: no such optimizer; did you mean adam?"),
+        (["trainer.max_stpes=5", QUICK], "trainer.max_stpes: no such key in trainer; did you mean max_steps?"),
+        (["max_steps=5", QUICK], "max_steps: no such key; did you mean trainer.max_steps?"),
+        (["num_layers=5", QUICK], "did you mean model.decoder.num_layers or model.encoder.num_layers?"),
+        (["model.encoder.num_layer=2", QUICK], "no such key in model.encoder; did you mean num_layers?"),
+        (["+optimizer.lrr=1", QUICK], "optimizer.lrr: no such key in optimizer; known: beta1, beta2"),
+        (["+trainer.max_step=1", QUICK], "trainer.max_step: no such key in trainer; did you mean max_steps?"),
+        (["+data.train.sorce=a", QUICK], "data.train.sorce: no such key in data.train; did you mean source?"),
+        (["+nonsense.key=1", QUICK], "nonsense: no such key"),
+        (["+optimizer._target_=os.system", QUICK], "optimizer._target_: no such key in optimizer"),
+        (["+model.encoder._target_=os.system", QUICK], "model.encoder._target_: no such key in model.encoder"),
+        (
+            ["model/encoder=recurrent", "+model.encoder.num_heads=4", "run_dir=r"],
+            "no such key in model.encoder; known: dr",
+        ),
+        (["model.encoder.kind=transformr", QUICK], "no such kind; did you mean transformer?"),
+        (["trainer.max_steps=many", QUICK], "trainer.max_steps: Value 'many'"),
+        (["trainer.max_steps=1.5", QUICK], "trainer.max_steps: Value '1.5'"),
+        (["seed=null", QUICK], "seed: "),
+        (["model.d_model=130", "model.encoder.num_heads=4", QUICK], "num_heads=4: must divide model.d_model=130"),
+        (["trainer.max_steps=0", QUICK], "trainer.max_steps=0: must be at least 1"),
+        (["model.decoder.num_layers=0", QUICK], "model.decoder.num_layers=0: must be at least 1"),
+        (["data.train.source=2016", QUICK], "data.train.source=2016: must be a path"),
+        (["data.train.source=a=b", QUICK], "data.train.source=a=b: mismatched input"),
+        (["quickstart", QUICK], "quickstart: not a setting; type key=value"),
+        (["trainer.max_steps=${nope}", QUICK], "'nope' not found"),
+        (["hydra.run.dir=x", "seed=[", QUICK], "seed=[: "),
+        ([], "run_dir is not set; type +recipe=NAME (one of files, multi30k_en_de"),
+        (["seed=2"], "run_dir is not set"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_language_code_stays_text() -> None:
+    assert compose([QUICK, "data.target_language=no"]).data.target_language == "no"
+    written = to_yaml(compose([QUICK, "data.target_language=no", "data.source_language=on"]))
+    assert yaml.safe_load(written)["data"]["target_language"] == "no"
+    for name in options_of("data"):
+        text = (conf_dir() / "data" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert "language: e" not in text and "language: d" not in text, "quote it, for whoever copies the file"
+
+
+def test_known_keys_are_those_that_others_rely_on() -> None:
+    relied = "run_dir seed data.train.source data.train.target data.batch_tokens tokenizer.vocab_size model.d_model"
+    relied += " model.encoder.num_layers model.decoder.num_layers trainer.max_steps trainer.max_minutes"
+    relied += " trainer.save_every trainer.devices trainer.precision search.beam_size search.length_penalty"
+    assert set(relied.split()) <= set(known_keys())
+
+
+def test_a_wheel_finds_its_own_conf_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(composing, "PACKAGE", tmp_path / "seq2seq")
+    with pytest.raises(UserError, match="install again"):
+        conf_dir()
+    for place in (tmp_path / "conf", tmp_path / "seq2seq" / "conf"):
+        place.mkdir(parents=True)
+        (place / "config.yaml").touch()
+        assert conf_dir() == place
+    assert conf_dir().is_absolute()
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    overrides = ["+recipe=multi30k_en_de", "data.target_language=no", "data.train.source=['ä b.en',c.en]"]
+    path.write_text(to_yaml(compose([*overrides, "data.train.target=[d,e]"])), encoding="utf-8")
+    return path
+
+
+def test_what_is_stored_is_read_back(stored: Path) -> None:
+    config = load(stored)
+    assert config.data.train.source == ["ä b.en", "c.en"]
+    assert config.model.encoder.dropout == 0.2
+    assert to_yaml(config) == stored.read_text(encoding="utf-8")
+    assert "${" not in to_yaml(config)
+    for recipe in options_of("recipe"):
+        config = compose([f"+recipe={recipe}", "model=recurrent"] if recipe != "quickstart" else [QUICK])
+        stored.write_text(to_yaml(config), encoding="utf-8")
+        assert load(stored) == config
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed: 1", "seed: ${oc.env:HOME}", "holds an interpolation"),
+        ("seed: 1", "seed: 1\n'${x}': 1", "holds an interpolation"),
+        ("- c.en", "- ${oc.env:HOME}", "holds an interpolation"),
+        ("seed: 1", "seed: 1\n_target_: os.system", "_target_: no such key"),
+        ("  d_model: 256", "  d_model: 256\n  _target_: os.system", "model._target_: no such key in model"),
+        ("    kind: transformer", "    kind: transformer\n    _target_: x", "model.encoder._target_: no such key"),
+        ("    kind: transformer", "    kind: os.system", "model.encoder.kind=os.system: no such kind"),
+        ("    kind: transformer", "    kind: [transformer]", "no such kind"),
+        ("    kind: transformer", "    kind: {_target_: x}", "no such kind"),
+        ("  beam_size: 4", "  beam_size: {_target_: os.getpid}", "search.beam_size"),
+        ("  beam_size: 4", "  beam_size: four", "search.beam_size"),
+        ("  beam_size: 4", "  beam_size: 0", "search.beam_size=0: must be at least 1"),
+        ("  beam_size: 4", "  beam: 4", "search.beam: no such key in search"),
+        ("search:\n", "search: 5\nrest:\n", "search=5: must hold keys"),
+        ("seed: 1", "seed: &a [*a]", "holds an alias"),
+        ("seed: 1", "seed: !!python/object/apply:os.getpid []", "cannot be read as a configuration"),
+        ("seed: 1", "seed: [1", "cannot be read as a configuration"),
+    ],
+)
+def test_a_stored_configuration_is_data_only(stored: Path, old: str, new: str, message: str) -> None:
+    text = stored.read_text(encoding="utf-8")
+    assert old in text
+    stored.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load(stored)
+    assert message in str(caught.value)
+
+
+def test_what_is_no_configuration_at_all(tmp_path: Path) -> None:
+    contents = {"list": b"- 1", "empty": b"", "text": b"hello", "latin": b"a: \xe4", "nul": b"a: \0"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            load(tmp_path / name)
+    with pytest.raises(UserError, match="missing"):
+        load(tmp_path / "missing")
+
+
+PLAIN = asdict(Config(run_dir="r"))
+
+
+def places(plain: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for key, value in plain.items():
+        found.append((*path, key))
+        if isinstance(value, dict):
+            found += places(value, (*path, key))
+    return found
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("???")
+KEYS = st.text(max_size=5) | st.sampled_from(["kind", "_target_", "source"])
+JSON = st.recursive(LEAVES, lambda part: st.lists(part, max_size=3) | st.dictionaries(KEYS, part, max_size=3))
+
+
+@given(place=st.sampled_from(places(PLAIN)), value=JSON)
+def test_any_value_at_any_place_is_taken_or_refused(place: tuple[str, ...], value: Any) -> None:
+    plain = copy.deepcopy(PLAIN)
+    inner = plain
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    try:
+        config = from_plain(plain)
+    except UserError as error:
+        assert str(error)
+        return
+    assert from_plain(asdict(config)) == config or "nan" in repr(config)

@@ -1,0 +1,292 @@
+"""Corpora in every form give the same pairs; a broken one is named with file and line."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import random
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seq2seq.config.schema import CorpusConfig, DataConfig
+from seq2seq.data.corpus import identity, is_given, paths_of, read_lines, read_pairs
+from seq2seq.support.errors import UserError
+
+PAIRS = [
+    ("a dog", "ein Hund"),
+    ("", "leer"),
+    ("“three” – ü", "„drei“ – ü"),
+    ("x\u2028y\x85z\x0bw", "q\rr\0s"),
+    ("e", "f"),
+]
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+def lines_of(side: int) -> bytes:
+    return "".join(f"{pair[side]}\n" for pair in PAIRS).encode()
+
+
+def write(path: Path, content: bytes) -> str:
+    path.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
+    return str(path)
+
+
+def read(corpus: CorpusConfig, split: str = "train", **data: Any) -> list[tuple[str, str]]:
+    config = DataConfig(**data)
+    setattr(config, split, corpus)
+    return [pair[:2] for pair in read_pairs(config, split, 1)]
+
+
+def refused(corpus: CorpusConfig) -> str:
+    with pytest.raises(UserError) as caught:
+        read(corpus)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_text_side_by_side(suffix: str, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"a.{name}{suffix}", lines_of(side)) for side, name in enumerate(("en", "de"))]
+    assert read(CorpusConfig(source=files[0], target=files[1])) == PAIRS
+    twice = CorpusConfig(source=[files[0]] * 2, target=[files[1]] * 2)
+    assert read(twice, "valid") == PAIRS * 2
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_tsv(suffix: str, tmp_path: Path) -> None:
+    content = "".join(f"{source}\t{target}\n" for source, target in PAIRS).encode()
+    assert read(CorpusConfig(source=write(tmp_path / f"a.tsv{suffix}", content))) == PAIRS
+
+
+@pytest.mark.parametrize("suffix", ["", ".xz"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_jsonl_in_three_shapes(suffix: str, ascii_only: bool, tmp_path: Path) -> None:
+    shapes: list[Callable[[str, str], dict[str, Any]]] = [
+        lambda source, target: {"translation": {"no": source, "de": target}, "id": 3},
+        lambda source, target: {"no": source, "de": target},
+        lambda source, target: {"source": source, "target": target},
+    ]
+    rows = [json.dumps(shape(*pair), ensure_ascii=ascii_only) for shape in shapes for pair in PAIRS]
+    file = write(tmp_path / f"a.jsonl{suffix}", "".join(f"{row}\n" for row in rows).encode())
+    assert read(CorpusConfig(source=file), source_language="no") == PAIRS * 3
+
+
+def test_several_files_of_several_kinds(tmp_path: Path) -> None:
+    tsv = write(tmp_path / "a.tsv", b"a\tb\n")
+    jsonl = write(tmp_path / "a.jsonl.gz", b'{"en": "c", "de": "d"}\n')
+    assert read(CorpusConfig(source=[tsv, jsonl])) == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize("in_splits", [True, False])
+def test_a_saved_data_set(in_splits: bool, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"translation": {"en": source, "de": target}} for source, target in PAIRS])
+    (datasets.DatasetDict(tune=rows) if in_splits else rows).save_to_disk(tmp_path / "set")
+    corpus = CorpusConfig(dataset=str(tmp_path / "set"), split="tune" if in_splits else None)
+    assert read(corpus) == PAIRS
+    if in_splits:
+        assert "tune" in refused(CorpusConfig(dataset=str(tmp_path / "set")))
+        assert "split test" in refused(CorpusConfig(dataset=str(tmp_path / "set"), split="test"))
+
+
+def test_a_data_set_that_is_not_there_is_told_at_once() -> None:
+    started = time.monotonic()
+    message = refused(CorpusConfig(dataset="no-such-owner/no-such-set", subset="s", split="train"))
+    assert time.monotonic() - started < 10
+    assert "no-such-owner/no-such-set (subset s, split train) cannot be loaded" in message
+    assert "data.train.source=FILE" in message
+
+
+def test_a_data_set_without_the_languages_names_the_row(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"fr": "a", "it": "b"}]).save_to_disk(tmp_path / "set")
+    message = refused(CorpusConfig(dataset=str(tmp_path / "set")))
+    assert "row 0: no text under en and de" in message and "(found: fr, it)" in message
+
+
+def test_phrases_of_a_split_are_its_own() -> None:
+    pytest.importorskip("babel")
+    pytest.importorskip("num2words")
+    drawn = {split: read(CorpusConfig(phrases=200), split) for split in ("train", "valid", "test")}
+    assert [len(pairs) for pairs in drawn.values()] == [200] * 3
+    sources = {split: {source for source, _ in pairs} for split, pairs in drawn.items()}
+    assert len(sources["valid"]) == len(sources["test"]) == 200, "none twice"
+    assert not any(sources[a] & sources[b] for a, b in (("train", "valid"), ("train", "test"), ("valid", "test")))
+    assert read(CorpusConfig(phrases=200)) == drawn["train"]
+    labels = {pair.label for pair in read_pairs(DataConfig(test=CorpusConfig(phrases=30)), "test", 1)}
+    assert labels == {"date", "duration", "number", "price", "quantity", "time"}
+
+
+# Bytes and lines.
+
+
+def test_only_newlines_end_a_line(tmp_path: Path) -> None:
+    content = "\ufeffa\u2028b\r\n \t c\x85d\x0c\x1ce\rf \n\n\ufeffg\x00h".encode()
+    expected = ["a\u2028b", "c\x85d\x0c\x1ce\rf", "", "\ufeffg\x00h"]
+    for suffix in COMPRESS:
+        assert list(read_lines(Path(write(tmp_path / f"a{suffix}", content)))) == expected
+
+
+@given(lines=st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])), max_size=8))
+def test_there_are_as_many_lines_as_newlines(lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("lines") / "a"
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+    found = list(read_lines(path))
+    assert len(found) == len(lines)
+    assert found[1:] == [line.strip(" \t\r") for line in lines[1:]]
+
+
+def test_invalid_utf8_is_named_by_file_line_and_byte(tmp_path: Path) -> None:
+    for suffix in COMPRESS:
+        path = write(tmp_path / f"a.en{suffix}", "gut\nü".encode() + b" caf\xe9\n")
+        message = refused(CorpusConfig(source=path, target=path))
+        assert f"{path}:2: byte 7 of the line (0xe9) is not UTF-8" in message
+        assert "iconv" in message
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("harm", ["cut", "changed", "never compressed"])
+def test_a_damaged_file_is_named(suffix: str, harm: str, tmp_path: Path) -> None:
+    text = "".join(f"line {number} {number * number}\n" for number in range(20_000)).encode()
+    whole = COMPRESS[suffix](text)
+    middle = len(whole) // 2
+    broken = {
+        "cut": whole[:middle],
+        # Bytes that follow one another like these are valid in none of the four formats.
+        "changed": whole[:4] + bytes(255 - byte for byte in whole[4:400]) + whole[400:],
+        "never compressed": text,
+    }
+    (tmp_path / f"a{suffix}").write_bytes(broken[harm])
+    with pytest.raises(UserError, match=rf"a\{suffix}:\d+: the compressed file is damaged: "):
+        list(read_lines(tmp_path / f"a{suffix}"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_all_parts_of_a_joined_file_are_read(suffix: str, tmp_path: Path) -> None:
+    # `cat a.zst b.zst` and parallel compressors make such files.
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(COMPRESS[suffix](b"a\nb") + COMPRESS[suffix](b"c\nd\n"))
+    assert list(read_lines(path)) == ["a", "bc", "d"]
+
+
+# Alignment.
+
+
+def differ_by(message: str, counts: tuple[int, int], truth: int, within: int) -> None:
+    assert f"has {counts[0]} lines but" in message and f"has {counts[1]};" in message
+    reported = int(message.rpartition(" ")[2])
+    assert abs(reported - truth) <= within, f"reported {reported}, dropped {truth}"
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("place", [1, 137, 200, 390])
+def test_a_lost_line_is_found(side: int, place: int, toy_corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    files = list(toy_corpus)
+    lines = files[side].read_bytes().split(b"\n")[:-1]
+    del lines[place - 1]
+    files[side] = tmp_path / "short"
+    files[side].write_bytes(b"\n".join(lines))
+    counts = (399, 400) if side == 0 else (400, 399)
+    differ_by(refused(CorpusConfig(source=str(files[0]), target=str(files[1]))), counts, place, 3)
+
+
+def test_lost_lines_of_real_text_are_found(shared_data: Path, tmp_path: Path) -> None:
+    sources, targets = (
+        list(islice((shared_data / "newstest" / f"newstest2013.{name}").read_bytes().split(b"\n"), 3000))
+        for name in ("en", "de")
+    )
+    rng = random.Random(2)
+    for lost in (1, 1, 3):
+        place = rng.randrange(100, 2900)
+        source = write(tmp_path / "a.en", b"\n".join(sources) + b"\n")
+        target = write(tmp_path / "a.de", b"\n".join(targets[: place - 1] + targets[place - 1 + lost :]) + b"\n")
+        differ_by(refused(CorpusConfig(source=source, target=target)), (3000, 3000 - lost), place, 10)
+
+
+def test_real_text_with_other_line_separators_keeps_its_alignment(shared_data: Path) -> None:
+    files = [str(shared_data / "ende" / f"newstest2008-2012.{name}.xz") for name in ("en", "de")]
+    pairs = read(CorpusConfig(source=files[0], target=files[1]))
+    assert len(pairs) == 13_071
+    assert any("\u2028" in target or "\x85" in target for _, target in pairs), "the test needs such a line"
+
+
+def test_an_empty_side_and_an_uneven_list(tmp_path: Path) -> None:
+    empty, full = write(tmp_path / "empty", b""), write(tmp_path / "full", b"a\nb\n")
+    assert "has 0 lines but" in refused(CorpusConfig(source=empty, target=full))
+    assert read(CorpusConfig(source=empty, target=empty)) == []
+    assert "2 source files but 1 target files" in refused(CorpusConfig(source=[full, full], target=[full]))
+
+
+# Mistakes.
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "train.en", b"")
+    path = tmp_path / "trian.en"
+    assert refused(CorpusConfig(source=str(path), target=str(path))) == f"{path}: no such file; did you mean train.en?"
+    assert "no such file" in refused(CorpusConfig(source=str(tmp_path / "no" / "a.tsv")))
+    assert "no such file" in refused(CorpusConfig(source=str(tmp_path), target=str(tmp_path)))
+
+
+def test_no_corpus_says_what_to_type() -> None:
+    assert "data.train.source=FILE data.train.target=FILE" in refused(CorpusConfig())
+    assert not is_given(CorpusConfig(target="x"))
+    for given in (CorpusConfig(source="x"), CorpusConfig(dataset="x"), CorpusConfig(phrases=1)):
+        assert is_given(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", b"a\tb\na\tb\tc\n", ":2: 3 columns; exactly 2 are needed"),
+        ("a.tsv", b"a\tb\n\n", ":2: 1 columns"),
+        (
+            "a.jsonl",
+            b'{"en": "a", "de": "b"}\n{"en": "a", "fr": "b"}\n',
+            ":2: no text under en and de, nor",
+        ),
+        ("a.jsonl", b'{"en": "a", "de": null}\n', ":1: no text under en and de"),
+        ("a.jsonl", b'{"translation": 5}\n', ":1: no text under en and de"),
+        ("a.jsonl", b'{"en": "a", "de": "\\ud800"}\n', ":1: "),
+        ("a.jsonl", b"[]\n", ":1: not a JSON object"),
+        ("a.jsonl", b"{\n", ":1: "),
+        ("a.jsonl", b"[" * 100_000, ":1: "),
+        ("a.txt", b"a\n", ": a single file must be .tsv or .jsonl"),
+    ],
+)
+def test_a_malformed_line_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, content)
+    assert f"{path}{message}" in refused(CorpusConfig(source=path))
+
+
+def test_identity_follows_the_content(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "a.en", b"a\n"), write(tmp_path / "a.de", b"b\n")
+    first = identity(CorpusConfig(source=source, target=target))
+    moved = write(tmp_path / "moved.en", b"a\n")
+    assert identity(CorpusConfig(source=moved, target=[target])) == first
+    write(tmp_path / "a.de", b"c\n")
+    assert identity(CorpusConfig(source=source, target=target)) != first
+    assert identity(CorpusConfig(dataset="a", split="train")) != identity(CorpusConfig(dataset="a", split="test"))
+    with pytest.raises(UserError, match="no such file; did you mean"):
+        identity(CorpusConfig(source=str(tmp_path / "a.eng")))
+
+
+def test_paths() -> None:
+    assert paths_of(None) == paths_of("") == paths_of([]) == []
+    assert paths_of("a") == paths_of(["a"]) == [Path("a")]
+    assert paths_of("~/a") == [Path.home() / "a"]

@@ -1,0 +1,96 @@
+"""The decoder against PyTorch's nn.TransformerDecoderLayer with the same weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seq2seq.config.schema import TransformerConfig
+from seq2seq.model.decoder import DecoderLayer, TransformerDecoder
+from seq2seq.model.embedding import Embedding
+from seq2seq.model.interfaces import Memory
+from seq2seq.model.positions import sinusoids
+from seq2seq.ops.packing import Layout
+
+WIDTH, HEADS, INNER, VOCABULARY = 24, 4, 40, 31
+RAGGED = ([3, 1, 7, 2], [2, 5, 4, 1])
+EVEN = ([4, 4, 4], [3, 3, 3])
+
+Copy = Callable[[DecoderLayer, nn.TransformerDecoderLayer], None]
+Randomise = Callable[[nn.Module], None]
+
+
+def build(norm: str, layers: int, randomise: Randomise) -> TransformerDecoder:
+    torch.manual_seed(1)
+    config = TransformerConfig(num_layers=layers, num_heads=HEADS, d_ff=INNER, norm=norm, dropout=0.0)
+    decoder = TransformerDecoder(config, Embedding(VOCABULARY, WIDTH))
+    randomise(decoder)
+    return decoder
+
+
+def inputs(lengths: tuple[list[int], list[int]]) -> tuple[Tensor, Layout, Memory]:
+    target, source = (Layout.of(side) for side in lengths)
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(VOCABULARY, (target.total,), generator=generator)
+    return tokens, target, Memory(torch.randn(source.total, WIDTH, generator=generator), source)
+
+
+def by_pytorch(
+    ours: TransformerDecoder, norm: str, copy: Copy, tokens: Tensor, layout: Layout, memory: Memory
+) -> Tensor:
+    embedding = ours.input.embedding.weight
+    x = layout.unpack(embedding[tokens] * math.sqrt(WIDTH)) + sinusoids(layout.max_length, WIDTH)
+    future = torch.ones(layout.max_length, layout.max_length, dtype=torch.bool).triu(1)
+    for layer in cast("Iterable[DecoderLayer]", ours.layers):
+        theirs = nn.TransformerDecoderLayer(
+            WIDTH, HEADS, INNER, dropout=0.0, batch_first=True, norm_first=norm == "pre"
+        )
+        copy(layer, theirs)
+        x = theirs(
+            x,
+            memory.layout.unpack(memory.rows),
+            tgt_mask=future,
+            tgt_key_padding_mask=~layout.mask,
+            memory_key_padding_mask=~memory.layout.mask,
+        )
+    if norm == "pre":
+        last = cast(nn.LayerNorm, ours.norm)
+        x = nn.functional.layer_norm(x, (WIDTH,), last.weight, last.bias)
+    return layout.pack(x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize(("layers", "lengths"), [(1, RAGGED), (3, RAGGED), (2, EVEN)])
+def test_outputs_are_pytorchs(
+    copy_decoder_layer: Copy,
+    randomise: Randomise,
+    layers: int,
+    lengths: tuple[list[int], list[int]],
+    norm: str,
+    training: bool,
+) -> None:
+    ours = build(norm, layers, randomise)
+    tokens, layout, memory = inputs(lengths)
+    with torch.set_grad_enabled(training):
+        out = ours(tokens, layout, memory)
+    expected = by_pytorch(ours, norm, copy_decoder_layer, tokens, layout, memory)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_gradients_are_pytorchs(copy_decoder_layer: Copy, randomise: Randomise, norm: str) -> None:
+    ours = build(norm, 2, randomise)
+    tokens, layout, memory = inputs(RAGGED)
+    upstream = torch.randn(layout.total, WIDTH, generator=torch.Generator().manual_seed(3))
+    wanted = (ours.input.embedding.weight, memory.rows.requires_grad_())
+    own = torch.autograd.grad(ours(tokens, layout, memory), wanted, upstream)
+    expected = by_pytorch(ours, norm, copy_decoder_layer, tokens, layout, memory)
+    theirs = torch.autograd.grad(expected, wanted, upstream)
+    for one, other in zip(own, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,262 @@
+"""Model directories: what is written is read back bit by bit, and nothing else is believed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from seq2seq.config.schema import Config, DataConfig, ModelConfig, RecurrentConfig, TokenizerConfig
+from seq2seq.config.schema import TransformerConfig as Transformer
+from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
+from seq2seq.model.directory import FORMAT_VERSION, fill, load_model_directory, own_weights, save_model_directory
+from seq2seq.model.translation import DECODERS, ENCODERS, build_model
+from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import UserError
+from seq2seq.support.files import sha256_of
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    lines = [f"{one} {other}" for one in "abcdefgh" for other in "ijklmnop"]
+    return train_tokenizer(lines, TokenizerConfig(vocab_size=300))
+
+
+def config_of(encoder: str = "transformer", decoder: str = "transformer", tie: str = "all") -> Config:
+    kinds = {"transformer": Transformer(num_layers=1, num_heads=2, d_ff=16), "recurrent": RecurrentConfig()}
+    model = ModelConfig(d_model=8, tie_embeddings=tie, encoder=kinds[encoder], decoder=kinds[decoder])
+    return Config(run_dir="runs/x", seed=5, data=DataConfig(prepared_dir="runs/x/data"), model=model)
+
+
+@pytest.fixture(scope="module")
+def template(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("template") / "model"
+    config = config_of()
+    model = build_model(config.model, tokenizer.vocab_size, 1)
+    save_model_directory(directory, config, tokenizer, own_weights(model), steps=70, data_sha256="ab")
+    return directory
+
+
+@pytest.fixture
+def saved(template: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(template, tmp_path / "moved" / "elsewhere")
+
+
+def edit_manifest(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    change(manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def rehash(directory: Path) -> None:
+    """Make the manifest fit the files, as whoever changed them on purpose would."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["sha256"] = {name: sha256_of(directory / name) for name in manifest["sha256"]}
+
+    edit_manifest(directory, change)
+
+
+def edit_config(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    plain = yaml.safe_load((directory / "config.yaml").read_text())
+    change(plain)
+    (directory / "config.yaml").write_text(yaml.safe_dump(plain))
+    rehash(directory)
+
+
+def refusal(directory: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        load_model_directory(directory)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("tie", ["all", "target", "none"])
+@pytest.mark.parametrize(("encoder", "decoder"), [*itertools.product(ENCODERS, DECODERS)])
+def test_every_model_comes_back_bit_by_bit(
+    tokenizer: Tokenizer, tmp_path: Path, encoder: str, decoder: str, tie: str
+) -> None:
+    config = config_of(encoder, decoder, tie)
+    model = build_model(config.model, tokenizer.vocab_size, 1)
+    save_model_directory(tmp_path / "model", config, tokenizer, own_weights(model))
+    shutil.move(tmp_path / "model", tmp_path / "moved")
+    found_config, found_tokenizer, found = load_model_directory(tmp_path / "moved")
+    assert found_config == config
+    assert found_tokenizer.model == tokenizer.model
+    assert own_weights(found).keys() == own_weights(model).keys()
+    for name, weight in own_weights(model).items():
+        assert torch.equal(own_weights(found)[name], weight), name
+        assert own_weights(found)[name].dtype == torch.float32
+    source, layout = torch.tensor([4, 5, 6]), Layout.of([3])
+    with torch.inference_mode():
+        before, after = (some.eval().encode(source, layout).rows for some in (model, found))
+    assert torch.equal(before, after)
+
+
+def test_the_directory_holds_what_it_says(saved: Path) -> None:
+    names = {path.name for path in saved.iterdir()}
+    assert names == {"model.safetensors", "config.yaml", "tokenizer.model", "manifest.json"}
+    manifest = json.loads((saved / "manifest.json").read_text())
+    assert manifest["format_version"] == FORMAT_VERSION
+    assert manifest["sha256"] == {name: sha256_of(saved / name) for name in names - {"manifest.json"}}
+    assert (manifest["seed"], manifest["steps"], manifest["data_sha256"]) == (5, 70, "ab")
+    assert manifest["versions"].keys() >= {"seq2seq", "torch", "sentencepiece"}
+
+
+def test_saving_again_replaces_the_directory(saved: Path, tokenizer: Tokenizer) -> None:
+    config = config_of()
+    model = build_model(config.model, tokenizer.vocab_size, 2)
+    save_model_directory(saved, config, tokenizer, own_weights(model), steps=80)
+    assert torch.equal(load_model_directory(saved)[2].output_weight, model.output_weight)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_save_that_fails_leaves_the_old_directory(saved: Path, tokenizer: Tokenizer) -> None:
+    before = (saved / "manifest.json").read_bytes()
+    with pytest.raises(TypeError):
+        save_model_directory(saved, config_of(), tokenizer, {"a": torch.zeros(1)}, steps=object())
+    assert (saved / "manifest.json").read_bytes() == before
+    load_model_directory(saved)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_no_model_says_what_to_type(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "nowhere")
+    assert "nowhere" in message
+    assert "seq2seq-train +recipe=quickstart" in message
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.model"])
+def test_a_missing_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    assert name in refusal(saved)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.model"])
+def test_a_changed_byte_is_found(saved: Path, name: str) -> None:
+    content = bytearray((saved / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (saved / name).write_bytes(content)
+    message = refusal(saved)
+    assert name in message
+    assert "sha256" in message
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1", None])
+def test_another_format_is_refused(saved: Path, version: object) -> None:
+    edit_manifest(saved, lambda manifest: manifest.update(format_version=version))
+    assert f"format {version}" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", "{}", '{"format_version": 1}', '{"format_version": 1, "sha256": []}', "\x00"]
+)
+def test_a_broken_manifest_is_refused(saved: Path, content: str) -> None:
+    (saved / "manifest.json").write_text(content)
+    assert "manifest.json" in refusal(saved)
+
+
+def test_a_tensor_of_another_shape_is_refused_with_both_shapes(saved: Path, tokenizer: Tokenizer) -> None:
+    path = saved / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    weights["target_embedding.weight"] = torch.zeros(tokenizer.vocab_size, 9)
+    safetensors.torch.save_file(weights, path)
+    rehash(saved)
+    message = refusal(saved)
+    assert "target_embedding.weight" in message
+    assert f"({tokenizer.vocab_size}, 9)" in message
+    assert f"({tokenizer.vocab_size}, 8)" in message
+
+
+@pytest.mark.parametrize("extra", [True, False])
+def test_a_tensor_too_many_or_too_few_is_refused(saved: Path, extra: bool) -> None:
+    path = saved / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    if extra:
+        weights["another"] = torch.zeros(2)
+    else:
+        del weights["target_embedding.weight"]
+    safetensors.torch.save_file(weights, path)
+    rehash(saved)
+    assert ("another" if extra else "target_embedding.weight") in refusal(saved)
+
+
+def test_a_pickle_is_not_run(saved: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+            return exec, (f"open({str(saved / 'ran')!r}, 'w')",)
+
+    torch.save(Evil(), saved / "model.safetensors")
+    rehash(saved)
+    assert "model.safetensors" in refusal(saved)
+    assert not (saved / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model", "config.yaml"])
+@pytest.mark.parametrize("content", [b"", b"\x00\xff nonsense", b"[1, 2"])
+def test_a_damaged_file_with_a_fitting_hash_is_refused(saved: Path, name: str, content: bytes) -> None:
+    (saved / name).write_bytes(content)
+    rehash(saved)
+    assert name in refusal(saved)
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["transfomer", "os.system", "__import__", ["transformer"], None])
+def test_an_unknown_kind_is_refused(saved: Path, side: str, kind: object) -> None:
+    edit_config(saved, lambda plain: plain["model"][side].update(kind=kind))
+    assert f"model.{side}.kind" in refusal(saved)
+
+
+def test_an_interpolation_is_not_resolved(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/secret/place")
+    edit_config(saved, lambda plain: plain.update(run_dir="${oc.env:HOME}"))
+    message = refusal(saved)
+    assert "interpolation" in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("model", "_target_"), ("model", "d_modle"), ("search", "beams"), ("data", "_recursive_")]
+)
+def test_an_unknown_key_is_refused(saved: Path, section: str, key: str) -> None:
+    edit_config(saved, lambda plain: plain[section].update({key: "os.system"}))
+    assert key in refusal(saved)
+
+
+def test_a_target_in_a_component_is_refused(saved: Path) -> None:
+    edit_config(saved, lambda plain: plain["model"]["encoder"].update(_target_="os.system"))
+    assert "_target_" in refusal(saved)
+
+
+def test_a_yaml_tag_is_refused(saved: Path) -> None:
+    (saved / "config.yaml").write_text(f"run_dir: !!python/object/apply:os.mkdir ['{saved}/ran']\n")
+    rehash(saved)
+    assert "config.yaml" in refusal(saved)
+    assert not (saved / "ran").exists()
+
+
+def test_numbers_that_do_not_fit_the_weights_are_refused(saved: Path) -> None:
+    edit_config(saved, lambda plain: plain["model"].update(d_model=16))
+    assert "shape" in refusal(saved)
+
+
+def test_filling_copies_or_changes_nothing(tokenizer: Tokenizer) -> None:
+    config = config_of()
+    one, other = (build_model(config.model, tokenizer.vocab_size, seed) for seed in (1, 2))
+    wrong = own_weights(other)
+    wrong[next(reversed(wrong))] = torch.zeros(1)
+    before = {name: weight.clone() for name, weight in own_weights(one).items()}
+    with pytest.raises(UserError):
+        fill(one, wrong, Path("x"))
+    assert all(torch.equal(weight, before[name]) for name, weight in own_weights(one).items())
+    fill(one, own_weights(other), Path("x"))
+    assert all(torch.equal(weight, own_weights(other)[name]) for name, weight in own_weights(one).items())

@@ -1,0 +1,55 @@
+"""Feed-forward and residual connections against their formulas, written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seq2seq.model.layers import FeedForward, Residual, final_norm
+
+
+def normalised(x: Tensor) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+
+def test_feed_forward_by_hand() -> None:
+    module = FeedForward(2, 3)
+    weights = {
+        "inner.weight": [[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]],
+        "inner.bias": [0.0, -5.0, 1.0],
+        "outer.weight": [[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]],
+        "outer.bias": [0.5, -0.5],
+    }
+    module.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+    # x·W₁ + b₁ is (3, -1, -6): only the first passes.
+    assert module(torch.tensor([[3.0, 4.0]])).tolist() == [[3.5, 5.5]]
+
+
+def test_post_norm_normalises_the_sum() -> None:
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(Residual(8, "post", 0.0)(x, lambda y: 3 * y.flip(-1)), normalised(x + 3 * x.flip(-1)))
+
+
+def test_pre_norm_normalises_what_the_sublayer_reads() -> None:
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(Residual(8, "pre", 0.0)(x, lambda y: 3 * y.flip(-1)), x + 3 * normalised(x).flip(-1))
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_dropout_falls_on_the_sublayer_alone(norm: str) -> None:
+    torch.manual_seed(3)
+    x = torch.zeros(200, 8)
+    module = Residual(8, norm, 0.5)
+    module.norm = nn.Identity()  # type: ignore[assignment]
+    out = module(x + 1, lambda y: torch.full_like(y, 4.0))
+    # 1 where the sublayer's 4 was dropped, 1 + 4/0.5 where it was kept
+    assert sorted(set(out.flatten().tolist())) == [1.0, 9.0]
+    assert float((out == 1).float().mean()) == pytest.approx(0.5, abs=0.06)
+    assert torch.equal(module.eval()(x + 1, lambda y: torch.full_like(y, 4.0)), x + 5)
+
+
+def test_only_pre_norm_stacks_end_in_a_norm() -> None:
+    x = torch.randn(3, 8)
+    assert final_norm(8, "post")(x) is x
+    torch.testing.assert_close(final_norm(8, "pre")(x), normalised(x))

@@ -1,0 +1,74 @@
+"""Sinusoids against the paper's formula, entry by entry, and the table that grows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from seq2seq.model.embedding import Embedding
+from seq2seq.model.positions import PositionedEmbedding, SinusoidalPositions, sinusoids
+
+
+def test_entries_by_hand() -> None:
+    # d_model 8: the rates 10000^(-2i/8) are 1, 1/10, 1/100 and 1/1000.
+    table = sinusoids(51, 8)
+    assert table[0].tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+    by_hand = {
+        (1, 0): 0.8414710,  # sin 1
+        (1, 1): 0.5403023,  # cos 1
+        (3, 2): 0.2955202,  # sin 0.3
+        (3, 3): 0.9553365,  # cos 0.3
+        (50, 4): 0.4794255,  # sin 0.5
+        (50, 5): 0.8775826,  # cos 0.5
+        (50, 6): 0.0499792,  # sin 0.05
+        (50, 7): 0.9987503,  # cos 0.05
+    }
+    for (position, column), value in by_hand.items():
+        assert float(table[position, column]) == pytest.approx(value, abs=1e-6), (position, column)
+
+
+def test_all_entries_are_the_formula() -> None:
+    table = sinusoids(300, 512)
+    for position in (0, 1, 7, 299):
+        for i in (0, 1, 100, 255):
+            angle = position / 10000 ** (2 * i / 512)
+            assert float(table[position, 2 * i]) == pytest.approx(math.sin(angle), abs=1e-6)
+            assert float(table[position, 2 * i + 1]) == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_far_positions_stay_exact() -> None:
+    # In float32 an angle of 90,000 would be off by 0.004.
+    table = sinusoids(90_001, 4)
+    assert float(table[90_000, 0]) == pytest.approx(math.sin(90_000), abs=1e-6)
+
+
+def test_the_table_grows_and_keeps_what_it_had() -> None:
+    module = SinusoidalPositions(8)
+    before = module(torch.tensor([0, 3, 511]), 512)
+    after = module(torch.tensor([0, 3, 511, 700]), 701)
+    assert torch.equal(after[:3], before)
+    assert torch.equal(after[3], sinusoids(701, 8)[700])
+
+
+def test_the_table_is_neither_learnt_nor_stored() -> None:
+    module = SinusoidalPositions(8)
+    module(torch.tensor([0]), 1)
+    assert not module.state_dict()
+    assert not list(module.parameters())
+
+
+def test_the_table_has_the_modules_format() -> None:
+    module = SinusoidalPositions(8).to(torch.bfloat16)
+    assert module(torch.tensor([1]), 2).dtype == torch.bfloat16
+
+
+def test_input_is_the_scaled_embedding_and_its_position() -> None:
+    embedding = Embedding(11, 8)
+    module = PositionedEmbedding(embedding, dropout=0.5).eval()
+    tokens, positions = torch.tensor([4, 9, 4]), torch.tensor([0, 1, 2])
+    expected = embedding.weight[tokens] * math.sqrt(8) + sinusoids(3, 8)
+    torch.testing.assert_close(module(tokens, positions, 3), expected)
+    dropped = module.train()(tokens.repeat(100), positions.repeat(100), 3)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.5, abs=0.07)

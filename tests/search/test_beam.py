@@ -1,0 +1,323 @@
+"""Beam search against all outputs there are, a plain argmax loop, a search over lists, and itself in other batches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from seq2seq.config.schema import ModelConfig, RecurrentConfig, SearchConfig, TransformerConfig
+from seq2seq.model.translation import build_model
+from seq2seq.ops.packing import Layout
+from seq2seq.search import beam as module
+from seq2seq.search.beam import BeamSearch
+from seq2seq.search.hypotheses import Hypothesis, SearchModel
+
+BOS, EOS, NEVER = 2, 3, [0, 1, 2]
+FREE = 3
+VOCABULARY = 4 + FREE
+WORDS = list(range(4, VOCABULARY))
+
+Prefix = tuple[int, ...]
+
+
+@cache
+def row_of(seed: int, source: Prefix, prefix: Prefix) -> tuple[float, ...]:
+    """The logits after a prefix (without bos): random, but always the same."""
+    draw = random.Random(repr((seed, source, prefix)))
+    return tuple(draw.gauss(0, 2) for _ in range(VOCABULARY))
+
+
+@dataclass
+class ToyState:
+    """The source and what was fed so far, of each row; K; and how many slots each step had."""
+
+    rows: list[tuple[Prefix, Prefix]]
+    width: int
+    slots: list[int]
+
+
+class ToyModel:
+    """A search model whose logits are drawn from the whole source and the whole prefix."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.state: ToyState | None = None
+
+    def encode(self, tokens: Tensor, layout: Layout) -> list[Prefix]:
+        return [tuple(source.tolist()) for source in tokens.split(layout.lengths.tolist())]
+
+    def start(self, memory: list[Prefix]) -> ToyState:
+        self.state = ToyState([(source, ()) for source in memory], 1, [])
+        return self.state
+
+    def step(self, state: ToyState, tokens: Tensor, parents: Tensor) -> Tensor:
+        before = state.rows
+        for row in parents.tolist():
+            assert len({parent // state.width for parent in row}) == 1, "the parents of a row come from one slot"
+        state.rows = [
+            (before[parent][0], (*before[parent][1], token))
+            for parent, token in zip(parents.flatten().tolist(), tokens.flatten().tolist(), strict=True)
+        ]
+        state.width = parents.shape[1]
+        state.slots.append(parents.shape[0])
+        assert all(fed[0] == BOS for _, fed in state.rows)
+        logits = [row_of(self.seed, source, fed[1:]) for source, fed in state.rows]
+        return torch.tensor(logits).view(*parents.shape, VOCABULARY)
+
+
+class Exact(NamedTuple):
+    """A hypothesis found by plain Python."""
+
+    tokens: list[int]
+    score: float
+
+
+def log_probabilities(seed: int, source: Prefix, prefix: Prefix) -> list[float]:
+    logits = row_of(seed, source, prefix)
+    total = math.log(sum(math.exp(logit) for logit in logits))
+    return [logit - total for logit in logits]
+
+
+def score_of(seed: int, source: Prefix, words: Prefix, alpha: float) -> float:
+    ended = (*words, EOS)
+    total = sum(log_probabilities(seed, source, ended[:place])[token] for place, token in enumerate(ended))
+    return total / ((5 + len(ended)) / 6) ** alpha
+
+
+def all_outputs(seed: int, source: Prefix, limit: int, alpha: float) -> list[Exact]:
+    """Every sequence of words that ends in eos within `limit` tokens, best first."""
+    found = [
+        Exact(list(words), score_of(seed, source, words, alpha))
+        for length in range(limit)
+        for words in itertools.product(WORDS, repeat=length)
+    ]
+    return sorted(found, key=lambda exact: -exact.score)
+
+
+def by_lists(seed: int, source: Prefix, config: SearchConfig) -> list[Exact]:
+    """Beam search over Python lists: no early stop, no batch, no cache."""
+    limit = limit_of(source, config)
+    live: list[tuple[float, Prefix]] = [(0.0, ())]
+    finished: list[Exact] = []
+    for length in range(1, limit + 1):
+        candidates = [
+            (total + log_probabilities(seed, source, words)[token], (*words, token))
+            for total, words in live
+            for token in [EOS] + (WORDS if length < limit else [])
+        ]
+        best = sorted(candidates, reverse=True)[: 2 * config.beam_size]
+        for total, tokens in best:
+            if tokens[-1] == EOS:
+                penalty = ((5 + length) / 6) ** config.length_penalty
+                finished.append(Exact(list(tokens[:-1]), total / penalty))
+        live = [candidate for candidate in best if candidate[1][-1] != EOS][: config.beam_size]
+    return sorted(finished, key=lambda exact: -exact.score)[: config.n_best]
+
+
+def by_argmax(seed: int, source: Prefix, config: SearchConfig) -> Exact:
+    words: Prefix = ()
+    for _ in range(limit_of(source, config) - 1):
+        scores = log_probabilities(seed, source, words)
+        token = max([EOS, *WORDS], key=lambda candidate: scores[candidate])
+        if token == EOS:
+            break
+        words = (*words, token)
+    return Exact(list(words), score_of(seed, source, words, config.length_penalty))
+
+
+def limit_of(source: Prefix, config: SearchConfig) -> int:
+    return int(len(source) * config.max_length_ratio) + config.max_length_offset
+
+
+def run(model: SearchModel, sources: list[Prefix], config: SearchConfig) -> list[list[Hypothesis]]:
+    tokens = torch.tensor([token for source in sources for token in source])
+    return BeamSearch(config, BOS, EOS, NEVER)(model, tokens, Layout.of([len(source) for source in sources]))
+
+
+def assert_same(found: list[Hypothesis], expected: list[Exact]) -> None:
+    assert [hypothesis.tokens for hypothesis in found] == [exact.tokens for exact in expected]
+    for hypothesis, exact in zip(found, expected, strict=True):
+        assert hypothesis.score == pytest.approx(exact.score, abs=1e-5)
+
+
+SOURCES: list[Prefix] = [(4, 3), (5, 4, 3), (3,), (6, 3)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.5])
+def test_a_beam_that_holds_all_prefixes_finds_the_best_of_all_outputs(seed: int, alpha: float) -> None:
+    # At most FREE³ prefixes are alive before the last of four tokens.
+    config = SearchConfig(
+        beam_size=FREE**3, length_penalty=alpha, max_length_ratio=0.0, max_length_offset=4, n_best=FREE**3
+    )
+    for source, found in zip(SOURCES, run(ToyModel(seed), SOURCES, config), strict=True):
+        assert_same(found, all_outputs(seed, source, 4, alpha)[: config.n_best])
+
+
+@pytest.mark.parametrize("n_best", [1, 3])
+def test_limits_that_differ_in_a_batch_are_exact_too(n_best: int) -> None:
+    config = SearchConfig(
+        beam_size=FREE**3, length_penalty=0.6, max_length_ratio=1.0, max_length_offset=1, n_best=n_best
+    )
+    for source, found in zip(SOURCES, run(ToyModel(9), SOURCES, config), strict=True):
+        assert_same(found, all_outputs(9, source, len(source) + 1, 0.6)[:n_best])
+
+
+def test_fewer_outputs_than_asked_for_are_all_given() -> None:
+    config = SearchConfig(beam_size=8, max_length_ratio=0.0, max_length_offset=2, n_best=8)
+    for source, found in zip(SOURCES, run(ToyModel(1), SOURCES, config), strict=True):
+        assert_same(found, all_outputs(1, source, 2, config.length_penalty))
+        assert len(found) == 1 + FREE
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("beam_size", "n_best"), [(2, 1), (3, 2), (4, 4)])
+def test_narrow_beams_are_those_of_a_search_over_lists(seed: int, beam_size: int, n_best: int) -> None:
+    config = SearchConfig(beam_size=beam_size, length_penalty=0.6, max_length_offset=6, n_best=n_best)
+    for source, found in zip(SOURCES, run(ToyModel(seed), SOURCES, config), strict=True):
+        assert_same(found, by_lists(seed, source, config))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_beam_of_one_is_the_argmax_loop(seed: int) -> None:
+    config = SearchConfig(beam_size=1, length_penalty=0.6, max_length_offset=6)
+    for source, found in zip(SOURCES, run(ToyModel(seed), SOURCES, config), strict=True):
+        assert_same(found, [by_argmax(seed, source, config)])
+
+
+class Biased(ToyModel):
+    """A toy that wants one token above all."""
+
+    def __init__(self, seed: int, token: int) -> None:
+        super().__init__(seed)
+        self.token = token
+
+    def step(self, state: ToyState, tokens: Tensor, parents: Tensor) -> Tensor:
+        logits = super().step(state, tokens, parents)
+        logits[:, :, self.token] += 300.0
+        return logits
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("token", NEVER)
+def test_what_is_never_generated_never_appears(token: int, beam_size: int) -> None:
+    config = SearchConfig(beam_size=beam_size, max_length_offset=6, n_best=beam_size)
+    for found in run(Biased(3, token), SOURCES, config):
+        assert found
+        for hypothesis in found:
+            assert not {*hypothesis.tokens} & {*NEVER, EOS}
+            assert math.isfinite(hypothesis.score)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize(("ratio", "offset"), [(0.0, 1), (0.0, 4), (1.0, 2), (1.6, 1)])
+def test_eos_is_forced_at_the_limit_and_counts(ratio: float, offset: int, beam_size: int) -> None:
+    config = SearchConfig(beam_size=beam_size, length_penalty=1.0, max_length_ratio=ratio, max_length_offset=offset)
+    model = Biased(3, WORDS[0])
+    for source, (best, *_) in zip(SOURCES, run(model, SOURCES, config), strict=True):
+        limit = limit_of(source, config)
+        assert best.tokens == WORDS[:1] * (limit - 1)
+        # The forced eos, 300 below the word, is not free.
+        assert best.score < -250 / ((5 + limit) / 6)
+
+
+def test_a_model_that_ends_at_once_gives_empty_outputs() -> None:
+    for found in run(Biased(3, EOS), SOURCES, SearchConfig(beam_size=2)):
+        assert found[0].tokens == []
+        assert found[0].score == pytest.approx(0, abs=1e-3)
+
+
+class EndsOnSchedule(ToyModel):
+    """Ends the sentence of source (4, 3) at once, those of others after as many words as they have tokens."""
+
+    def step(self, state: ToyState, tokens: Tensor, parents: Tensor) -> Tensor:
+        logits = super().step(state, tokens, parents)
+        for row, (source, fed) in zip(logits.flatten(0, 1), state.rows, strict=True):
+            row[EOS] += 40.0 if len(fed) > (0 if source == (4, 3) else len(source)) else -40.0
+        return logits
+
+
+def test_finished_sentences_leave_the_batch() -> None:
+    model = EndsOnSchedule(3)
+    found = run(model, SOURCES, SearchConfig(beam_size=2))
+    assert [len(hypotheses[0].tokens) for hypotheses in found] == [0, 3, 1, 2]
+    assert model.state is not None
+    assert model.state.slots == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("beam_size", "n_best", "alpha"), [(2, 1, 0.6), (4, 1, 0.0), (4, 2, 1.5), (4, 4, 0.6)])
+def test_stopping_early_does_not_change_the_result(
+    monkeypatch: pytest.MonkeyPatch, seed: int, beam_size: int, n_best: int, alpha: float
+) -> None:
+    config = SearchConfig(beam_size=beam_size, length_penalty=alpha, max_length_offset=8, n_best=n_best)
+    model, patient = ToyModel(seed), ToyModel(seed)
+    found = run(model, SOURCES, config)
+    monkeypatch.setattr(module._Beams, "_decided", lambda beams: beams.limits <= beams.length)
+    assert run(patient, SOURCES, config) == found
+    assert model.state is not None
+    assert patient.state is not None
+    assert sum(model.state.slots) <= sum(patient.state.slots) == sum(limit_of(source, config) for source in SOURCES)
+
+
+def test_stopping_early_saves_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = []
+    for patient in (False, True):
+        if patient:
+            monkeypatch.setattr(module._Beams, "_decided", lambda beams: beams.limits <= beams.length)
+        model = ToyModel(1)
+        run(model, SOURCES, SearchConfig(beam_size=2, max_length_offset=8))
+        assert model.state is not None
+        slots.append(sum(model.state.slots))
+    assert slots[0] < slots[1]
+
+
+@cache
+def real_model(kind: str) -> SearchModel:
+    settings = TransformerConfig(num_layers=2, num_heads=2, d_ff=32) if kind == "transformer" else RecurrentConfig()
+    config = ModelConfig(d_model=16, tie_embeddings="none", encoder=settings, decoder=settings)
+    model = build_model(config, 20, seed=2).eval()
+    with torch.no_grad():
+        # As drawn, all pieces are about equally likely and the source hardly counts; a trained model has preferences.
+        model.output_weight.mul_(6)
+        for name, parameter in model.named_parameters():
+            if "encoder" in name or "attention" in name:
+                parameter.mul_(2 if kind == "transformer" else 3)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
+@pytest.mark.parametrize(("beam_size", "n_best"), [(1, 1), (4, 1), (4, 3)])
+def test_results_do_not_depend_on_the_batch(kind: str, beam_size: int, n_best: int) -> None:
+    draw = random.Random(4)
+    sources = [(*(draw.randrange(4, 20) for _ in range(length)), EOS) for length in (1, 7, 3, 12, 5, 5, 2, 9)]
+    config = SearchConfig(beam_size=beam_size, n_best=n_best, max_length_offset=5, length_penalty=1.0)
+    together = run(real_model(kind), sources, config)
+    assert len({len(found[0].tokens) for found in together}) > 2, "outputs of several lengths are needed to show it"
+    backwards = run(real_model(kind), sources[::-1], config)[::-1]
+    alone = [run(real_model(kind), [source], config)[0] for source in sources]
+    for others in (backwards, alone):
+        for found, expected in zip(others, together, strict=True):
+            assert [hypothesis.tokens for hypothesis in found] == [hypothesis.tokens for hypothesis in expected]
+            for one, other in zip(found, expected, strict=True):
+                assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+def test_searching_leaves_no_gradient() -> None:
+    parameter = torch.zeros(1, requires_grad=True)
+
+    class Learnt(ToyModel):
+        def step(self, state: ToyState, tokens: Tensor, parents: Tensor) -> Tensor:
+            logits = super().step(state, tokens, parents) + parameter
+            assert not logits.requires_grad
+            return logits
+
+    assert run(Learnt(1), SOURCES, SearchConfig())[0]

@@ -1,0 +1,69 @@
+"""Devices by name, the CPU for one that is not there, and number formats."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seq2seq.support import devices
+from seq2seq.support.devices import choose_device, choose_precision, has_native_bfloat16, keep_freed_memory
+from seq2seq.support.errors import UserError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
+        assert choose_device("auto").type == kind
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
+def test_a_missing_gpu_falls_to_the_cpu_and_says_so(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device(name) == CPU
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert name in err and "CPU" in err
+
+
+def test_a_gpu_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cuda:2") == CPU
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "mps", "meta"])
+def test_no_device_of_that_name(name: str) -> None:
+    with pytest.raises(UserError, match=f"device={name}: no such device; type auto, cpu"):
+        choose_device(name)
+
+
+def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native in (True, False):
+        monkeypatch.setattr(devices, "has_native_bfloat16", lambda _, found=native: found)
+        assert choose_precision("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+        assert choose_precision("bfloat16", CPU) == torch.bfloat16
+        assert choose_precision("float32", CPU) == torch.float32
+    with pytest.raises(UserError, match="float16"):
+        choose_precision("float16", CPU)
+
+
+def test_native_bfloat16_is_told_by_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags: dict[str, bool] = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    assert not has_native_bfloat16(CPU)
+    flags["avx512_bf16"] = True
+    assert has_native_bfloat16(CPU)
+    for capability, native in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert has_native_bfloat16(CUDA) == native
+
+
+def test_keeping_freed_memory_changes_no_number() -> None:
+    before = torch.arange(1000.0).sum()
+    keep_freed_memory()
+    assert torch.arange(1000.0).sum() == before

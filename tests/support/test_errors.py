@@ -1,0 +1,73 @@
+"""Whatever a command's body raises becomes an exit code and one line."""
+
+from __future__ import annotations
+
+import errno
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seq2seq.support.errors import RunError, Stopped, UserError, exit_code_of, missing_extra, nearest
+
+
+def ended(error: BaseException) -> int:
+    def body() -> None:
+        raise error
+
+    return exit_code_of("seq2seq-test", body)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("a=1: too low"), 2, "seq2seq-test: a=1: too low\n"),
+        (RunError("loss is nan"), 3, "seq2seq-test: loss is nan\n"),
+        (Stopped(signal.SIGTERM, "saved"), 143, "seq2seq-test: saved\n"),
+        (Stopped(signal.SIGINT, "saved"), 130, "seq2seq-test: saved\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.ENOSPC, "no space", "/x/y"), 3, "seq2seq-test: the disk is full: /x/y\n"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), 2, "a/b: No such file or directory\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "a/b: Permission denied\n"),
+    ],
+)
+def test_what_is_known_ends_in_one_line(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(error) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith(line)
+    assert err.count("\n") == (1 if line else 0)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), AssertionError("x"), OSError(errno.EIO, "input/output")])
+def test_a_defect_shows_its_trace(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(error) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "test_errors.py" in err
+    assert "defect of ours" in err.rstrip("\n").rpartition("\n")[2]
+
+
+def test_nothing_raised_is_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of("seq2seq-test", lambda: print("result")) == 0
+    assert capsys.readouterr() == ("result\n", "")
+
+
+def test_nearest_names_the_close_one_and_lists_a_few_others() -> None:
+    assert nearest("quickstrat", ["files", "quickstart"]) == "; did you mean quickstart?"
+    assert nearest("xyz", ["b", "a"]) == "; known: a, b"
+    assert nearest("xyz", [str(number) for number in range(21)]) == ""
+
+
+@given(name=st.text(), known=st.lists(st.text(min_size=1), min_size=1, unique=True))
+def test_nearest_finds_an_exact_name(name: str, known: list[str]) -> None:
+    assert nearest(known[0], known) == f"; did you mean {known[0]}?"
+    assert nearest(name, known).startswith(("; did you mean ", "; known: ")) or len(known) > 20
+
+
+def test_a_missing_extra_says_what_to_type() -> None:
+    assert (
+        str(missing_extra("babel", "quickstart")) == "babel is not installed; type: pip install 'seq2seq[quickstart]'"
+    )

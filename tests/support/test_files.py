@@ -1,0 +1,89 @@
+"""A final name never holds half a thing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from seq2seq.support import files
+from seq2seq.support.files import new_directory, read_json, remove_leftovers, sha256_of, sha256_of_json, write_json
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_directory_appears_whole(tmp_path: Path) -> None:
+    final = tmp_path / "deep" / "made"
+    with new_directory(final) as folder:
+        (folder / "a").write_text("1")
+        assert not final.exists()
+        assert folder.parent == final.parent, "a rename works within one file system only"
+    assert names(final) == ["a"]
+    assert names(final.parent) == ["made"]
+    assert final.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with new_directory(tmp_path / "made") as folder:
+            (folder / content).write_text(content)
+    assert names(tmp_path) == ["made"]
+    assert names(tmp_path / "made") == ["new"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) -> None:
+    with new_directory(tmp_path / "made") as folder:
+        (folder / "old").write_text("1")
+    with pytest.raises(error), new_directory(tmp_path / "made") as folder:
+        (folder / "new").write_text("1")
+        raise error
+    assert names(tmp_path) == ["made"]
+    assert names(tmp_path / "made") == ["old"]
+
+
+def test_everything_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(files, "_fsync", lambda path: order.append(path.name))
+    replace = Path.replace
+
+    def noted(path: Path, target: Path) -> Path:
+        order.append(f"-> {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    with new_directory(tmp_path / "made") as folder:
+        (folder / "in").mkdir()
+        (folder / "in" / "file").write_text("1")
+    assert order.index("-> made") == len(order) - 2
+    assert {"in", "file", folder.name} == set(order[:-2])
+    assert order[-1] == tmp_path.name
+
+
+def test_leftovers_go_and_the_rest_stays(tmp_path: Path) -> None:
+    for name in (".made.abc.tmp", ".made.abc.old", "made", ".hidden"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".x.json.12.tmp").write_text("{")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".hidden", "made"]
+
+
+def test_json_is_read_back_and_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    value = {"text": "ä\u2028\n", "numbers": [1, 2.5, None]}
+    write_json(path, value)
+    assert read_json(path) == value
+    assert "ä" in path.read_text(encoding="utf-8")
+    with pytest.raises(TypeError):
+        write_json(path, {"no": object()})
+    assert read_json(path) == value
+
+
+def test_hashes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc" * 100_000)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    assert sha256_of_json({"a": 1, "b": [2]}) == sha256_of_json({"b": [2], "a": 1})
+    assert sha256_of_json({"a": 1}) != sha256_of_json({"a": 2})

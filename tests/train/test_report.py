@@ -1,0 +1,75 @@
+"""What a run writes of itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seq2seq.train.report import Report
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_a_line_averages_what_came_since_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(tmp_path, log_seconds=1000.0)
+    report.update(1, (30.0, 20.0), (8, 5), 0.1, (2, math.inf))
+    assert capsys.readouterr().err == ""
+    report.update(2, (10.0, 10.0), (9, 15), 0.2, (0, math.inf))  # the last step is always shown
+    report.close()
+    (line,) = lines(tmp_path)
+    assert (line["kind"], line["step"], line["learning_rate"]) == ("train", 2, 0.2)
+    assert line["loss"] == pytest.approx(40 / 20)
+    assert line["perplexity"] == pytest.approx(math.exp(30 / 20))
+    assert line["source_tokens_per_second"] / line["target_tokens_per_second"] == pytest.approx(17 / 20)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for part in ("step 2", "loss 2.000", "perplexity 4.48", "tokens/s", "lr 2.00e-01", "min left"):
+        assert part in captured.err
+
+
+def test_time_left_is_the_shorter_of_steps_and_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(tmp_path, log_seconds=0.0)
+    report.update(1, (1.0, 1.0), (1, 1), 0.1, (10**9, 90.0))
+    report.close()
+    assert "1.5 min left" in capsys.readouterr().err
+
+
+def test_every_line_starts_anew(tmp_path: Path) -> None:
+    report = Report(tmp_path, log_seconds=0.0)
+    report.update(1, (30.0, 20.0), (8, 5), 0.1, (2, math.inf))
+    report.update(2, (10.0, 10.0), (9, 10), 0.2, (1, math.inf))
+    report.close()
+    assert [line["loss"] for line in lines(tmp_path)] == pytest.approx([6.0, 1.0])
+
+
+def test_a_diverged_run_still_has_a_perplexity(tmp_path: Path) -> None:
+    report = Report(tmp_path, log_seconds=0.0)
+    report.update(1, (1e6, 1e6), (1, 1), 0.1, (1, math.inf))
+    report.close()
+    assert math.isfinite(lines(tmp_path)[0]["perplexity"])
+
+
+def test_going_on_appends(tmp_path: Path) -> None:
+    for step in (1, 2):
+        report = Report(tmp_path, log_seconds=0.0)
+        report.record("valid", step, {"bleu": 1.5, "samples": [{"source": "Straße\u2028"}]})
+        report.close()
+    assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [("valid", 1), ("valid", 2)]
+    assert lines(tmp_path)[0]["samples"] == [{"source": "Straße\u2028"}]
+
+
+def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs extra plot")
+    report = Report(tmp_path, log_seconds=0.0)
+    report.record("valid", 7, {"bleu": 31.5, "samples": ["text"]})
+    report.close()
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["valid/bleu"]
+    assert [(event.step, event.value) for event in events.Scalars("valid/bleu")] == [(7, 31.5)]

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# All checks and measurements that want a GPU, in one call of under ten minutes; results into the folder $1.
+# GPU_SMOKE=1 runs every line in small, on whatever device there is, to see that the script itself works.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=$(realpath -m "${1:-build/gpu}")
+mkdir -p "$out"
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+small=()
+rounds=5
+models=(small base big)
+if [ -n "${GPU_SMOKE:-}" ]; then
+  small=(trainer.max_steps=4 trainer.validate_every=4 trainer.save_every=2 search.max_length_offset=3)
+  rounds=1
+  models=(small)
+fi
+failed=0
+step() { echo "== $*" >&2; "$@" || { echo "== failed: $*" >&2; failed=1; }; }
+
+step python3 -m pytest -m gpu tests >"$out/tests.log" 2>&1
+cat "$out/tests.log"
+for model in "${models[@]}"; do
+  step python3 tools/bench.py --model "$model" --rounds "$rounds" --output "$out/bench-$model.json"
+done
+if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
+  data=$SEQ2SEQ_SHARED_DATA/multi30k
+  run=$out/multi30k_en_de_gpu
+  step python3 -m seq2seq.cli.train +recipe=multi30k_en_de_gpu "run_dir=$run" \
+    "data.train.source=$data/train.en" "data.train.target=$data/train.de" \
+    "data.valid.source=$data/valid.en" "data.valid.target=$data/valid.de" \
+    "data.test.source=$data/test_2016.en" "data.test.target=$data/test_2016.de" "${small[@]}"
+  step python3 -m seq2seq.cli.evaluate --model "$run/model" >"$out/scores.json"
+  step python3 -m seq2seq.cli.evaluate --model "$run/model" --lowercase --paper-bleu >"$out/scores.lowercase.json"
+fi
+exit $failed
