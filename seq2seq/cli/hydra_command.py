@@ -32,7 +32,7 @@ common keys:
   data.valid.source=… data.valid.target=…   the same for validation (else some of the training pairs are held out)
   data.source_language=en data.target_language=de
   tokenizer.vocab_size=8000
-  model=small|base|big|recurrent            or model/encoder=… model/decoder=…, model.d_model=512, …
+  model=tiny|small|base|big|recurrent       or model/encoder=… model/decoder=…, model.d_model=512, …
   trainer.max_steps=N trainer.max_minutes=M trainer.device=cpu trainer.precision=float32
   search.beam_size=4 search.length_penalty=0.6
 

@@ -25,7 +25,7 @@ class BeamSearch:
         self.bos, self.eos = bos, eos
         self.never_generated = never_generated
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, model: SearchModel, source: Tensor, layout: Layout) -> list[list[Hypothesis]]:
         """The `n_best` hypotheses, best first, of each packed source sentence; fewer where fewer exist."""
         limits = (layout.lengths * self.config.max_length_ratio).long() + self.config.max_length_offset

@@ -159,7 +159,7 @@ class Trainer:
         started = time.monotonic()
         self.model.eval()
         nll = 0.0
-        with torch.inference_mode():
+        with torch.no_grad():
             for batch in in_order(data.valid, max(self.config.data.batch_tokens, int(np.max(data.valid.lengths)))):
                 with self._autocast():
                     nll += float(batch_loss(self.model, batch.to(self.device), 0.0)[1])

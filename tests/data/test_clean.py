@@ -48,10 +48,9 @@ def test_length_rules(source: int, target: int, reason: str | None) -> None:
     assert length_reason(source, target, CleaningConfig()) == reason
     assert length_reason(source, target, OFF) is None
     if reason:
-        others_off = CleaningConfig(
-            **{{"max_pieces": "max_length_ratio", "max_length_ratio": "max_pieces"}[reason]: None}
-        )
-        assert length_reason(source, target, others_off) == reason
+        other_off = CleaningConfig()
+        setattr(other_off, "max_pieces" if reason == "max_length_ratio" else "max_length_ratio", None)
+        assert length_reason(source, target, other_off) == reason
 
 
 @given(source=st.text(), target=st.text(), pieces=st.tuples(st.integers(0, 999), st.integers(0, 999)))

@@ -246,8 +246,8 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
 def test_no_corpus_says_what_to_type() -> None:
     assert "data.train.source=FILE data.train.target=FILE" in refused(CorpusConfig())
     assert not is_given(CorpusConfig(target="x"))
-    for given in (CorpusConfig(source="x"), CorpusConfig(dataset="x"), CorpusConfig(phrases=1)):
-        assert is_given(given)
+    for corpus in (CorpusConfig(source="x"), CorpusConfig(dataset="x"), CorpusConfig(phrases=1)):
+        assert is_given(corpus)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,290 @@
+"""The stages: what they make, when they run again, and that a stopped one leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from seq2seq.config.schema import CleaningConfig, Config, CorpusConfig, DataConfig, TokenizerConfig
+from seq2seq.data import prepare as preparing
+from seq2seq.data.clean import text_hash
+from seq2seq.data.prepare import Prepared, prepare
+from seq2seq.data.tokenizer import EOS
+from seq2seq.support.errors import UserError
+from seq2seq.support.files import read_json
+
+
+def config(root: Path, train: list[tuple[str, str]], valid: list[tuple[str, str]] | None = None, **data: Any) -> Config:
+    def files(name: str, pairs: list[tuple[str, str]]) -> CorpusConfig:
+        for side in (0, 1):
+            (root / f"{name}.{side}").write_bytes("".join(f"{pair[side]}\n" for pair in pairs).encode())
+        return CorpusConfig(source=str(root / f"{name}.0"), target=str(root / f"{name}.1"))
+
+    given = {"valid": files("valid", valid)} if valid else {}
+    made = DataConfig(**{"workers": 1, **data}, **given, train=files("train", train), prepared_dir=str(root / "data"))
+    return Config(run_dir=str(root), data=made, tokenizer=TokenizerConfig(vocab_size=310))
+
+
+def stamps(root: Path) -> dict[str, int]:
+    """All files under the prepared folder, with their times of change and inode numbers."""
+    files = [path for path in (root / "data").rglob("*") if path.is_file()]
+    return {path.relative_to(root / "data").as_posix(): path.stat().st_mtime_ns + path.stat().st_ino for path in files}
+
+
+def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    """The stages that were made again; none may be half changed."""
+    assert before.keys() == after.keys()
+    stages = {name.partition("/")[0] for name in after}
+    again = {stage for stage in stages for name in after if name.startswith(f"{stage}/") and after[name] != before[name]}
+    for stage in again:
+        assert not any(after[name] == before[name] for name in after if name.startswith(f"{stage}/"))
+    return again
+
+
+def decoded(data: Prepared, split: str) -> list[tuple[str, str]]:
+    store = getattr(data, split)
+    return [
+        tuple(data.tokenizer.decode([store.gather(side, np.array([pair]))[:-1].tolist()])[0] for side in (0, 1))
+        for pair in range(len(store))
+    ]
+
+
+def test_what_is_prepared(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    train, valid = list(dict.fromkeys(toy_pairs[:150])), toy_pairs[150:170]
+    data = prepare(config(tmp_path, train, valid))
+    assert decoded(data, "train") == train
+    assert decoded(data, "valid") == valid
+    assert [pair[:2] for pair in data.valid_text] == valid
+    assert data.train.gather(0, np.arange(len(train))).tolist().count(EOS) == len(train)
+    assert 273 < data.tokenizer.vocab_size <= 310
+    arrays = {f"{split}/{side}.{kind}.npy" for split in ("train", "valid") for side in ("source", "target") for kind in ("tokens", "offsets")}
+    tables = {f"clean/{split}/{name}" for split in ("train", "valid") for name in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")}
+    records = {f"{stage}/stage.json" for stage in ("clean", "tokenizer", "train", "valid")}
+    others = {"clean/report.json", "train/report.json", "tokenizer/tokenizer.model", "valid/text.json"}
+    assert set(stamps(tmp_path)) == arrays | tables | records | others
+
+
+def test_a_stage_runs_again_only_when_its_inputs_changed(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    first = prepare(settings)
+    before = stamps(tmp_path)
+    # Where and on how many processes it runs changes nothing.
+    settings.data.workers = 2
+    settings.data.batch_tokens = 4000
+    settings.model.d_model = 64
+    assert prepare(settings).data_sha256 == first.data_sha256
+    assert changed(before, stamps(tmp_path)) == set()
+    expected: list[tuple[Callable[[], object], set[str]]] = [
+        (lambda: setattr(settings.tokenizer, "vocab_size", 305), {"tokenizer", "train", "valid"}),
+        (lambda: setattr(settings.data.cleaning, "max_pieces", 30), {"train", "valid"}),
+        (lambda: setattr(settings.data.cleaning, "same", False), {"clean", "tokenizer", "train", "valid"}),
+        (lambda: setattr(settings, "seed", 2), {"clean", "tokenizer", "train", "valid"}),
+        (lambda: (tmp_path / "train.1").write_bytes((tmp_path / "train.1").read_bytes().upper()), {"clean", "tokenizer", "train", "valid"}),
+    ]
+    for change, stages in expected:
+        change()
+        before = stamps(tmp_path)
+        data = prepare(settings)
+        assert changed(before, stamps(tmp_path)) == stages
+    assert data.data_sha256 != first.data_sha256
+    assert all(target.isupper() for _, target in decoded(data, "train"))
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "left"),
+    [
+        ("corpus", "read_pairs", set()),
+        ("preparing", "train_tokenizer", {"clean"}),
+        ("preparing", "write_store", {"clean", "tokenizer"}),
+    ],
+)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_stage_stopped_in_the_middle_leaves_nothing(
+    room: str,
+    name: str,
+    left: set[str],
+    error: type[BaseException],
+    tmp_path: Path,
+    toy_pairs: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    owner = preparing if room == "preparing" else preparing.corpus
+    whole = getattr(owner, name)
+
+    def stopped(*arguments: Any) -> Any:
+        if name == "read_pairs":
+            yield from list(whole(*arguments))[:50]
+        elif name == "write_store":
+            (arguments[0] / "source.raw").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(owner, name, stopped if name == "read_pairs" else lambda *arguments: list(stopped(*arguments)))
+    with pytest.raises(error):
+        prepare(settings)
+    assert {path.name for path in (tmp_path / "data").iterdir()} == left
+    monkeypatch.undo()
+    assert len(prepare(settings).train) > 100
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    # kill -9 gives no chance to tidy up.
+    (tmp_path / "data" / ".train.x1y2.tmp").mkdir(parents=True)
+    (tmp_path / "data" / ".train.x1y2.tmp" / "source.raw").write_bytes(b"half")
+    (tmp_path / "data" / ".clean.x1y2.old").mkdir()
+    prepare(config(tmp_path, toy_pairs[:150], toy_pairs[150:170]))
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"clean", "tokenizer", "train", "valid"}
+
+
+# Cleaning.
+
+BAD = {
+    "empty": [("", "leer"), ("empty", ""), ("", "")],
+    "same": [("the same", "the same")],
+    "duplicate": [("the dog.", "das Hund."), ("the dog.", "das Hund.")],
+    "max_length_ratio": [("the dog", "das Hund sieht das alte Baum, das kleine Tisch, das Fluss.")],
+    "max_pieces": [("the old dog " * 20, "das alte Hund " * 20)],
+}
+DROPPED = {"empty": 3, "same": 1, "duplicate": 1, "max_length_ratio": 1, "max_pieces": 1}
+OFF: dict[str, Any] = {"empty": False, "same": False, "duplicate": False, "max_length_ratio": None, "max_pieces": None}
+
+
+def cleaned(tmp_path: Path, good: list[tuple[str, str]], rules: CleaningConfig) -> tuple[dict[str, int], Prepared]:
+    bad = [pair for pairs in BAD.values() for pair in pairs]
+    data = prepare(config(tmp_path, good + bad, [("a", "b"), ("", "leer"), ("x", "x"), ("x", "x")], cleaning=rules))
+    reports = [read_json(tmp_path / "data" / stage / "report.json") for stage in ("clean", "train")]
+    assert reports[1]["kept"] == len(data.train)
+    assert reports[0]["kept"] == len(data.train) + sum(reports[1]["dropped"].values())
+    for report in reports:
+        for reason, examples in report["examples"].items():
+            assert 0 < len(examples) <= 3
+            assert all(any(pair[0].startswith(text.strip()) for pair in BAD[reason]) for text, _ in examples)
+    assert len(data.valid) == 4, "the validation split is as it was given"
+    return {**reports[0]["dropped"], **reports[1]["dropped"]}, data
+
+
+@pytest.mark.parametrize("rule", ["none", "all", *OFF])
+def test_each_rule_can_be_switched_off(
+    rule: str, tmp_path: Path, toy_pairs: list[tuple[str, str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = list(dict.fromkeys(toy_pairs))[:120]
+    rules = CleaningConfig(max_pieces=100)
+    for off in OFF if rule == "all" else [rule] if rule != "none" else []:
+        setattr(rules, off, OFF[off])
+    dropped, data = cleaned(tmp_path, good, rules)
+    expected = {} if rule == "all" else {reason: count for reason, count in DROPPED.items() if reason != rule}
+    if rule == "empty":
+        expected |= {"same": 2, "max_length_ratio": 3}  # The rules that come after it see those pairs.
+    assert dropped == expected
+    total = len(good) + sum(map(len, BAD.values()))
+    assert len(data.train) == total - sum(expected.values())
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert f"kept {total - sum(count for reason, count in expected.items() if 'max' not in reason):,} of {total}" in err
+    assert all(f"for {reason}, such as: " in err for reason in expected)
+
+
+def test_without_a_limit_pairs_must_still_fit_in_a_batch(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    rules = CleaningConfig(max_pieces=None)
+    settings = config(tmp_path, toy_pairs, toy_pairs[:5], cleaning=rules, batch_tokens=30)
+    few = prepare(settings)
+    assert max(int(lengths.max()) for lengths in few.train.lengths) <= 30
+    assert read_json(tmp_path / "data" / "train" / "report.json")["dropped"]["batch_tokens"] > 0
+    settings.data.batch_tokens = 1000
+    assert len(prepare(settings).train) > len(few.train)
+
+
+def test_a_corpus_with_nothing_left(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the train corpus is empty after cleaning"):
+        prepare(config(tmp_path, [("", "a")], [("a", "b")]))
+    with pytest.raises(UserError, match="the train corpus is empty$"):
+        prepare(config(tmp_path, [], [("a", "b")]))
+    with pytest.raises(UserError, match=r"no training pairs are left after cleaning; see .*report\.json"):
+        prepare(config(tmp_path, [("a b c d e", "f")] * 2, [("a", "b")], cleaning=CleaningConfig(max_length_ratio=1.5)))
+    with pytest.raises(UserError, match=r"train\.0 has 1 lines but .*train\.1 has 2"):
+        settings = config(tmp_path, [("a", "b")], [("a", "b")])
+        (tmp_path / "train.1").write_bytes(b"a\nb\n")
+        prepare(settings)
+
+
+# Holding out.
+
+
+def test_pairs_held_out_share_no_source_with_training(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    # Every source three times, with three targets.
+    sources = list(dict.fromkeys(source for source, _ in toy_pairs))
+    pairs = [(source, f"{n} {source}") for n in range(3) for source in sources]
+    data = prepare(config(tmp_path, pairs))
+    count = len(pairs) // 100
+    assert len(data.valid) == len(data.valid_text) == count
+    held = [pair.source for pair in data.valid_text]
+    assert held == sorted(sources, key=text_hash)[:count], "by hash, each source once"
+    assert {source for source, _ in decoded(data, "train")} == set(sources) - set(held)
+    assert len(data.train) == len(pairs) - 3 * count
+
+
+def test_what_is_held_out_does_not_depend_on_order_or_seed(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    held = []
+    for seed, pairs in ((1, toy_pairs), (2, toy_pairs[::-1])):
+        settings = config(tmp_path, pairs)
+        settings.seed = seed
+        held.append({pair.source for pair in prepare(settings).valid_text})
+    assert held[0] == held[1] and len(held[0]) == 3
+
+
+@pytest.mark.parametrize(("pairs", "held"), [(2, 1), (99, 1), (250, 2), (99_999, 999), (100_000, 1000), (500_000, 1000)])
+def test_one_percent_and_at_most_a_thousand(pairs: int, held: int) -> None:
+    table = datasets.Dataset.from_dict({"hash": np.arange(pairs)[::-1]})
+    valid, train = preparing._hold_out(table)
+    assert (len(valid), len(train)) == (held, pairs - held)
+
+
+def test_too_few_sources_to_hold_any_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1 different sources: too few .*data\.valid\.source"):
+        prepare(config(tmp_path, [("a", "b"), ("a", "c")]))
+
+
+# Many processes.
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from seq2seq.config.compose import compose
+from seq2seq.data import prepare
+
+if __name__ == "__main__":
+    prepare.PARALLEL_FROM = prepare.BLOCK = 50
+    parent, encode = os.getpid(), prepare.Tokenizer.encode
+    def noted(tokenizer, texts):
+        Path(sys.argv[1], f"process-{os.getpid()}").touch()
+        return encode(tokenizer, texts)
+    prepare.Tokenizer.encode = noted
+    for workers in (1, 2):
+        prepare.prepare(compose([*sys.argv[2:], f"data.prepared_dir={sys.argv[1]}/{workers}", f"data.workers={workers}"]))
+"""
+
+
+def test_two_processes_make_the_same_bytes(tmp_path: Path, toy_corpus: tuple[Path, Path]) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    source, target = toy_corpus
+    overrides = [f"data.train.source={source}", f"data.train.target={target}", "tokenizer.vocab_size=310"]
+    subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path), "+recipe=files", *overrides],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    one, two = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "1", tmp_path / "2")
+    )
+    assert one.keys() == two.keys()
+    assert len(list(tmp_path.glob("process-*"))) == 3, "the first run in one process, the second in two more"
+    assert [name for name in one if one[name] != two[name] and name.name != "dataset_info.json"] == []

@@ -1,0 +1,136 @@
+"""The recurrent kind: against the formulas of Bahdanau et al. (2015), and in every pairing with the Transformer."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from seq2seq.config.compose import compose
+from seq2seq.config.schema import Config, ModelConfig, RecurrentConfig, SearchConfig, TransformerConfig
+from seq2seq.data.batches import Batch
+from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
+from seq2seq.model.directory import load_model_directory, own_weights, save_model_directory
+from seq2seq.model.embedding import Embedding
+from seq2seq.model.recurrent import AdditiveAttention, RecurrentEncoder
+from seq2seq.model.translation import TranslationModel, build_model
+from seq2seq.ops.packing import Layout
+from seq2seq.search.beam import BeamSearch
+from seq2seq.train.loss import batch_loss
+
+VOCABULARY = 40
+PAIRINGS = list(itertools.product(("transformer", "recurrent"), repeat=2))
+SOURCE, TARGET = Layout.of([3, 6, 4]), Layout.of([5, 2, 7])
+
+
+def model_of(encoder: str, decoder: str) -> TranslationModel:
+    kinds = {
+        "transformer": TransformerConfig(num_layers=2, num_heads=4, d_ff=64, dropout=0.0),
+        "recurrent": RecurrentConfig(num_layers=2, dropout=0.0),
+    }
+    config = ModelConfig(d_model=32, dropout=0.0, encoder=kinds[encoder], decoder=kinds[decoder])
+    return build_model(config, VOCABULARY, 1)
+
+
+def batch() -> Batch:
+    tokens = torch.randint(4, VOCABULARY, (SOURCE.total + TARGET.total,), generator=torch.Generator().manual_seed(2))
+    source, target_out = tokens[: SOURCE.total], tokens[SOURCE.total :]
+    return Batch(source, SOURCE, target_out.roll(1), target_out, TARGET)
+
+
+def test_the_encoder_reads_each_sentence_as_a_plain_lstm_reads_it_alone() -> None:
+    torch.manual_seed(0)
+    encoder = RecurrentEncoder(RecurrentConfig(num_layers=2, dropout=0.0), Embedding(VOCABULARY, 16)).eval()
+    data = batch()
+    rows = encoder(data.source, SOURCE).rows.split([3, 6, 4])
+    for tokens, found in zip(data.source.split([3, 6, 4]), rows, strict=True):
+        expected, _ = encoder.lstm(encoder.embedding(tokens)[None])
+        torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-6)
+
+
+def test_additive_attention_is_the_formula() -> None:
+    torch.manual_seed(0)
+    attention = AdditiveAttention(8)
+    states, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    found = attention(states, attention.key(memory), memory, mask)
+    for slot, length in ((0, 5), (1, 2)):
+        for place in range(3):
+            energies = torch.stack(
+                [
+                    attention.energy((attention.query(states[slot, place]) + attention.key(memory[slot, j])).tanh())[0]
+                    for j in range(length)
+                ]
+            )
+            expected = energies.softmax(0) @ memory[slot, :length]
+            torch.testing.assert_close(found[slot, place], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRINGS)
+def test_stepping_is_the_whole_pass(encoder: str, decoder: str) -> None:
+    model, data = model_of(encoder, decoder).eval(), batch()
+    with torch.no_grad():
+        whole = TARGET.unpack(nn.functional.linear(model(data), model.output_weight))
+        state = model.start(model.encode(data.source, SOURCE))
+        tokens = TARGET.unpack(data.target_in)
+        for step in range(TARGET.max_length):
+            logits = model.step(state, tokens[:, step : step + 1], torch.arange(3)[:, None])[:, 0]
+            there = TARGET.mask[:, step]
+            torch.testing.assert_close(logits[there], whole[there, step], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRINGS)
+def test_every_pairing_learns_and_search_does_not_see_the_batch(encoder: str, decoder: str) -> None:
+    model, data = model_of(encoder, decoder), batch()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(12):
+        loss, _ = batch_loss(model, data, 0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+    model.eval()
+    search = BeamSearch(SearchConfig(beam_size=3, n_best=2, max_length_offset=6), 2, EOS, [0, 1, 2])
+    together = search(model, data.source, SOURCE)
+    for tokens, found in zip(data.source.split([3, 6, 4]), together, strict=True):
+        (alone,) = search(model, tokens, Layout.of([len(tokens)]))
+        assert [hypothesis.tokens for hypothesis in alone] == [hypothesis.tokens for hypothesis in found]
+        assert [one.score for one in alone] == pytest.approx([one.score for one in found], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    lines = [f"the number {number} in words" for number in range(200)]
+    return train_tokenizer(lines, compose_pairing("recurrent", "recurrent").tokenizer)
+
+
+def compose_pairing(encoder: str, decoder: str) -> Config:
+    return compose(
+        ["+recipe=quickstart", f"model/encoder={encoder}", f"model/decoder={decoder}", "tokenizer.vocab_size=300"]
+        + ["model.d_model=16", *(f"model.{side}.num_layers=1" for side in ("encoder", "decoder"))]
+        + [
+            f"model.{side}.{key}=4"
+            for side, kind in (("encoder", encoder), ("decoder", decoder))
+            if kind == "transformer"
+            for key in ("num_heads", "d_ff")
+        ]
+    )
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRINGS)
+def test_every_pairing_composes_and_survives_its_directory(
+    encoder: str, decoder: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = compose_pairing(encoder, decoder)
+    model = build_model(config.model, tokenizer.vocab_size, 1)
+    save_model_directory(tmp_path / "model", config, tokenizer, own_weights(model), steps=0)
+    loaded_config, _, loaded = load_model_directory(tmp_path / "model")
+    assert loaded_config == config
+    weights, expected = own_weights(loaded), own_weights(model)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
