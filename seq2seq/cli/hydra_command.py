@@ -10,7 +10,7 @@ from collections.abc import Callable
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import seq2seq
 from seq2seq.config.compose import COMPOSING, checked, conf_dir, explained, options_of
@@ -64,7 +64,7 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
         if failures:
             return
         try:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and not OmegaConf.is_missing(composed, "run_dir"):
                 composed.run_dir = f"{composed.run_dir}/{HydraConfig.get().job.num}"
             task(checked(composed))
         except Exception as error:

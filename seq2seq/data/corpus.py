@@ -55,12 +55,13 @@ def identity(corpus: CorpusConfig) -> dict[str, Any]:
     files = [*paths_of(corpus.source), *paths_of(corpus.target)]
     for path in files:
         _require(path)
-    hashes = [sha256_of(path) for path in files]
-    return (
-        {"files": hashes}
-        if hashes
-        else {key: getattr(corpus, key) for key in ("dataset", "subset", "split", "phrases")}
-    )
+    if files:
+        return {"files": [sha256_of(path) for path in files]}
+    named = {key: getattr(corpus, key) for key in ("dataset", "subset", "split", "phrases")}
+    folder = Path(corpus.dataset or "")
+    if corpus.dataset and folder.is_dir():
+        named["files"] = [sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return named
 
 
 def read_pairs(data: DataConfig, split: str, seed: int) -> Iterator[Pair]:

@@ -108,8 +108,10 @@ def _table(data: DataConfig, split: str, seed: int, cache: str, report: Report |
 
     datasets.disable_progress_bars()
     seen: set[int] = set()
+    count = 0
 
     def rows() -> Iterator[dict[str, Any]]:
+        nonlocal count
         for pair in corpus.read_pairs(data, split, seed):
             reason = text_reason(pair.source, pair.target, data.cleaning) if report else None
             if report and not reason and data.cleaning.duplicate:
@@ -119,6 +121,7 @@ def _table(data: DataConfig, split: str, seed: int, cache: str, report: Report |
             if report and reason:
                 report.drop(reason, pair.source, pair.target)
             else:
+                count += 1
                 yield {**pair._asdict(), "hash": text_hash(pair.source)}
 
     features = datasets.Features(
@@ -128,15 +131,18 @@ def _table(data: DataConfig, split: str, seed: int, cache: str, report: Report |
         hash=datasets.Value("int64"),
     )
     try:
-        table = datasets.Dataset.from_generator(
+        return datasets.Dataset.from_generator(
             rows, features=features, cache_dir=cache, fingerprint=split, keep_in_memory=False
         )
     except datasets.exceptions.DatasetGenerationError as error:
         # `datasets` wraps whatever the generator raised.
         raise error.__cause__ or error from None
-    if not len(table):
-        raise UserError(f"the {split} corpus is empty" + (" after cleaning" if report and report.dropped else ""))
-    return table
+    except ValueError:
+        # `datasets` makes no table without rows.
+        if count:
+            raise
+        after = " after cleaning" if report and report.dropped else ""
+        raise UserError(f"the {split} corpus is empty{after}") from None
 
 
 def _hold_out(train: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -178,8 +184,11 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
     report = Report()
 
     def blocks() -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        with bar(f"encoding {split}", len(table), unit="pairs") as progress:
-            for texts, sources, targets in _encoded(table, tokenizer, workers):
+        with (
+            bar(f"encoding {split}", len(table), unit="pairs") as progress,
+            tempfile.TemporaryDirectory(dir=folder) as cache,
+        ):
+            for texts, sources, targets in _encoded(table, tokenizer, workers, cache):
                 if split == "train":
                     sources, targets = _short_enough(texts, sources, targets, data, report)
                 yield sources, targets
@@ -197,12 +206,14 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
 _Block = tuple[list[tuple[str, str]], list[list[int]], list[list[int]]]
 
 
-def _encoded(table: Any, tokenizer: Tokenizer, workers: int) -> Iterator[_Block]:
+def _encoded(table: Any, tokenizer: Tokenizer, workers: int, cache: str) -> Iterator[_Block]:
     def encode(block: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {f"{side}_ids": tokenizer.encode(block[side]) for side in ("source", "target")}
 
     if workers > 1:
-        table = table.map(encode, batched=True, batch_size=BLOCK, num_proc=workers)
+        table = table.map(
+            encode, batched=True, batch_size=BLOCK, num_proc=workers, cache_file_name=f"{cache}/ids.arrow"
+        )
     for block in table.iter(BLOCK):
         ids = block if workers > 1 else encode(block)
         yield list(zip(block["source"], block["target"], strict=True)), ids["source_ids"], ids["target_ids"]

@@ -44,7 +44,8 @@ def paper_bleu(
 
     def prepare(text: str) -> str:
         tokens = tokenizer.tokenize(text, return_str=True, escape=False)
-        return re.sub(r"(\S)-(?=\S)", r"\1 ##AT##-##AT## ", tokens)
+        # As the script for the paper's figures has it: in `a-b-c` the second hyphen stays.
+        return re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", tokens)
 
     metric = BLEU(tokenize="none", force=True, lowercase=lowercase)
     score = metric.corpus_score([prepare(text) for text in hypotheses], [[prepare(text) for text in references]]).score
@@ -63,6 +64,11 @@ def compare(
     metrics = {"BLEU": BLEU(lowercase=lowercase, references=[list(references)])}
     test = PairedTest([(name, list(lines)) for name, lines in systems], metrics, references=None, test_type="bs")
     signatures, results = test()
+    # sacreBLEU gives two equal outputs the smallest p there is: none of its samples differs by more than nothing.
+    p_values = [
+        1.0 if list(lines) == list(systems[0][1]) else result.p_value
+        for (_, lines), result in zip(systems, results["BLEU"], strict=True)
+    ]
     return {
         "signature": str(signatures["BLEU"]),
         "systems": [
@@ -71,8 +77,8 @@ def compare(
                 "bleu": round(result.score, 2),
                 "mean": round(result.mean, 2),
                 "confidence_95": round(result.ci, 2),
-                "p_value": None if result.p_value is None else round(result.p_value, 4),
+                "p_value": None if result.p_value is None else round(p_value, 4),
             }
-            for name, result in zip(results["System"], results["BLEU"], strict=True)
+            for name, result, p_value in zip(results["System"], results["BLEU"], p_values, strict=True)
         ],
     }

@@ -73,6 +73,7 @@ def load_model_directory(directory: Path) -> tuple[Config, Tokenizer, Translatio
     weights = load_weights(directory / "model.safetensors")
     with torch.device("meta"):
         model = TranslationModel(config.model, tokenizer.vocab_size)
+    require_same_shapes(model, weights, directory / "model.safetensors")
     model = model.to_empty(device="cpu")
     fill(model, weights, directory / "model.safetensors")
     return config, tokenizer, model
@@ -93,11 +94,16 @@ def own_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Copy tensors read from `path` into the model. Raises UserError unless names and shapes are the model's."""
+    require_same_shapes(model, weights, path)
+    with torch.no_grad():
+        for name, tensor in own_weights(model).items():
+            tensor.copy_(weights[name])
+
+
+def require_same_shapes(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise UserError unless the tensors read from `path` have the names and shapes of the model's own."""
     own = own_weights(model)
     for name in own.keys() | weights.keys():
         have, need = (tuple(side[name].shape) if name in side else "none" for side in (weights, own))
         if have != need:
             raise UserError(f"{path}: tensor {name} has shape {have}; the configuration needs {need}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])

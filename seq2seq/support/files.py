@@ -66,10 +66,15 @@ def new_directory(final: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Delete what a killed `new_directory` left under `parent`."""
-    for pattern in (".*.tmp", ".*.old"):
-        for path in parent.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    """Clear away what a killed `new_directory` left under `parent`; a directory it had moved aside comes back."""
+    for old in parent.glob(".*.old"):
+        final = parent / old.name[1:].rpartition(".")[0].rpartition(".")[0]
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.replace(final)
+    for path in parent.glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:

@@ -14,10 +14,14 @@ from torch import nn
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.model.directory import fill, load_weights, own_weights
-from seq2seq.support.errors import UserError
+from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import new_directory, read_json, remove_leftovers, write_json
 
-MAY_CHANGE = ("trainer.max_steps", "trainer.max_minutes", "trainer.save_every", "trainer.devices", "data.workers")
+MAY_CHANGE = (
+    *(f"trainer.{key}" for key in ("max_steps", "max_minutes", "save_every", "devices")),
+    *("data.workers", "data.prepared_dir", "run_dir"),
+)
+REMEDY = "Try a lower schedule.peak, a longer schedule.warmup_steps, or optimizer.clip_norm=1.0"
 
 
 @dataclass
@@ -47,7 +51,11 @@ class Checkpoints:
     def save(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, config: Config, keep: int
     ) -> None:
-        """Write the checkpoint of this step, then delete all but the last `keep`."""
+        """Write the checkpoint of this step, then delete all but the last `keep`; RunError for non-finite weights."""
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            raise RunError(
+                f"step {progress.step}: a weight is not finite; nothing was saved, the last checkpoint stands. {REMEDY}"
+            )
         with new_directory(self.directory / f"step-{progress.step}") as folder:
             safetensors.torch.save_file(own_weights(model), folder / "model.safetensors")
             safetensors.torch.save_file(_optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")

@@ -21,9 +21,10 @@ from seq2seq.model.directory import fill, own_weights, save_model_directory
 from seq2seq.model.translation import build_model, count_parameters
 from seq2seq.support.devices import choose_device, choose_precision, keep_freed_memory
 from seq2seq.support.errors import RunError, Stopped
+from seq2seq.support.files import read_json, remove_leftovers, write_json
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
-from seq2seq.train.checkpoint import Checkpoints, Progress
+from seq2seq.train.checkpoint import REMEDY, Checkpoints, Progress
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.optimizer import build_optimizer
 from seq2seq.train.report import Report
@@ -37,6 +38,7 @@ class Trainer:
     def __init__(self, config: Config, data: Prepared) -> None:
         self.config, self.data = config, data
         self.run_dir = Path(config.run_dir)
+        self.end = self.run_dir / "end.json"
         self.device = choose_device(config.trainer.device)
         self.precision = choose_precision(config.trainer.precision, self.device)
         if self.device.type == "cpu":
@@ -54,12 +56,15 @@ class Trainer:
         Raises RunError on a non-finite loss, Stopped when a signal ended the run (its state saved), UserError when
         the run directory belongs to another configuration.
         """
+        remove_leftovers(self.run_dir)
         found = self.checkpoints.resume(self.model, self.optimizer, self.config)
         if found:
             self.progress = found
-            if self._finished() and (self.run_dir / "model").is_dir():
+            end = read_json(self.end) if self.end.is_file() else {"step": 0, "bleu": -1.0}
+            if self._finished() and end["step"] == found.step:
                 say(f"this run is finished (step {found.step:,}); its model: {self.run_dir / 'model'}")
                 return
+            found.best_bleu = max(found.best_bleu, end["bleu"])
             say(f"going on from step {found.step:,}")
         else:
             say(
@@ -116,10 +121,7 @@ class Trainer:
             sums += torch.stack((loss.detach(), nll))
         total, nll_total = sums.tolist()
         if not math.isfinite(total):
-            raise RunError(
-                f"step {progress.step}: the loss is {total}; the weights were not updated. "
-                "Try a lower schedule.peak, a longer schedule.warmup_steps, or optimizer.clip_norm=1.0"
-            )
+            raise RunError(f"step {progress.step}: the loss is {total}; the weights were not updated. {REMEDY}")
         if config.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
         self.optimizer.step()
@@ -202,14 +204,16 @@ class Trainer:
         """Leave the better model by validation BLEU: the best one seen, or the average of the last checkpoints."""
         count = self.config.trainer.average_last
         folders = self.checkpoints.all()[-count:] if count else []
+        best = self.progress.best_bleu
         if len(folders) > 1:
             fill(self.model, average_weights([folder / "model.safetensors" for folder in folders]), folders[-1])
             values = self._scores()
             self.report.record("average", self.progress.step, {"checkpoints": len(folders), **values})
-            best = self.progress.best_bleu
             say(f"average of the last {len(folders)} checkpoints: BLEU {values['bleu']:.2f}; best single: {best:.2f}")
-            if values["bleu"] >= self.progress.best_bleu:
+            if values["bleu"] >= best:
                 self._save_model(own_weights(self.model), self.progress.step, values)
+                best = values["bleu"]
+        write_json(self.end, {"step": self.progress.step, "bleu": best})
         say(f"finished after {self.progress.seconds / 60:.1f} minutes of training; the model: {self.run_dir / 'model'}")
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:

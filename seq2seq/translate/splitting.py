@@ -16,7 +16,7 @@ def split(text: str, count: Callable[[str], int], limit: int) -> list[str]:
     if count(text) <= limit:
         return [text]
     parts: list[str] = []
-    for unit in _units(text, count, limit):
+    for unit in _units(text.strip(), count, limit):
         if parts and count(f"{parts[-1]} {unit}") <= limit:
             parts[-1] = f"{parts[-1]} {unit}"
         else:

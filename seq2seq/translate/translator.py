@@ -19,6 +19,7 @@ from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.support.devices import choose_device
+from seq2seq.support.errors import RunError
 from seq2seq.translate.splitting import split
 
 BATCH_TOKENS = 4096
@@ -86,6 +87,10 @@ class Translator:
             tokens = torch.tensor([token for index in run for token in sources[index]], device=device)
             layout = Layout.of([len(sources[index]) for index in run], device)
             for index, hypotheses in zip(run, search(self.model, tokens, layout), strict=True):
+                if not hypotheses:
+                    raise RunError(
+                        "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
+                    )
                 results[index] = hypotheses
         return results
 

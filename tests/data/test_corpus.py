@@ -282,6 +282,12 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
     write(tmp_path / "a.de", b"c\n")
     assert identity(CorpusConfig(source=source, target=target)) != first
     assert identity(CorpusConfig(dataset="a", split="train")) != identity(CorpusConfig(dataset="a", split="test"))
+    saved = CorpusConfig(dataset=str(tmp_path / "set"))
+    found = []
+    for text in ("a", "b"):
+        datasets.Dataset.from_list([{"source": text, "target": text}]).save_to_disk(tmp_path / "set")
+        found.append(identity(saved))
+    assert found[0] != found[1] == identity(saved)
     with pytest.raises(UserError, match="no such file; did you mean"):
         identity(CorpusConfig(source=str(tmp_path / "a.eng")))
 

@@ -92,7 +92,7 @@ def test_every_pairing_learns_and_search_does_not_see_the_batch(encoder: str, de
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     model.eval()
     search = BeamSearch(SearchConfig(beam_size=3, n_best=2, max_length_offset=6), 2, EOS, [0, 1, 2])

@@ -87,3 +87,12 @@ def test_hashes(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
     assert sha256_of_json({"a": 1, "b": [2]}) == sha256_of_json({"b": [2], "a": 1})
     assert sha256_of_json({"a": 1}) != sha256_of_json({"a": 2})
+
+
+def test_what_a_killed_replacement_had_moved_aside_comes_back(tmp_path: Path) -> None:
+    (tmp_path / ".model.abc123.old").mkdir()
+    (tmp_path / ".model.abc123.old" / "weights").write_text("good")
+    (tmp_path / ".model.def456.tmp").mkdir()
+    files.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "good"

@@ -114,10 +114,10 @@ def manifest(run_dir: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_copying_is_learnt_from_a_random_seed(tmp_path: Path) -> None:
     known = draw(6000, 3)
-    unseen = [text for text in draw(2000, 4) if text not in {*known}][:300]
+    unseen = [text for text in draw(2000, 4) if text not in {*known}][:1000]
     overrides = [
         *write_copies(tmp_path, known, draw(20, 5)),
-        *(f"run_dir={tmp_path}/run", "seed=11", "schedule=linear", "schedule.warmup_steps=100", "schedule.peak=0.003"),
+        *(f"run_dir={tmp_path}/run", "seed=11", "schedule=linear", "schedule.warmup_steps=100", "schedule.peak=0.005"),
         *("model.d_model=64", "model.dropout=0", "trainer.label_smoothing=0", "data.batch_tokens=1000"),
         *(f"model.{side}.{key}" for side in ("encoder", "decoder") for key in ("num_layers=1", "d_ff=128")),
         *("trainer.max_steps=500", "trainer.save_every=500", "trainer.validate_every=500"),
@@ -140,6 +140,21 @@ def test_going_on_is_as_if_never_stopped(make: Make, tmp_path: Path) -> None:
     assert len(trainer.sampler.epoch(0)) < 6
     assert_same_state(tmp_path / "straight", tmp_path / "stopped", 12)
     assert steps_saved(tmp_path / "stopped") == [6, 12]
+
+
+def test_every_update_of_every_epoch_is_made_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make("run")
+    made: list[list[int]] = []
+    update = trainer._update
+
+    def record(pairs: NDArray[np.int64]) -> None:
+        made.append(pairs.tolist())
+        update(pairs)
+
+    monkeypatch.setattr(trainer, "_update", record)
+    trainer.run()
+    epochs = [pairs.tolist() for epoch in range(12) for pairs in trainer.sampler.epoch(epoch)]
+    assert made == epochs[:12]
 
 
 def test_another_seed_is_another_run(make: Make, tmp_path: Path) -> None:
@@ -247,12 +262,11 @@ def test_the_gradient_is_that_of_the_mean_over_target_tokens(make: Make, monkeyp
 def test_every_micro_batch_has_random_numbers_of_its_own(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make("run", "trainer.max_steps=4", "data.micro_batches=3")
     states: list[bytes] = []
-    loss = module.batch_loss
 
     def spy(model: TranslationModel, batch: Batch, smoothing: float) -> tuple[Tensor, Tensor]:
         if model.training:
             states.append(torch.get_rng_state().numpy().tobytes())
-        return loss(model, batch, smoothing)
+        return batch_loss(model, batch, smoothing)
 
     monkeypatch.setattr(module, "batch_loss", spy)
     trainer.run()
@@ -362,3 +376,39 @@ def test_the_console_says_what_it_should(make: Make, capsys: pytest.CaptureFixtu
     assert all(re.fullmatch(shape, line) for line in lines), lines
     assert "validation at step 2: perplexity" in captured.err
     assert draw(10, 2)[0] in captured.err
+
+
+def test_a_run_killed_before_its_end_averages_when_typed_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaging = ("trainer.save_every=6", "trainer.average_last=2")
+    monkeypatch.setattr(Trainer, "_finish", lambda _: None)
+    make("run", *averaging).run()
+    monkeypatch.undo()
+    assert log(tmp_path / "run", "average") == []
+    make("run", *averaging).run()
+    assert len(log(tmp_path / "run", "average")) == 1
+
+
+def test_a_longer_run_does_not_replace_a_better_average(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaging = ("trainer.save_every=6", "trainer.average_last=2")
+    script_bleu(monkeypatch, 20.0, 25.0)
+    make("run", *averaging).run()
+    averaged = weights_of(tmp_path / "run")
+    script_bleu(monkeypatch, 22.0, 21.0)
+    make("run", *averaging, "trainer.max_steps=14").run()
+    kept = weights_of(tmp_path / "run")
+    assert all(torch.equal(kept[name], averaged[name]) for name in averaged)
+
+
+def test_broken_weights_are_not_saved(make: Make, tmp_path: Path) -> None:
+    trainer = make("run", "schedule.peak=1e38", "schedule.warmup_steps=1", "trainer.save_every=1")
+    with pytest.raises(RunError, match=r"step \d+: (a weight is not finite|the loss is)"):
+        trainer.run()
+    for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        assert all(
+            bool(tensor.isfinite().all())
+            for tensor in safetensors.torch.load_file(folder / "model.safetensors").values()
+        )

@@ -1,0 +1,111 @@
+"""Hydra applications with our help, messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from seq2seq.cli.hydra_command import run_hydra_command
+from seq2seq.config.compose import options_of
+from seq2seq.config.schema import Config
+from seq2seq.support.errors import RunError, UserError
+
+GIVEN: list[Config] = []
+
+
+def command(error: BaseException | None = None) -> Any:
+    def task(config: Config) -> None:
+        GIVEN.append(config)
+        if error:
+            raise error
+
+    GIVEN.clear()
+    return lambda: sys.exit(run_hydra_command("seq2seq-test", "A summary.", task))
+
+
+def test_help_names_the_recipes(run: Any) -> None:
+    out = run(command(), "--help").out
+    assert out.startswith("A summary.\n\nusage: seq2seq-test +recipe=NAME [key=value ...]\n")
+    assert all(f"\n  {recipe}\n" in out for recipe in options_of("recipe"))
+    assert not GIVEN
+
+
+def test_the_task_gets_the_checked_configuration(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(command(), "+recipe=quickstart", "seed=7", "search=greedy")
+    assert (code, out, err) == (0, "", "")
+    assert [(config.seed, config.search.beam_size, config.run_dir) for config in GIVEN] == [(7, 1, "runs/quickstart")]
+    assert [path.name for path in tmp_path.iterdir()] == ["stdin"], "Hydra would make folders of its own"
+
+
+def test_the_composed_configuration_can_be_shown(run: Any) -> None:
+    code, out, err = run(command(), "+recipe=wmt14_en_de", "--cfg", "job")
+    assert (code, err) == (0, "")
+    shown = yaml.safe_load(out)
+    assert shown["data"]["train"]["dataset"] == "wmt/wmt14"
+    assert shown["tokenizer"]["vocab_size"] == 37000
+    assert not GIVEN
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["+recipe=quickstrat"], "recipe=quickstrat: no such recipe; did you mean quickstart?"),
+        (["recipe=quickstart"], "type +recipe=quickstart"),
+        (["+recipe=quickstart", "model=smal"], "model=smal: no such model; did you mean small?"),
+        (["+recipe=quickstart", "model=5"], "model=5: no such model"),
+        (["+recipe=quickstart", "trainer.max_stpes=5"], "did you mean max_steps?"),
+        (["+recipe=quickstart", "+optimizer.lrr=1"], "optimizer.lrr: no such key in optimizer"),
+        (["+recipe=quickstart", "seed=x"], "seed: Value 'x'"),
+        (["+recipe=quickstart", "trainer.max_steps=0"], "trainer.max_steps=0: must be at least 1"),
+        (["+recipe=quickstart", "seed=["], "seed=[: "),
+        (["quickstart"], "quickstart: not a setting; type key=value"),
+        (["seed=2"], "run_dir is not set; type +recipe=NAME"),
+        (["--multirun", "seed=1,2"], "run_dir is not set; type +recipe=NAME"),
+        (["--multirun", "+recipe=quickstart", "seed=1,x"], "seed: Value 'x'"),
+        (["--multirun", "+recipe=quickstart", "sede=1,2"], "sede: no such key; did you mean seed?"),
+    ],
+)
+def test_a_mistake_ends_with_code_2(arguments: list[str], message: str, run: Any) -> None:
+    run(command(), *arguments).refused("seq2seq-test", message)
+
+
+def test_a_flag_that_hydra_does_not_know(run: Any) -> None:
+    code, out, err = run(command(), "+recipe=quickstart", "--modle")
+    assert (code, out) == (2, "")
+    assert "--modle" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("yours"), 2), (RunError("the run's"), 3)])
+def test_errors_of_the_task_keep_their_codes(error: Exception, code: int, run: Any) -> None:
+    run(command(error), "+recipe=quickstart").refused("seq2seq-test", str(error), code)
+
+
+def test_a_defect_shows_its_trace(run: Any) -> None:
+    code, out, err = run(command(ZeroDivisionError()), "+recipe=quickstart")
+    assert (code, out) == (1, "")
+    assert "Traceback" in err and "in task" in err and "defect of ours" in err
+
+
+def test_an_interrupt_before_training(run: Any) -> None:
+    assert run(command(KeyboardInterrupt()), "+recipe=quickstart").code == 130
+
+
+def test_jobs_of_a_multirun_have_folders_of_their_own(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(command(), "--multirun", "+recipe=quickstart", "seed=1,2,3")
+    assert (code, out) == (0, "")
+    found = [(config.seed, config.run_dir, config.data.prepared_dir) for config in GIVEN]
+    assert found == [(seed, f"runs/quickstart/{seed - 1}", f"runs/quickstart/{seed - 1}/data") for seed in (1, 2, 3)]
+
+
+def test_a_multirun_stops_at_the_first_error(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(command(RunError("loss")), "-m", "+recipe=quickstart", "seed=1,2,3").code == 3
+    assert len(GIVEN) == 1

@@ -1,0 +1,177 @@
+"""seq2seq-train, end to end: training, stopping, going on, finishing; the paper's recipes on stand-in data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from seq2seq.cli import average, train, translate
+from seq2seq.model.directory import load_weights
+from seq2seq.support.files import read_json
+from seq2seq.train.loss import batch_loss
+from seq2seq.translate.translator import Translator
+
+QUICK = [
+    *("trainer.device=cpu", "trainer.precision=float32", "trainer.samples=1", "data.workers=1"),
+    *("data.batch_tokens=400", "trainer.log_seconds=0", "tokenizer.vocab_size=310"),
+]
+
+
+@pytest.fixture
+def overrides(toy_corpus: tuple[Path, Path], tmp_path: Path, tiny: list[str]) -> list[str]:
+    files = [f"data.train.{side}={path}" for side, path in zip(("source", "target"), toy_corpus, strict=True)]
+    return ["+recipe=files", f"run_dir={tmp_path / 'run'}", *files, *QUICK, *tiny]
+
+
+def checkpoints(run_dir: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_training_from_raw_text_to_a_model_directory(run: Any, overrides: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = [*overrides, "trainer.max_steps=6", "trainer.save_every=2", "trainer.validate_every=3"]
+    code, out, err = run(train.main, *command, "trainer.keep_checkpoints=2", "trainer.average_last=2")
+    assert (code, out) == (0, "")
+    lines = err.split("\n")
+    assert sum(line.startswith("step ") and " lr " in line and "min left" in line for line in lines) == 6
+    assert sum(line.startswith("validation at step ") for line in lines) == 2
+    assert sum(line.startswith("    the ") for line in lines) == 2, "one sample translation at each"
+    assert lines[-2].startswith("finished after") and str(run_dir / "model") in lines[-2]
+    assert checkpoints(run_dir) == [4, 6]
+    assert {path.name for path in run_dir.iterdir()} >= {"checkpoints", "data", "model", "log.jsonl"}
+    rows = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [(row["kind"], row["step"]) for row in rows if row["kind"] == "valid"] == [("valid", 3), ("valid", 6)]
+    assert all(row["loss"] > 0 for row in rows)
+    manifest = read_json(run_dir / "model" / "manifest.json")
+    assert manifest["data_sha256"] == read_json(run_dir / "data" / "train" / "stage.json")["fingerprint"]
+
+    # A model directory can be moved.
+    (run_dir / "model").rename(tmp_path / "moved")
+    assert len(Translator.load(tmp_path / "moved", device="cpu").translate(["the dog", ""])) == 2
+    (tmp_path / "moved").rename(run_dir / "model")
+
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    again = run(train.main, *command, "trainer.keep_checkpoints=2", "trainer.average_last=2")
+    assert again == (0, "", f"this run is finished (step 6); its model: {run_dir / 'model'}\n")
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+    run(train.main, *overrides, "trainer.max_steps=6", "trainer.save_every=2", "optimizer.beta2=0.9").refused(
+        "seq2seq-train", "optimizer.beta2 was 0.98, is 0.9"
+    )
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
+def stopped(overrides: list[str], number: signal.Signals) -> tuple[int, str]:
+    """Train in a process of its own, send it a signal after its second step; its exit code and errors."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "seq2seq.cli.train", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout and process.stderr
+    shown = []
+    try:
+        for line in process.stderr:
+            shown.append(line)
+            if sum(text.startswith("step ") for text in shown) == 2:
+                process.send_signal(number)
+                break
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert out == ""
+    return process.returncode, "".join(shown) + err
+
+
+@pytest.mark.slow
+def test_a_stopped_run_is_saved_and_goes_on(run: Any, overrides: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = [*overrides, "trainer.save_every=100000", "trainer.validate_every=100000", "trainer.average_last=0"]
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        done = checkpoints(run_dir)[-1] if run_dir.exists() and (run_dir / "checkpoints").is_dir() else 0
+        found, err = stopped([*command, "trainer.max_steps=100000"], number)
+        assert found == code, err
+        assert "Traceback" not in err
+        assert (f"going on from step {done:,}\n" in err) == (done > 0)
+        reached = checkpoints(run_dir)[-1]
+        assert reached >= done + 2
+        last = err.rstrip("\n").rpartition("\n")[2]
+        assert last == (f"seq2seq-train: stopped by {number.name} at step {reached:,}, saved; the same command goes on")
+    assert not (run_dir / "model").exists()
+    run(average.main, run_dir, "--last", "1", "--output", tmp_path / "averaged").refused(
+        "seq2seq-average", "not there before the run's first validation"
+    )
+    code, out, err = run(train.main, *command, f"trainer.max_steps={reached + 2}")
+    assert (code, out) == (0, "")
+    assert f"going on from step {reached:,}\n" in err
+    assert checkpoints(run_dir)[-1] == reached + 2
+
+
+STANDING = {"train": 300, "validation": 12, "test": 12}
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, toy_pairs: list[tuple[str, str]]) -> list[tuple[Any, ...]]:
+    """Puts toy sentences in the place of WMT 2014 on the Hub; returns what is asked of it."""
+    asked: list[tuple[Any, ...]] = []
+    letters = [f"{chr(first)}{chr(second)}" for first in range(0x61, 0x7B) for second in range(0xE0, 0x100)]
+
+    def load_dataset(name: str, subset: str, *, split: str) -> datasets.Dataset:
+        asked.append((name, subset, split))
+        # Enough different syllables for a thousand pieces.
+        texts = [(f"{a} {letters[n % 832]}{letters[n * 7 % 832]}", b) for n, (a, b) in enumerate(toy_pairs)]
+        rows = [{"translation": {"de": german, "en": english}} for english, german in texts[: STANDING[split]]]
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "smaller"),
+    [
+        ("wmt14_en_de", []),
+        ("wmt14_en_de_big", ["model.d_model=64"]),
+    ],
+)
+def test_the_papers_recipes_run(
+    recipe: str, smaller: list[str], run: Any, stand_in: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    few = ["trainer.max_steps=3", "trainer.validate_every=3", "data.batch_tokens=300", "tokenizer.vocab_size=1000"]
+    short = ["search.max_length_ratio=0", "search.max_length_offset=3", "trainer.device=cpu", "data.workers=1"]
+    code, out, err = run(train.main, f"+recipe={recipe}", f"run_dir={tmp_path / 'run'}", *few, *short, *smaller)
+    assert (code, out) == (0, ""), err
+    assert stand_in == [("wmt/wmt14", "de-en", "train"), ("wmt/wmt14", "de-en", "validation")]
+    assert "finished after" in err
+    weights = load_weights(tmp_path / "run" / "model" / "model.safetensors")
+    assert weights["target_embedding.weight"].shape == (1000, 512 if recipe == "wmt14_en_de" else 64)
+    done = run(translate.main, "--model", tmp_path / "run" / "model", "--device", "cpu", stdin=b"the dog\n")
+    assert (done.code, done.out.count("\n")) == (0, 1)
+    shutil.rmtree(tmp_path / "run")  # Half a gigabyte, which pytest would keep for three runs.
+
+
+def test_a_loss_that_is_no_number_ends_the_run(run: Any, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> tuple[Any, ...]:
+        return tuple(value * float("nan") for value in batch_loss(*given))
+
+    monkeypatch.setattr("seq2seq.train.trainer.batch_loss", broken)
+    code, out, err = run(train.main, *overrides, "trainer.max_steps=3")
+    assert (code, out) == (3, "")
+    last = err.rstrip("\n").rpartition("\n")[2]
+    assert last.startswith("seq2seq-train: step 1: the loss is nan") and "schedule.peak" in last
+    assert "Traceback" not in err

@@ -1,0 +1,153 @@
+"""The public API: text in, text out; a result depends on its own text alone."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import seq2seq
+from seq2seq.config.schema import SearchConfig
+from seq2seq.data.tokenizer import BOS, EOS
+from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import UserError
+from seq2seq.translate.translator import Translator
+
+STRANGE = [
+    *("", " ", "\t \u2028", "\u2028", "the\u2028dog", "the\x85dog", "the\rdog", "the\0dog", "\0", "\ufeffthe dog"),
+    *("\ufeff", "\ufffd", "the  old   dog", " the dog ", "🦊" * 30, "\u0301", "a\nb", "</s><pad>", "\u200b"),
+]
+
+
+@pytest.fixture(scope="module")
+def translator(tiny_model: Path) -> Translator:
+    return Translator.load(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def sentences(toy_pairs: list[tuple[str, str]]) -> list[str]:
+    return [source for source, _ in toy_pairs[:40]]
+
+
+def test_the_package_offers_it_without_loading_torch_at_once() -> None:
+    assert seq2seq.Translator is Translator
+    assert not hasattr(seq2seq, "Translater")
+
+
+def test_sentences_are_translated_each_for_itself(translator: Translator, sentences: list[str]) -> None:
+    found = translator.translate(sentences)
+    assert len(found) == len(sentences)
+    assert len(set(found)) > 3, "the tests below could not tell one from another"
+    assert translator.translate(sentences[3:4]) == found[3:4]
+    order = list(range(len(sentences)))
+    random.Random(1).shuffle(order)
+    assert translator.translate([sentences[index] for index in order]) == [found[index] for index in order]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 50, 100_000])
+def test_scores_do_not_depend_on_the_batch(translator: Translator, sentences: list[str], batch_tokens: int) -> None:
+    whole = translator.translate_n_best(sentences)
+    parted = Translator(translator.model, translator.tokenizer, translator.search, batch_tokens=batch_tokens)
+    for one, other in zip(whole, parted.translate_n_best(sentences), strict=True):
+        assert one.texts == other.texts
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
+def test_strange_lines_come_out_one_for_one(translator: Translator) -> None:
+    found = translator.translate_n_best(STRANGE)
+    assert len(found) == len(STRANGE)
+    for text, translation in zip(STRANGE, found, strict=True):
+        assert (translation.status == "empty") == (not text.strip())
+        assert "\n" not in translation.texts[0]
+    alone = [translator.translate([text])[0] for text in STRANGE]
+    assert [translation.texts[0] for translation in found] == alone
+    assert translator.translate([]) == []
+
+
+@settings(max_examples=15)
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=6))
+def test_any_texts_come_out_one_for_one(translator: Translator, texts: list[str]) -> None:
+    found = translator.translate(texts)
+    assert len(found) == len(texts)
+    assert not any("\n" in text for text in found)
+
+
+@pytest.mark.parametrize("unit", ["x", "the old dog sees the red apple. ", "the old dog "])
+def test_a_hundred_thousand_characters_in_one_line(translator: Translator, unit: str) -> None:
+    long = (unit * 100_000)[:100_000]
+    # One piece out for each part in: the search is tested elsewhere.
+    short = Translator(translator.model, translator.tokenizer, SearchConfig(1, max_length_ratio=0, max_length_offset=2))
+    before, found, after = short.translate_n_best(["the dog", long, "the apple"])
+    assert found.status == "split"
+    assert found.texts[0]
+    assert (before.status, after.status) == ("ok", "ok")
+    assert [before.texts, after.texts] == [short.translate_n_best([text])[0].texts for text in ("the dog", "the apple")]
+
+
+def test_a_long_text_is_its_parts(translator: Translator, sentences: list[str]) -> None:
+    limited = Translator(translator.model, translator.tokenizer, translator.search, longest=60)
+    sentences = [text for text in sentences if len(limited.tokenizer.encode([text])[0]) > 30][:3]
+    joined, *parts = limited.translate_n_best([" ".join(sentences), *sentences])
+    assert joined.status == "split" and {part.status for part in parts} == {"ok"}
+    assert joined.texts == [" ".join(part.texts[0] for part in parts)]
+    assert joined.scores[0] == pytest.approx(sum(part.scores[0] for part in parts), abs=1e-4)
+
+
+def test_n_best_are_different_and_best_first(tiny_model: Path, translator: Translator, sentences: list[str]) -> None:
+    several = Translator.load(tiny_model, device="cpu", n_best=4)
+    for best, found in zip(translator.translate(sentences[:8]), several.translate_n_best(sentences[:8]), strict=True):
+        assert found.texts[0] == best
+        assert len(found.texts) == len(found.scores) == 4
+        assert found.scores == sorted(found.scores, reverse=True)
+    searched = several._search([sentences[0]])[0]
+    assert len({tuple(hypothesis.tokens) for hypothesis in searched}) == 4
+
+
+def test_a_score_is_the_log_probability_over_the_penalty(translator: Translator, sentences: list[str]) -> None:
+    hypothesis = translator._search([sentences[0]])[0][0]
+    source = torch.tensor([*translator.tokenizer.encode([sentences[0]])[0], EOS])
+    target = [BOS, *hypothesis.tokens, EOS]
+    model = translator.model
+    with torch.inference_mode():
+        state = model.start(model.encode(source, Layout.of([len(source)])))
+        total = 0.0
+        for fed, chosen in itertools.pairwise(target):
+            logits = model.step(state, torch.tensor([[fed]]), torch.tensor([[0]]))
+            total += float(logits[0, 0].log_softmax(-1)[chosen])
+    penalty = ((5 + len(target) - 1) / 6) ** translator.search.length_penalty
+    assert hypothesis.score == pytest.approx(total / penalty, abs=1e-4)
+
+
+def test_settings_of_search_can_be_given(tiny_model: Path, sentences: list[str]) -> None:
+    config = Translator.load(tiny_model, device="cpu").search
+    greedy = Translator.load(tiny_model, device="cpu", beam_size=1, length_penalty=0.0)
+    assert (config.beam_size, greedy.search.beam_size, greedy.search.length_penalty) == (4, 1, 0.0)
+    assert greedy.search.max_length_offset == config.max_length_offset == 5
+    assert len(greedy.translate(sentences[:2])) == 2
+    with pytest.raises(UserError, match=r"search\.beam_size=0"):
+        Translator.load(tiny_model, device="cpu", beam_size=0)
+    with pytest.raises(UserError, match=r"search\.n_best=5"):
+        Translator.load(tiny_model, device="cpu", n_best=5)
+    with pytest.raises(UserError, match="no such device"):
+        Translator.load(tiny_model, device="gpu")
+
+
+def test_bfloat16_gives_scores_near_those_of_float32(
+    tiny_model: Path, translator: Translator, sentences: list[str]
+) -> None:
+    halved = Translator.load(tiny_model, device="cpu", dtype=torch.bfloat16)
+    assert halved.model.output_weight.dtype == torch.bfloat16
+    for one, other in zip(
+        translator.translate_n_best(sentences[:5]), halved.translate_n_best(sentences[:5]), strict=True
+    ):
+        assert one.scores == pytest.approx(other.scores, abs=0.2)
+
+
+def test_a_missing_model_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no model there .*seq2seq-train \+recipe=quickstart"):
+        Translator.load(tmp_path)
