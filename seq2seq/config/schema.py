@@ -109,11 +109,15 @@ class DataConfig:
 
 @dataclass
 class TokenizerConfig:
-    """The joint SentencePiece vocabulary, trained on at most `max_lines` sampled lines."""
+    """The joint SentencePiece vocabulary, trained on at most `max_lines` sampled lines.
+
+    With `split_digits` each digit is a piece of its own.
+    """
 
     kind: str = "bpe"
     vocab_size: int = 8000
     max_lines: int = 5_000_000
+    split_digits: bool = False
 
     def __post_init__(self) -> None:
         _one_of("tokenizer.kind", self.kind, ("bpe", "unigram"))

@@ -234,7 +234,7 @@ DATE_INSIDE = (
 # "Mittwoch, dem 9. Mai 2001" is an apposition: where the sentence goes on, German closes it with a comma.
 FULL_DATE_INSIDE = tuple((english, german.replace("{x.dat}", "{x.dat},")) for english, german in DATE_INSIDE)
 DATE_RANGE = (
-    ("{place.en} is closed {x.en}.", "{place.nom} ist {x.acc} geschlossen."),
+    ("{place.en} is open {x.en}.", "{place.nom} ist {x.acc} geöffnet."),
     ("We are in {city.en} {x.en}.", "{x.nom} sind wir in {city.nom}."),
     ("She works in {city.en} {x.en}.", "Sie arbeitet {x.acc} in {city.nom}."),
 )

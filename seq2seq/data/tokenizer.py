@@ -67,7 +67,7 @@ def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     text = [line for line in lines if line]
     size = config.vocab_size
     try:
-        return Tokenizer(_train(text, config.kind, size))
+        return Tokenizer(_train(text, config, size))
     except RuntimeError as error:
         # SentencePiece tells the largest possible size only in its message.
         limit = re.search(r"<= (\d+)", str(error))
@@ -86,22 +86,23 @@ def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     say(
         f"tokenizer.vocab_size={config.vocab_size} is more than the corpus of {len(text)} lines supports; taking {size}"
     )
-    return Tokenizer(_train(text, config.kind, size))
+    return Tokenizer(_train(text, config, size))
 
 
-def _train(lines: list[str], kind: str, size: int) -> bytes:
+def _train(lines: list[str], config: TokenizerConfig, size: int) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=model,
-        model_type=kind,
+        model_type=config.kind,
+        split_digits=config.split_digits,
         vocab_size=size,
         pad_id=PAD,
         unk_id=UNK,
         bos_id=BOS,
         eos_id=EOS,
         pad_piece="<pad>",
-        character_coverage=1.0 if size >= 1000 else 0.9999,
+        character_coverage=0.9999,
         byte_fallback=True,
         # SentencePiece's own defaults rewrite the text: "…" becomes "...", two spaces become one.
         normalization_rule_name="identity",
