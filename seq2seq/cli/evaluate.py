@@ -10,9 +10,11 @@ from typing import Any
 
 from seq2seq.cli.common import add_model_options, find_model, load_translator, parser
 from seq2seq.config import compose
-from seq2seq.data.corpus import Pair, read_lines, read_pairs
-from seq2seq.evaluate.scores import compare, exact, paper_bleu, scores
+from seq2seq.data.corpus import Pair, read_pairs
+from seq2seq.evaluate.scores import compare, paper_bleu, scores
+from seq2seq.evaluate.test_set import aligned, read_test_set
 from seq2seq.support.errors import RunError, UserError, exit_code_of
+from seq2seq.support.files import write_text
 
 SUMMARY = "Score translations: BLEU, chrF and TER by sacreBLEU, each with its signature, as JSON on standard output."
 EXAMPLES = """The test set is --source and --reference, else the one that the model's configuration names (data.test.*).
@@ -52,21 +54,21 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores; raises RunError when they are under a bar."""
     if arguments.compare:
         references = [pair.target for pair in _test_set(arguments)]
-        systems = [(str(path), _aligned(path, references)) for path in arguments.compare]
+        systems = [(str(path), aligned(path, references)) for path in arguments.compare]
         print(json.dumps(compare(systems, references, lowercase=arguments.lowercase), indent=2, ensure_ascii=False))
         return
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise UserError(f"--output {arguments.output}: no such folder; type: mkdir -p {arguments.output.parent}")
     pairs = _test_set(arguments)
     references = [pair.target for pair in pairs]
     if arguments.hypotheses:
-        hypotheses = _aligned(arguments.hypotheses, references)
+        hypotheses = aligned(arguments.hypotheses, references)
     else:
         hypotheses = load_translator(arguments).translate([pair.source for pair in pairs])
     if arguments.output:
-        arguments.output.write_bytes("".join(f"{line}\n" for line in hypotheses).encode())
-    result = scores(hypotheses, references, lowercase=arguments.lowercase)
-    labels = sorted({pair.label for pair in pairs} - {""})
-    if labels:
-        result["exact_each"] = {label: _exact_of(label, hypotheses, pairs) for label in labels}
+        write_text(arguments.output, "".join(f"{line}\n" for line in hypotheses))
+    labels = [pair.label for pair in pairs]
+    result = scores(hypotheses, references, labels, lowercase=arguments.lowercase)
     if arguments.paper_bleu:
         language = arguments.target_language or _config(arguments).data.target_language
         result["paper_bleu"] = paper_bleu(hypotheses, references, language, lowercase=arguments.lowercase)
@@ -90,36 +92,19 @@ def _check_bars(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
         raise RunError("; ".join(low))
 
 
-def _exact_of(label: str, hypotheses: list[str], pairs: list[Pair]) -> float:
-    chosen = [(line, pair.target) for line, pair in zip(hypotheses, pairs, strict=True) if pair.label == label]
-    return exact(*zip(*chosen, strict=True))
-
-
 def _config(arguments: argparse.Namespace) -> Any:
     return compose.load(find_model(arguments.model) / "config.yaml")
 
 
 def _test_set(arguments: argparse.Namespace) -> list[Pair]:
-    if arguments.reference:
-        references = list(read_lines(arguments.reference))
-        if not arguments.source:
-            if not (arguments.hypotheses or arguments.compare):
-                raise UserError(
-                    "--reference without --source: nothing to translate; add --source FILE or --hypotheses FILE"
-                )
-            return [Pair("", reference) for reference in references]
-        return [Pair(*pair) for pair in zip(_aligned(arguments.source, references), references, strict=True)]
-    if arguments.source:
+    if arguments.source and not arguments.reference:
         raise UserError("--source without --reference: nothing to compare with; add --reference FILE")
-    config = _config(arguments)
-    return list(read_pairs(config.data, "test", config.seed))
-
-
-def _aligned(path: Path, references: list[str]) -> list[str]:
-    lines = list(read_lines(path))
-    if len(lines) != len(references):
-        raise UserError(f"{path} has {len(lines)} lines; the reference has {len(references)}")
-    return lines
+    if not arguments.reference:
+        config = _config(arguments)
+        return list(read_pairs(config.data, "test", config.seed))
+    if not (arguments.source or arguments.hypotheses or arguments.compare):
+        raise UserError("--reference without --source: nothing to translate; add --source FILE or --hypotheses FILE")
+    return read_test_set(arguments.source, arguments.reference)
 
 
 def main() -> None:

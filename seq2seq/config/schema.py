@@ -6,6 +6,7 @@ key, a wrong type or a value out of range is found before anything starts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +14,13 @@ from seq2seq.support.errors import UserError, nearest
 
 
 def _at_least(key: str, value: float | None, limit: float) -> None:
-    if value is not None and not value >= limit:
-        raise UserError(f"{key}={value}: must be at least {limit}")
+    if value is not None and not limit <= value < math.inf:
+        raise UserError(f"{key}={value}: must be at least {limit}, and finite")
 
 
 def _above(key: str, value: float | None, limit: float) -> None:
-    if value is not None and not value > limit:
-        raise UserError(f"{key}={value}: must be greater than {limit}")
+    if value is not None and not limit < value < math.inf:
+        raise UserError(f"{key}={value}: must be greater than {limit}, and finite")
 
 
 def _share(key: str, value: float) -> None:
@@ -278,6 +279,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _at_least("trainer.max_steps", self.max_steps, 1)
         _above("trainer.max_minutes", self.max_minutes, 0)
+        _at_least("trainer.log_seconds", self.log_seconds, 0)
         for key in ("save_every", "validate_every", "keep_checkpoints", "devices"):
             _at_least(f"trainer.{key}", getattr(self, key), 1)
         _at_least("trainer.average_last", self.average_last, 0)

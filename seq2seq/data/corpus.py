@@ -58,6 +58,9 @@ def identity(corpus: CorpusConfig) -> dict[str, Any]:
     if files:
         return {"files": [sha256_of(path) for path in files]}
     named = {key: getattr(corpus, key) for key in ("dataset", "subset", "split", "phrases")}
+    if corpus.phrases and not corpus.dataset:
+        # What is drawn depends on the versions of Babel and num2words, and on ours.
+        named["drawn"] = text_hash(*map(str, itertools.islice(phrasebook.draw(0, held_out=False), 600)))
     folder = Path(corpus.dataset or "")
     if corpus.dataset and folder.is_dir():
         named["files"] = [sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()]

@@ -76,12 +76,18 @@ def prepare(config: Config) -> Prepared:
 def _stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) -> str:
     """Make a stage's folder unless it is there with the same inputs; returns the fingerprint of the inputs."""
     fingerprint = sha256_of_json(inputs)
-    record = folder / "stage.json"
-    if not record.is_file() or read_json(record)["fingerprint"] != fingerprint:
+    if _fingerprint_of(folder) != fingerprint:
         with new_directory(folder) as temporary:
             make(temporary)
             write_json(temporary / "stage.json", {"fingerprint": fingerprint, "inputs": inputs})
     return fingerprint
+
+
+def _fingerprint_of(folder: Path) -> str | None:
+    try:
+        return str(read_json(folder / "stage.json")["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _clean(folder: Path, config: Config) -> None:

@@ -9,8 +9,13 @@ from typing import Any
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 
-def scores(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> dict[str, Any]:
-    """BLEU, chrF and TER (0 to 100) with their sacreBLEU signatures, and the share of exact matches in percent."""
+def scores(
+    hypotheses: Sequence[str], references: Sequence[str], labels: Sequence[str] = (), *, lowercase: bool = False
+) -> dict[str, Any]:
+    """BLEU, chrF and TER (0 to 100) with their sacreBLEU signatures, and the share of exact matches in percent.
+
+    Where pairs have `labels`, also the share of exact matches among those of each.
+    """
     metrics = {
         "bleu": BLEU(lowercase=lowercase),
         "chrf": CHRF(lowercase=lowercase),
@@ -20,7 +25,16 @@ def scores(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: b
     for name, metric in metrics.items():
         score = metric.corpus_score(list(hypotheses), [list(references)]).score
         result[name] = {"score": round(score, 2), "signature": str(metric.get_signature())}
-    result["exact"] = exact(hypotheses, references)
+    pairs = [
+        (one.lower(), other.lower()) if lowercase else (one, other)
+        for one, other in zip(hypotheses, references, strict=True)
+    ]
+    result["exact"] = exact(pairs)
+    if any(labels):
+        by_label: dict[str, list[tuple[str, str]]] = {}
+        for label, pair in sorted(zip(labels, pairs, strict=True)):
+            by_label.setdefault(label, []).append(pair)
+        result["exact_each"] = {label: exact(chosen) for label, chosen in by_label.items()}
     return result
 
 
@@ -29,9 +43,9 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     return float(BLEU().corpus_score(list(hypotheses), [list(references)]).score)
 
 
-def exact(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """The share of hypotheses equal to their reference, in percent."""
-    return round(100 * sum(map(str.__eq__, hypotheses, references)) / max(1, len(references)), 2)
+def exact(pairs: Sequence[tuple[str, str]]) -> float:
+    """The share of pairs of hypothesis and reference that are equal, in percent."""
+    return round(100 * sum(one == other for one, other in pairs) / max(1, len(pairs)), 2)
 
 
 def paper_bleu(

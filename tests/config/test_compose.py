@@ -182,7 +182,7 @@ def stored(tmp_path: Path) -> Path:
 def test_what_is_stored_is_read_back(stored: Path) -> None:
     config = load(stored)
     assert config.data.train.source == ["ä b.en", "c.en"]
-    assert config.model.encoder.dropout == 0.2
+    assert config.model.encoder.dropout == config.model.dropout == 0.3
     assert to_yaml(config) == stored.read_text(encoding="utf-8")
     assert "${" not in to_yaml(config)
     for recipe in options_of("recipe"):

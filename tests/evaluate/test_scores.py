@@ -58,9 +58,9 @@ def test_lowercase_ignores_case() -> None:
 
 
 def test_exact_counts_equal_lines() -> None:
-    assert exact(["a", "b", "c"], ["a", "B", "c"]) == 66.67
-    assert exact([], []) == 0.0
-    assert exact(["a "], ["a"]) == 0.0
+    assert exact([("a", "a"), ("b", "B"), ("c", "c")]) == 66.67
+    assert exact([]) == 0.0
+    assert exact([("a ", "a")]) == 0.0
 
 
 @given(lines=st.lists(st.text(st.characters(categories=["L", "N", "Z", "P"]), min_size=20), min_size=1, max_size=3))
