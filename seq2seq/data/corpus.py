@@ -5,29 +5,21 @@ Files are read as bytes and split on `\\n` only: other line separators of Unicod
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
 import itertools
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import zstandard
 
 from seq2seq.config.schema import CorpusConfig, DataConfig
 from seq2seq.data import phrasebook
 from seq2seq.data.clean import text_hash
-from seq2seq.support.errors import UserError, nearest
+from seq2seq.data.text_files import BLANKS, SUFFIXES, read_lines, require
+from seq2seq.support.errors import UserError
 from seq2seq.support.files import sha256_of
 from seq2seq.support.progress import bar
-
-SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
-BLANKS = " \t\r\n"
 
 
 class Pair(NamedTuple):
@@ -54,7 +46,7 @@ def identity(corpus: CorpusConfig) -> dict[str, Any]:
     """What the corpus is made of, for telling whether it changed: names, and the sha256 of each file."""
     files = [*paths_of(corpus.source), *paths_of(corpus.target)]
     for path in files:
-        _require(path)
+        require(path)
     if files:
         return {"files": [sha256_of(path) for path in files]}
     named = {key: getattr(corpus, key) for key in ("dataset", "subset", "split", "phrases")}
@@ -99,84 +91,6 @@ def _share(phrases: Iterator[phrasebook.Phrase], split: str) -> Iterator[phraseb
         if phrase.source not in seen and (text_hash(phrase.source) % 5 == 0) == (split == "valid"):
             seen.add(phrase.source)
             yield phrase
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        siblings = [item.name for item in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file{nearest(path.name, siblings) if siblings else ''}")
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading bytes, decompressed by its suffix (.gz, .xz, .bz2, .zst). Raises UserError."""
-    _require(path)
-    match path.suffix:
-        case ".gz":
-            return cast(IO[bytes], gzip.open(path))
-        case ".xz":
-            return lzma.open(path)
-        case ".bz2":
-            return bz2.open(path)
-        case ".zst":
-            return io.BufferedReader(_Zstd(path), 1 << 20)
-        case _:
-            return path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """The bytes of all frames of a .zst file; zstandard's own reader passes over a cut without error."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._inside = False
-        self._rest = self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any, /) -> int:
-        while not self._ready:
-            block = self._rest or self._file.read(1 << 17)
-            if not block:
-                if self._inside:
-                    raise EOFError("it ends inside a frame")
-                return 0
-            self._ready, self._inside = self._frame.decompress(block), True
-            self._rest = self._frame.unused_data
-            if self._frame.eof:
-                self._frame, self._inside = zstandard.ZstdDecompressor().decompressobj(), False
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-
-def read_lines(path: Path, *, is_table: bool = False) -> Iterator[str]:
-    """The lines of a UTF-8 file, split on `\\n` only, without byte-order mark and outer blanks; tabs stay in a table.
-
-    Raises UserError with file, line and byte for invalid UTF-8, and for a damaged compressed file.
-    """
-    number = 0
-    try:
-        with open_bytes(path) as file, bar(f"reading {path.name}") as progress:
-            for number, raw in enumerate(file, 1):
-                if number % 1000 == 0:
-                    progress.update(1000)
-                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-                yield line.decode("utf-8").strip(" \r\n" if is_table else BLANKS)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}:{number}: byte {error.start + 1} of the line (0x{error.object[error.start]:02x}) is not UTF-8; "
-            f"convert the file, for example: iconv -f latin1 -t utf-8 {path.name}"
-        ) from None
-    except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise UserError(f"{path}:{number + 1}: the compressed file is damaged: {error}") from None
 
 
 def _side_by_side(source: Path, target: Path) -> Iterator[Pair]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seq2seq.data.corpus import Pair, read_lines
+from seq2seq.data.corpus import Pair
+from seq2seq.data.text_files import read_lines
 from seq2seq.support.errors import UserError
 
 

@@ -20,6 +20,7 @@ from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import RunError
+from seq2seq.support.progress import bar
 from seq2seq.translate.splitting import split
 
 BATCH_TOKENS = 4096
@@ -83,15 +84,18 @@ class Translator:
         search = BeamSearch(self.search, BOS, EOS, self.tokenizer.never_generated)
         device = self.model.output_weight.device
         results: list[list[Hypothesis]] = [[] for _ in sources]
-        for run in cut(order, [lengths[order]], max(self.batch_tokens, int(lengths.max(initial=0)))):
-            tokens = torch.tensor([token for index in run for token in sources[index]], device=device)
-            layout = Layout.of([len(sources[index]) for index in run], device)
-            for index, hypotheses in zip(run, search(self.model, tokens, layout), strict=True):
-                if not hypotheses:
-                    raise RunError(
-                        "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
-                    )
-                results[index] = hypotheses
+        runs = cut(order, [lengths[order]], max(self.batch_tokens, int(lengths.max(initial=0))))
+        with bar("translating", len(sources)) as progress:
+            for run in runs:
+                tokens = torch.tensor([token for index in run for token in sources[index]], device=device)
+                layout = Layout.of([len(sources[index]) for index in run], device)
+                for index, hypotheses in zip(run, search(self.model, tokens, layout), strict=True):
+                    results[index] = hypotheses
+                progress.update(len(run))
+        if not all(results):
+            raise RunError(
+                "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
+            )
         return results
 
     def _join(self, parts: list[list[Hypothesis]]) -> Translation:

@@ -114,5 +114,7 @@ def test_mistakes(run: Any, files: Files, tmp_path: Path, tiny_model: Path) -> N
     (tmp_path / "latin").write_bytes(b"a\ncaf\xe9\n")
     run(main, "--hypotheses", tmp_path / "latin", *reference).refused(name, "latin:2: byte 4 of the line (0xe9)")
     output = tmp_path / "no" / "output"
-    run(main, "--hypotheses", files["good"], *reference, "--output", output).refused(name, f"{output}: no such folder; type: mkdir -p")
+    run(main, "--hypotheses", files["good"], *reference, "--output", output).refused(
+        name, f"{output}: no such folder; type: mkdir -p"
+    )
     run(main, "--model", tiny_model, "--hypotheses", files["good"]).refused(name, "has 20 lines; the reference has 30")

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq.config.schema import CorpusConfig, DataConfig
-from seq2seq.data.corpus import identity, is_given, paths_of, read_lines, read_pairs
+from seq2seq.data.corpus import identity, is_given, paths_of, read_pairs
+from seq2seq.data.text_files import read_lines
 from seq2seq.support.errors import UserError
 
 PAIRS = [

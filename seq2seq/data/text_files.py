@@ -1,0 +1,95 @@
+"""Text files as bytes, decompressed by their suffix and split on `\n` only."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import zstandard
+
+from seq2seq.support.errors import UserError, nearest
+from seq2seq.support.progress import bar
+
+SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
+BLANKS = " \t\r\n"
+
+
+def require(path: Path) -> None:
+    """Raise UserError, with the nearest name there is, unless `path` is a file."""
+    if not path.is_file():
+        siblings = [item.name for item in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file{nearest(path.name, siblings) if siblings else ''}")
+
+
+def decompressed(file: IO[bytes], suffix: str) -> IO[bytes]:
+    """The content of an open file, decompressed by its suffix (.gz, .xz, .bz2, .zst)."""
+    match suffix:
+        case ".gz":
+            return cast(IO[bytes], gzip.open(file))
+        case ".xz":
+            return lzma.open(file)
+        case ".bz2":
+            return bz2.open(file)
+        case ".zst":
+            return io.BufferedReader(_Zstd(file), 1 << 20)
+        case _:
+            return file
+
+
+class _Zstd(io.RawIOBase):
+    """The bytes of all frames of a .zst file; zstandard's own reader passes over a cut without error."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._inside = False
+        self._rest = self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._ready:
+            block = self._rest or self._file.read(1 << 17)
+            if not block:
+                if self._inside:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            self._ready, self._inside = self._frame.decompress(block), True
+            self._rest = self._frame.unused_data
+            if self._frame.eof:
+                self._frame, self._inside = zstandard.ZstdDecompressor().decompressobj(), False
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
+def read_lines(path: Path, *, is_table: bool = False) -> Iterator[str]:
+    """The lines of a UTF-8 file, split on `\n` only, without byte-order mark and outer blanks; tabs stay in a table.
+
+    Raises UserError with file, line and byte for invalid UTF-8, and for a damaged compressed file.
+    """
+    require(path)
+    number = 0
+    try:
+        with path.open("rb") as file, bar(f"reading {path.name}", path.stat().st_size, unit="bytes") as progress:
+            for number, line in enumerate(decompressed(file, path.suffix), 1):
+                if number % 1000 == 0:
+                    progress.update(file.tell() - progress.n)
+                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                yield text.decode("utf-8").strip(" \r\n" if is_table else BLANKS)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}:{number}: byte {error.start + 1} of the line (0x{error.object[error.start]:02x}) is not UTF-8; "
+            f"convert the file, for example: iconv -f latin1 -t utf-8 {path.name}"
+        ) from None
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise UserError(f"{path}:{number + 1}: the compressed file is damaged: {error}") from None
