@@ -35,7 +35,7 @@ format: $(VENV)/dev ## put the code into the project's style
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev ## measure training and translation speed
-	$(BIN)/python tools/bench.py
+	GOMP_SPINCOUNT=10000 $(BIN)/python tools/bench.py
 
 wheel: $(VENV)/dev ## build dist/seq2seq-*.whl
 	rm -rf dist

@@ -3,7 +3,7 @@
     python tools/bench.py [--model small|base|big] [--rounds 5] [--output FILE]
 
 Prints a table to stderr and the figures as JSON to stdout. A round trains, then translates; the figure is the median
-of the rounds. Weights are random, so translation runs to a forced length: tokens a second, not quality.
+of the rounds. Weights are random, so translation runs to the limit of length: tokens a second, not quality.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def translate_rate(model: TranslationModel, beam_size: int, rng: np.random.Gener
     model.eval()
     tokens = torch.from_numpy(rng.integers(4, VOCABULARY, SENTENCES * OUTPUT_TOKENS)).to(device)
     settings = SearchConfig(beam_size=beam_size, max_length_ratio=0.0, max_length_offset=OUTPUT_TOKENS)
-    # Forced length: with a penalty this strong no hypothesis wins before the limit.
+    # With a penalty this strong no short hypothesis wins before the limit.
     settings.length_penalty = 50.0 if beam_size > 1 else 0.0
     search = BeamSearch(settings, BOS, EOS, [])
     started = _now(device)
-    search(model, tokens, Layout.of([OUTPUT_TOKENS] * SENTENCES, device))
-    return SENTENCES * OUTPUT_TOKENS / (_now(device) - started)
+    found = search(model, tokens, Layout.of([OUTPUT_TOKENS] * SENTENCES, device))
+    return sum(len(best.tokens) + 1 for best, *_ in found) / (_now(device) - started)
 
 
 def _now(device: torch.device) -> float:

@@ -33,6 +33,7 @@ def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, A
         "command": command,
         "versions": manifest["versions"],
         "seed": manifest["seed"],
+        "minutes_with_validations": round((log[-1]["time"] - log[0]["time"]) / 60, 1),
         "validations": validations,
         "averages": averages,
         "model": {"steps": manifest["steps"], "valid_bleu": manifest["valid"]["bleu"]},
@@ -51,7 +52,8 @@ def rendered(results: dict[str, Any]) -> str:
     last = results["validations"][-1]
     lines = [
         f"Measured on {results['date']}: {results['machine']}, torch {results['versions']['torch']}, "
-        f"seed {results['seed']}; {last['minutes_trained']:.1f} minutes of training.",
+        f"seed {results['seed']}; {last['minutes_trained']:.1f} minutes of training, "
+        f"{results['minutes_with_validations']:.1f} with validations and saves.",
         "",
         "```sh",
         results["command"],
@@ -74,7 +76,13 @@ def rendered(results: dict[str, Any]) -> str:
 
 
 def _score_rows(scores: dict[str, Any]) -> list[str]:
-    named = {"bleu": "BLEU", "chrf": "chrF", "ter": "TER", "paper_bleu": "tokenised BLEU"}
+    named = {
+        "bleu": "BLEU",
+        "chrf": "chrF",
+        "ter": "TER",
+        "tokenised_bleu": "tokenised BLEU",
+        "paper_bleu": "the paper's BLEU",
+    }
     rows = [
         f"{title} {scores[key]['score']:.2f} | `{scores[key]['signature']}`"
         for key, title in named.items()

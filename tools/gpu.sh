@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-build/gpu}")
 mkdir -p "$out"
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export GOMP_SPINCOUNT=10000 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 small=()
 rounds=5
 models=(small base big)
@@ -28,7 +28,7 @@ if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
   step python3 -m seq2seq.cli.train +recipe=multi30k_en_de_gpu "run_dir=$run" \
     "data.train.source=$data/train.en" "data.train.target=$data/train.de" \
     "data.valid.source=$data/valid.en" "data.valid.target=$data/valid.de" \
-    "data.test.source=$data/test_2016.en" "data.test.target=$data/test_2016.de" "${small[@]}"
+    "data.test.source=$data/test_2016.en" "data.test.target=$data/test_2016.de" ${small[@]+"${small[@]}"}
   step python3 -m seq2seq.cli.evaluate --model "$run/model" >"$out/scores.json"
   step python3 -m seq2seq.cli.evaluate --model "$run/model" --lowercase --paper-bleu >"$out/scores.lowercase.json"
 fi

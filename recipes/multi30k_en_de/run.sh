@@ -14,6 +14,6 @@ if [ -n "$files" ]; then
     done
   done
 fi
-seq2seq-train "+recipe=$recipe" "run_dir=$run" "${data[@]}" "$@"
+seq2seq-train "+recipe=$recipe" "run_dir=$run" ${data[@]+"${data[@]}"} "$@"
 seq2seq-evaluate --model "$run/model" --output "$run/test_2016.hypotheses" | tee "$run/scores.json"
 seq2seq-evaluate --model "$run/model" --lowercase --paper-bleu | tee "$run/scores.lowercase.json"

@@ -10,8 +10,8 @@ from typing import Any
 
 from seq2seq.cli.common import add_model_options, find_model, load_translator, parser
 from seq2seq.config import compose
-from seq2seq.data.corpus import Pair, read_pairs
-from seq2seq.evaluate.scores import compare, paper_bleu, scores
+from seq2seq.data.corpus import Pair, is_given, read_pairs
+from seq2seq.evaluate.scores import compare, scores, tokenised_bleu
 from seq2seq.evaluate.test_set import aligned, read_test_set
 from seq2seq.support.errors import RunError, UserError, exit_code_of
 from seq2seq.support.files import write_text
@@ -41,7 +41,9 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--output", type=Path, metavar="FILE", help="write the translations there too")
     made.add_argument("--lowercase", action="store_true", help="ignore case")
     made.add_argument(
-        "--paper-bleu", action="store_true", help="also tokenised BLEU with compounds split, as in the paper"
+        "--paper-bleu",
+        action="store_true",
+        help="also BLEU on Moses tokens, without and with compounds split as in the paper",
     )
     made.add_argument("--target-language", metavar="L", help="for --paper-bleu (default: the model's)")
     made.add_argument("--min-bleu", type=float, metavar="X", help="exit with 3 when BLEU is below X")
@@ -61,6 +63,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {arguments.output}: no such folder; type: mkdir -p {arguments.output.parent}")
     pairs = _test_set(arguments)
     references = [pair.target for pair in pairs]
+    language = arguments.target_language
+    if arguments.paper_bleu and not language:
+        if arguments.hypotheses and not arguments.model:
+            raise UserError("--paper-bleu of --hypotheses: add --target-language L, such as de")
+        language = _config(arguments).data.target_language
     if arguments.hypotheses:
         hypotheses = aligned(arguments.hypotheses, references)
     else:
@@ -70,8 +77,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     labels = [pair.label for pair in pairs]
     result = scores(hypotheses, references, labels, lowercase=arguments.lowercase)
     if arguments.paper_bleu:
-        language = arguments.target_language or _config(arguments).data.target_language
-        result["paper_bleu"] = paper_bleu(hypotheses, references, language, lowercase=arguments.lowercase)
+        for key, split_compounds in (("tokenised_bleu", False), ("paper_bleu", True)):
+            result[key] = tokenised_bleu(
+                hypotheses, references, language, lowercase=arguments.lowercase, split_compounds=split_compounds
+            )
     print(json.dumps(result, indent=2, ensure_ascii=False))
     _check_bars(arguments, result)
 
@@ -93,7 +102,9 @@ def _check_bars(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    return compose.load(find_model(arguments.model) / "config.yaml")
+    # Found once: a training beside this may put a newer one there.
+    arguments.model = str(find_model(arguments.model))
+    return compose.load(Path(arguments.model) / "config.yaml")
 
 
 def _test_set(arguments: argparse.Namespace) -> list[Pair]:
@@ -101,6 +112,8 @@ def _test_set(arguments: argparse.Namespace) -> list[Pair]:
         raise UserError("--source without --reference: nothing to compare with; add --reference FILE")
     if not arguments.reference:
         config = _config(arguments)
+        if not is_given(config.data.test):
+            raise UserError("the model's configuration names no test set; add --source FILE --reference FILE")
         return list(read_pairs(config.data, "test", config.seed))
     if not (arguments.source or arguments.hypotheses or arguments.compare):
         raise UserError("--reference without --source: nothing to translate; add --source FILE or --hypotheses FILE")

@@ -11,10 +11,14 @@ SUMMARY = "Train a translation model; the result is a model directory, RUN_DIR/m
 
 
 def train(config: Config) -> None:
-    """Prepare and train."""
+    """Prepare and train; a run of other settings is refused before its prepared data are touched."""
+    from pathlib import Path
+
     from seq2seq.data.prepare import prepare
+    from seq2seq.train.checkpoint import Checkpoints
     from seq2seq.train.trainer import Trainer
 
+    Checkpoints(Path(config.run_dir)).require_same_settings(config)
     Trainer(config, prepare(config)).run()
 
 

@@ -28,7 +28,7 @@ def conf_dir() -> Path:
     for place in (PACKAGE / "conf", PACKAGE.parent / "conf"):
         if (place / "config.yaml").is_file():
             return place
-    raise UserError(f"no conf/ in {PACKAGE} or beside it; install again: pip install --force-reinstall seq2seq")
+    raise UserError(f"no conf/ in {PACKAGE} or beside it; install the wheel or the checkout again")
 
 
 def options_of(group: str) -> list[str]:

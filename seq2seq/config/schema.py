@@ -54,6 +54,8 @@ class CorpusConfig:
             value = getattr(self, side)
             if not all(isinstance(path, str) for path in (value if isinstance(value, list) else [value or ""])):
                 raise UserError(f"{key}.{side}={value}: must be a path or a list of paths; put quotes around a number")
+        if self.target and not self.source:
+            raise UserError(f"{key}.target={self.target} without {key}.source: give both")
         _at_least(f"{key}.phrases", self.phrases, 0)
 
 

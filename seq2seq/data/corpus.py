@@ -171,7 +171,7 @@ def _from_datasets(corpus: CorpusConfig, data: DataConfig) -> Iterator[Pair]:
         if isinstance(loaded, datasets.DatasetDict) and not corpus.split:
             raise ValueError(f"set its split, one of {', '.join(loaded)}")
         rows = loaded[corpus.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"data set {name} (subset {corpus.subset}, split {corpus.split}) cannot be loaded: "

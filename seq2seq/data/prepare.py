@@ -25,7 +25,7 @@ from seq2seq.data.corpus import Pair
 from seq2seq.data.store import Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
-from seq2seq.support.files import new_directory, read_json, remove_leftovers, sha256_of_json, write_json
+from seq2seq.support.files import new_directory, read_json, remove_leftovers, sha256_of, sha256_of_json, write_json
 from seq2seq.support.progress import bar, say
 
 BLOCK = 10_000
@@ -34,14 +34,14 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
 
 
 class Prepared:
-    """What the stages made: the tokenizer, the stores, the raw validation text, and a hash of the training data."""
+    """What the stages made: tokenizer, stores, raw validation text, and a hash of the encoded training data."""
 
     def __init__(self, directory: Path) -> None:
         self.tokenizer = Tokenizer.load(directory / "tokenizer" / "tokenizer.model")
         self.train = Store(directory / "train")
         self.valid = Store(directory / "valid")
         self.valid_text: list[Pair] = [Pair(*row) for row in read_json(directory / "valid" / "text.json")]
-        self.data_sha256: str = read_json(directory / "train" / "stage.json")["fingerprint"]
+        self.data_sha256 = sha256_of_json([sha256_of(path) for path in sorted((directory / "train").glob("*.npy"))])
 
 
 def prepare(config: Config) -> Prepared:
@@ -190,15 +190,11 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
     report = Report()
 
     def blocks() -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        with (
-            bar(f"encoding {split}", len(table), unit="pairs") as progress,
-            tempfile.TemporaryDirectory(dir=folder) as cache,
-        ):
+        with tempfile.TemporaryDirectory(dir=folder) as cache:
             for texts, sources, targets in _encoded(table, tokenizer, workers, cache):
                 if split == "train":
                     sources, targets = _short_enough(texts, sources, targets, data, report)
                 yield sources, targets
-                progress.update(len(texts))
 
     write_store(folder, blocks(), tokenizer.vocab_size, EOS)
     if split == "valid":
@@ -217,12 +213,19 @@ def _encoded(table: Any, tokenizer: Tokenizer, workers: int, cache: str) -> Iter
         return {f"{side}_ids": tokenizer.encode(block[side]) for side in ("source", "target")}
 
     if workers > 1:
+        import datasets
+
+        datasets.enable_progress_bars()
+        file = f"{cache}/ids.arrow"
         table = table.map(
-            encode, batched=True, batch_size=BLOCK, num_proc=workers, cache_file_name=f"{cache}/ids.arrow"
+            encode, batched=True, batch_size=BLOCK, num_proc=workers, cache_file_name=file, desc="encoding"
         )
-    for block in table.iter(BLOCK):
-        ids = block if workers > 1 else encode(block)
-        yield list(zip(block["source"], block["target"], strict=True)), ids["source_ids"], ids["target_ids"]
+        datasets.disable_progress_bars()
+    with bar("encoding", len(table), unit="pairs") as progress:
+        for block in table.iter(BLOCK):
+            ids = block if workers > 1 else encode(block)
+            yield list(zip(block["source"], block["target"], strict=True)), ids["source_ids"], ids["target_ids"]
+            progress.update(len(block["source"]))
 
 
 def _short_enough(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -64,12 +65,11 @@ class StoreWriter:
             self._raw[side].close()
             raw = self._directory / f"{name}.raw"
             offsets = np.concatenate([np.zeros(1, np.int64), *self._lengths[side]]).cumsum()
-            tokens = np.lib.format.open_memmap(
-                self._directory / f"{name}.tokens.npy", "w+", self._dtype, (int(offsets[-1]),)
-            )
-            if len(tokens):
-                tokens[:] = np.memmap(raw, self._dtype, "r")
-            tokens.flush()
+            header = {"descr": np.dtype(self._dtype).str, "fortran_order": False, "shape": (int(offsets[-1]),)}
+            # Written, not mapped: on a full disk a write raises, where a page of a map kills the process.
+            with raw.open("rb") as tokens, (self._directory / f"{name}.tokens.npy").open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                shutil.copyfileobj(tokens, file, 1 << 22)
             np.save(self._directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
             raw.unlink()
 

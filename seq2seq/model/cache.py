@@ -5,7 +5,7 @@ Shapes: S slots, K hypotheses of each, R = S·K, H heads, T steps so far, L sour
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class DecoderCache:
     layers: list[LayerCache]
     source_mask: Tensor | None
     width: int = 1
-    length: int = field(default=0)
+    length: int = 0
 
     def reorder(self, parents_SK: Tensor) -> None:
         """Keep for each hypothesis the steps of its parent, and for each slot the source of its parents' slot."""

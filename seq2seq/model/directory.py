@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def save_model_directory(
 ) -> None:
     """Write a model directory atomically; `facts` (steps, scores, hash of the data) go into its manifest."""
     with new_directory(directory) as folder:
-        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / FILES[0])
+        save_weights(folder / FILES[0], weights)
         (folder / FILES[1]).write_text(compose.to_yaml(config), encoding="utf-8")
         (folder / FILES[2]).write_bytes(tokenizer.model)
         manifest = {
@@ -58,7 +59,7 @@ def load_model_directory(directory: Path) -> tuple[Config, Tokenizer, Translatio
         raise UserError(f"{directory}/manifest.json: broken") from None
     if found != FORMAT_VERSION:
         raise UserError(
-            f"{directory}: model format {found}; this version reads {FORMAT_VERSION}: pip install -U seq2seq"
+            f"{directory}: model format {found}; this version reads {FORMAT_VERSION}; take the version that wrote it"
         )
     for name, expected in hashes.items():
         path = directory / name
@@ -77,6 +78,17 @@ def load_model_directory(directory: Path) -> tuple[Config, Tokenizer, Translatio
     model = model.to_empty(device="cpu")
     fill(model, weights, directory / "model.safetensors")
     return config, tokenizer, model
+
+
+def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors. Raises OSError when the disk is full."""
+    try:
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    except SafetensorError as error:
+        # The library wraps the system's error into its own and keeps the number in the text alone.
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, str(error), str(path)) from None
+        raise
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

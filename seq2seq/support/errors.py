@@ -35,7 +35,7 @@ class Stopped(Exception):
 
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for an optional dependency that is not installed."""
-    return UserError(f"{package} is not installed; type: pip install 'seq2seq[{extra}]'")
+    return UserError(f"{package} is not installed; type, in the checkout: pip install './[{extra}]'")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,11 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from seq2seq.support.progress import bar
+
 
 def sha256_of(path: Path) -> str:
     """The hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file, bar(f"checking {path.name}", path.stat().st_size, unit="bytes") as progress:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            progress.update(len(block))
+    return digest.hexdigest()
 
 
 def sha256_of_json(value: Any) -> str:
@@ -26,7 +32,7 @@ def sha256_of_json(value: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` in UTF-8 atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -51,14 +57,14 @@ def new_directory(final: Path) -> Iterator[Path]:
     A directory already there is replaced; when the block raises, nothing under the final name has changed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
         for path in [*temporary.rglob("*"), temporary]:
             _fsync(path)
         if final.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+            old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".replaced", dir=final.parent))
             final.replace(old)
             temporary.replace(final)
             shutil.rmtree(old)
@@ -72,13 +78,13 @@ def new_directory(final: Path) -> Iterator[Path]:
 
 def remove_leftovers(parent: Path) -> None:
     """Clear away what a killed `new_directory` left under `parent`; a directory it had moved aside comes back."""
-    for old in parent.glob(".*.old"):
+    for old in parent.glob(".*.replaced"):
         final = parent / old.name[1:].rpartition(".")[0].rpartition(".")[0]
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.replace(final)
-    for path in parent.glob(".*.tmp"):
+    for path in parent.glob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -7,13 +7,12 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
-from seq2seq.model.directory import fill, load_weights, own_weights
+from seq2seq.model.directory import fill, load_weights, own_weights, save_weights
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import new_directory, read_json, remove_leftovers, write_json
 
@@ -33,8 +32,8 @@ class Progress:
     update: int = 0
     seconds: float = 0.0
     best_bleu: float = -1.0
-    best_step: int = 0
     validations_since_best: int = 0
+    data_sha256: str = ""
 
 
 class Checkpoints:
@@ -48,6 +47,10 @@ class Checkpoints:
         found = [path for path in self.directory.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
+    def regular(self, save_every: int) -> list[Path]:
+        """Those of `all` that stand at the regular distance: a signal or the end of the run makes others too."""
+        return [path for path in self.all() if int(path.name.removeprefix("step-")) % save_every == 0]
+
     def save(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, config: Config, keep: int
     ) -> None:
@@ -57,11 +60,11 @@ class Checkpoints:
                 f"step {progress.step}: a weight is not finite; nothing was saved, the last checkpoint stands. {REMEDY}"
             )
         with new_directory(self.directory / f"step-{progress.step}") as folder:
-            safetensors.torch.save_file(own_weights(model), folder / "model.safetensors")
-            safetensors.torch.save_file(_optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
+            save_weights(folder / "model.safetensors", own_weights(model))
+            save_weights(folder / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
             (folder / "config.yaml").write_text(compose.to_yaml(config), encoding="utf-8")
             write_json(folder / "progress.json", asdict(progress))
-        for old in self.all()[:-keep]:
+        for old in set(self.all()[:-keep]) - set(self.regular(config.trainer.save_every)[-keep:]):
             shutil.rmtree(old)
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> Progress | None:
@@ -69,9 +72,19 @@ class Checkpoints:
 
         Raises UserError when the configuration differs in more than the keys of `MAY_CHANGE`.
         """
-        remove_leftovers(self.directory)
+        self.require_same_settings(config)
         if not self.all():
             return None
+        folder = self.all()[-1]
+        fill(model, load_weights(folder / "model.safetensors"), folder)
+        _fill_optimizer(model, optimizer, load_weights(folder / "optimizer.safetensors"))
+        return Progress(**read_json(folder / "progress.json"))
+
+    def require_same_settings(self, config: Config) -> None:
+        """Raise UserError when the newest checkpoint was made with settings that must not change."""
+        remove_leftovers(self.directory)
+        if not self.all():
+            return
         folder = self.all()[-1]
         changed = _changed_keys(asdict(compose.load(folder / "config.yaml")), asdict(config))
         if changed:
@@ -79,9 +92,6 @@ class Checkpoints:
                 f"{folder}: this run was started with other settings: {'; '.join(changed)}; "
                 "set them back, or take another run_dir=DIR"
             )
-        fill(model, load_weights(folder / "model.safetensors"), folder)
-        _fill_optimizer(model, optimizer, load_weights(folder / "optimizer.safetensors"))
-        return Progress(**read_json(folder / "progress.json"))
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from seq2seq.config.compose import to_yaml
 from seq2seq.config.schema import Config
 from seq2seq.data.batches import Sampler, in_order, micro_batches
 from seq2seq.data.prepare import Prepared
-from seq2seq.evaluate.scores import bleu
+from seq2seq.evaluate.scores import bleu, bleu_signature
 from seq2seq.model.directory import fill, own_weights, save_model_directory
 from seq2seq.model.translation import build_model, count_parameters
 from seq2seq.support.devices import choose_device, choose_precision, keep_freed_memory
-from seq2seq.support.errors import RunError, Stopped
-from seq2seq.support.files import read_json, remove_leftovers, write_json
+from seq2seq.support.errors import RunError, Stopped, UserError
+from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.checkpoint import REMEDY, Checkpoints, Progress
@@ -47,7 +48,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.checkpoints = Checkpoints(self.run_dir)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
-        self.progress = Progress()
+        self.progress = Progress(data_sha256=data.data_sha256)
         self._signal = 0
 
     def run(self) -> None:
@@ -60,6 +61,11 @@ class Trainer:
         found = self.checkpoints.resume(self.model, self.optimizer, self.config)
         if found:
             self.progress = found
+            if found.data_sha256 != self.data.data_sha256:
+                raise UserError(
+                    f"{self.run_dir}: the training data are not those that this run was started with; "
+                    "restore them, or take another run_dir=DIR"
+                )
             end = read_json(self.end) if self.end.is_file() else {"step": 0, "bleu": -1.0}
             if self._finished() and end["step"] == found.step:
                 say(f"this run is finished (step {found.step:,}); its model: {self.run_dir / 'model'}")
@@ -72,6 +78,7 @@ class Trainer:
                 f"{self.device.type} in {str(self.precision).removeprefix('torch.')}"
             )
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(self.run_dir / "config.yaml", to_yaml(self.config))
         self.report = Report(self.run_dir, self.config.trainer.log_seconds)
         handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -91,7 +98,14 @@ class Trainer:
                 progress.epoch, progress.update = progress.epoch + 1, 0
                 updates = self.sampler.epoch(progress.epoch)
             started = time.monotonic()
-            self._update(updates[progress.update])
+            try:
+                self._update(updates[progress.update])
+            except torch.OutOfMemoryError:
+                parts = 2 * self.config.data.micro_batches
+                raise RunError(
+                    f"step {progress.step}: an update of {self.config.data.batch_tokens} tokens a side does not fit "
+                    f"the device's memory; type data.micro_batches={parts} and another run_dir=DIR"
+                ) from None
             progress.update += 1
             progress.seconds += time.monotonic() - started
             if progress.step % settings.validate_every == 0 or self._finished():
@@ -150,8 +164,8 @@ class Trainer:
         for sample in values["samples"]:
             say(f"    {sample['source']}\n  = {sample['hypothesis']}\n  ~ {sample['reference']}")
         if values["bleu"] > progress.best_bleu:
-            progress.best_bleu, progress.best_step, progress.validations_since_best = values["bleu"], progress.step, 0
-            self._save_model(own_weights(self.model), progress.best_step, values)
+            progress.best_bleu, progress.validations_since_best = values["bleu"], 0
+            self._save_model(own_weights(self.model), progress.step, values)
         else:
             progress.validations_since_best += 1
 
@@ -166,7 +180,7 @@ class Trainer:
                 with self._autocast():
                     nll += float(batch_loss(self.model, batch.to(self.device), 0.0)[1])
         loss = nll / float(data.valid.lengths[1].sum())
-        translator = Translator(self.model, data.tokenizer, self.config.search)
+        translator = Translator.of(self.model, data.tokenizer, self.config)
         hypotheses = translator.translate([pair.source for pair in data.valid_text])
         self.model.train()
         self.report.skip_pause()
@@ -188,6 +202,7 @@ class Trainer:
         self.checkpoints.save(
             self.model, self.optimizer, self.progress, self.config, self.config.trainer.keep_checkpoints
         )
+        self.report.skip_pause()
 
     def _save_model(self, weights: dict[str, torch.Tensor], steps: int, values: dict[str, Any]) -> None:
         save_model_directory(
@@ -197,13 +212,13 @@ class Trainer:
             weights,
             data_sha256=self.data.data_sha256,
             steps=steps,
-            valid={key: values[key] for key in ("loss", "bleu")},
+            valid={"loss": values["loss"], "bleu": values["bleu"], "signature": bleu_signature()},
         )
 
     def _finish(self) -> None:
         """Leave the better model by validation BLEU: the best one seen, or the average of the last checkpoints."""
         count = self.config.trainer.average_last
-        folders = self.checkpoints.all()[-count:] if count else []
+        folders = self.checkpoints.regular(self.config.trainer.save_every)[-count:] if count else []
         best = self.progress.best_bleu
         if len(folders) > 1:
             fill(self.model, average_weights([folder / "model.safetensors" for folder in folders]), folders[-1])

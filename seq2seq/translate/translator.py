@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.schema import Config, SearchConfig
 from seq2seq.data.batches import cut
+from seq2seq.data.text_files import BLANKS
 from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
 from seq2seq.model.directory import load_model_directory
 from seq2seq.model.translation import TranslationModel
@@ -56,12 +57,13 @@ class Translator:
     ) -> Translator:
         """Load a model directory; `search` overrides its settings (`beam_size=1`). Raises UserError."""
         config, tokenizer, model = load_model_directory(Path(directory))
-        return cls(
-            model.to(choose_device(device), dtype).eval(),
-            tokenizer,
-            replace(config.search, **search),
-            longest=config.data.cleaning.max_pieces or LONGEST,
-        )
+        translator = cls.of(model.to(choose_device(device), dtype).eval(), tokenizer, config)
+        return replace(translator, search=replace(config.search, **search))
+
+    @classmethod
+    def of(cls, model: TranslationModel, tokenizer: Tokenizer, config: Config) -> Translator:
+        """The translator of a model in memory, with the settings that it is trained with."""
+        return cls(model, tokenizer, config.search, longest=config.data.cleaning.max_pieces or LONGEST)
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """The best translation of each text; an empty or blank text gives an empty one."""
@@ -69,7 +71,9 @@ class Translator:
 
     def translate_n_best(self, texts: Sequence[str]) -> list[Translation]:
         """The `search.n_best` translations of each text, with scores."""
-        parts = [split(text, self._count, self.longest) if text.strip() else [] for text in texts]
+        # Outer blanks were taken off in training too; a line of a file with CRLF ends with one.
+        stripped = [text.strip(BLANKS) for text in texts]
+        parts = [split(text, self._count, self.longest) if text.strip() else [] for text in stripped]
         found = iter(self._search([part for of_text in parts for part in of_text]))
         return [self._join([next(found) for _ in of_text]) for of_text in parts]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from seq2seq.cli.evaluate import main
-from seq2seq.evaluate.scores import compare, paper_bleu, scores
+from seq2seq.evaluate.scores import compare, scores, tokenised_bleu
 from seq2seq.translate.translator import Translator
 
 Files = dict[str, Path]
@@ -50,7 +50,8 @@ def test_hypotheses_are_scored(run: Any, files: Files) -> None:
     bad, references = lines_of(files["bad"]), lines_of(files["reference"])
     assert json.loads(out) == {
         **scores(bad, references, lowercase=True),
-        "paper_bleu": paper_bleu(bad, references, "de", lowercase=True),
+        "tokenised_bleu": tokenised_bleu(bad, references, "de", lowercase=True),
+        "paper_bleu": tokenised_bleu(bad, references, "de", lowercase=True, split_compounds=True),
     }
 
 

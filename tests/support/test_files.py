@@ -64,9 +64,9 @@ def test_everything_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: p
 
 
 def test_leftovers_go_and_the_rest_stays(tmp_path: Path) -> None:
-    for name in (".made.abc.tmp", ".made.abc.old", "made", ".hidden"):
+    for name in (".made.abc.partial", ".made.abc.replaced", "made", ".hidden"):
         (tmp_path / name).mkdir()
-    (tmp_path / ".x.json.12.tmp").write_text("{")
+    (tmp_path / ".x.json.12.partial").write_text("{")
     remove_leftovers(tmp_path)
     assert names(tmp_path) == [".hidden", "made"]
 
@@ -90,9 +90,9 @@ def test_hashes(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_replacement_had_moved_aside_comes_back(tmp_path: Path) -> None:
-    (tmp_path / ".model.abc123.old").mkdir()
-    (tmp_path / ".model.abc123.old" / "weights").write_text("good")
-    (tmp_path / ".model.def456.tmp").mkdir()
+    (tmp_path / ".model.abc123.replaced").mkdir()
+    (tmp_path / ".model.abc123.replaced" / "weights").write_text("good")
+    (tmp_path / ".model.def456.partial").mkdir()
     files.remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "weights").read_text() == "good"

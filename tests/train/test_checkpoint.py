@@ -60,9 +60,7 @@ def names(run_dir: Path) -> list[str]:
 def test_weights_and_optimizer_come_back_bit_by_bit(tmp_path: Path) -> None:
     saved, fresh = training(1), training(2)
     advance(saved, 3)
-    progress = Progress(
-        step=30, epoch=2, update=7, seconds=12.25, best_bleu=3.5, best_step=20, validations_since_best=1
-    )
+    progress = Progress(step=30, epoch=2, update=7, seconds=12.25, best_bleu=3.5, validations_since_best=1)
     Checkpoints(tmp_path).save(*saved, progress, config_of(), keep=5)
     assert Checkpoints(tmp_path).resume(*fresh, config_of()) == progress
     assert_equal(fresh, saved)
@@ -153,7 +151,7 @@ def test_leftovers_of_killed_saves_are_ignored_and_removed(tmp_path: Path) -> No
     advance(trained, 1)
     save(tmp_path, trained, 10)
     folder = tmp_path / "checkpoints"
-    for name in (".step-20.a1b2.tmp", ".step-10.c3d4.old"):
+    for name in (".step-20.a1b2.partial", ".step-10.c3d4.replaced"):
         (folder / name).mkdir()
         (folder / name / "model.safetensors").write_bytes(b"half")
     assert names(tmp_path) == ["step-10"]
