@@ -33,7 +33,6 @@ def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, A
         "command": command,
         "versions": manifest["versions"],
         "seed": manifest["seed"],
-        "minutes_with_validations": round((log[-1]["time"] - log[0]["time"]) / 60, 1),
         "validations": validations,
         "averages": averages,
         "model": {"steps": manifest["steps"], "valid_bleu": manifest["valid"]["bleu"]},
@@ -52,8 +51,8 @@ def rendered(results: dict[str, Any]) -> str:
     last = results["validations"][-1]
     lines = [
         f"Measured on {results['date']}: {results['machine']}, torch {results['versions']['torch']}, "
-        f"seed {results['seed']}; {last['minutes_trained']:.1f} minutes of training, "
-        f"{results['minutes_with_validations']:.1f} with validations and saves.",
+        f"seed {results['seed']}; {last['minutes_trained']:.1f} minutes of training "
+        "(validations and saves not counted).",
         "",
         "```sh",
         results["command"],
@@ -83,11 +82,12 @@ def _score_rows(scores: dict[str, Any]) -> list[str]:
         "tokenised_bleu": "tokenised BLEU",
         "paper_bleu": "the paper's BLEU",
     }
-    rows = [
-        f"{title} {scores[key]['score']:.2f} | `{scores[key]['signature']}`"
-        for key, title in named.items()
-        if key in scores
-    ]
+    rows = []
+    for key, title in named.items():
+        if key in scores:
+            # A bar inside a cell would end it, even between backquotes.
+            signature = scores[key]["signature"].replace("|", "\\|")
+            rows.append(f"{title} {scores[key]['score']:.2f} | `{signature}`")
     if "exact_each" in scores:
         each = ", ".join(f"{label} {share:.1f}" for label, share in scores["exact_each"].items())
         rows.append(f"exactly right {scores['exact']:.1f} % | of {scores['sentences']:,}; {each}")
