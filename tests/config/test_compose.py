@@ -162,7 +162,7 @@ def test_known_keys_are_those_that_others_rely_on() -> None:
 
 def test_a_wheel_finds_its_own_conf_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(composing, "PACKAGE", tmp_path / "seq2seq")
-    with pytest.raises(UserError, match="install again"):
+    with pytest.raises(UserError, match="install the wheel"):
         conf_dir()
     for place in (tmp_path / "conf", tmp_path / "seq2seq" / "conf"):
         place.mkdir(parents=True)

@@ -141,9 +141,9 @@ def test_a_stage_stopped_in_the_middle_leaves_nothing(
 
 def test_what_a_killed_process_left_is_swept(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
     # kill -9 gives no chance to tidy up.
-    (tmp_path / "data" / ".train.x1y2.tmp").mkdir(parents=True)
-    (tmp_path / "data" / ".train.x1y2.tmp" / "source.raw").write_bytes(b"half")
-    (tmp_path / "data" / ".clean.x1y2.old").mkdir()
+    (tmp_path / "data" / ".train.x1y2.partial").mkdir(parents=True)
+    (tmp_path / "data" / ".train.x1y2.partial" / "source.raw").write_bytes(b"half")
+    (tmp_path / "data" / ".clean.x1y2.replaced").mkdir()
     prepare(config(tmp_path, toy_pairs[:150], toy_pairs[150:170]))
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"clean", "tokenizer", "train", "valid"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import shutil
@@ -13,11 +14,19 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from seq2seq.config.schema import Config, DataConfig, ModelConfig, RecurrentConfig, TokenizerConfig
 from seq2seq.config.schema import TransformerConfig as Transformer
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
-from seq2seq.model.directory import FORMAT_VERSION, fill, load_model_directory, own_weights, save_model_directory
+from seq2seq.model.directory import (
+    FORMAT_VERSION,
+    fill,
+    load_model_directory,
+    own_weights,
+    save_model_directory,
+    save_weights,
+)
 from seq2seq.model.translation import DECODERS, ENCODERS, build_model
 from seq2seq.ops.packing import Layout
 from seq2seq.support.errors import UserError
@@ -260,3 +269,13 @@ def test_filling_copies_or_changes_nothing(tokenizer: Tokenizer) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in own_weights(one).items())
     fill(one, own_weights(other), Path("x"))
     assert all(torch.equal(weight, own_weights(other)[name]) for name, weight in own_weights(one).items())
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="os error 28") as caught:
+        save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(2)})
+    assert caught.value.errno == errno.ENOSPC

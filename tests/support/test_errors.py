@@ -68,6 +68,5 @@ def test_nearest_finds_an_exact_name(name: str, known: list[str]) -> None:
 
 
 def test_a_missing_extra_says_what_to_type() -> None:
-    assert (
-        str(missing_extra("babel", "quickstart")) == "babel is not installed; type: pip install 'seq2seq[quickstart]'"
-    )
+    expected = "babel is not installed; type, in the checkout: pip install './[quickstart]'"
+    assert str(missing_extra("babel", "quickstart")) == expected

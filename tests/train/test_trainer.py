@@ -311,7 +311,9 @@ def test_validation_is_the_loss_of_the_saved_model(make: Make, tmp_path: Path) -
     assert line["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
     assert [sample["source"] for sample in line["samples"]] == draw(10, 2)[:2]
     assert manifest(tmp_path / "run")["steps"] == 3
-    assert manifest(tmp_path / "run")["valid"] == {"loss": line["loss"], "bleu": line["bleu"]}
+    kept = manifest(tmp_path / "run")["valid"]
+    assert (kept["loss"], kept["bleu"]) == (line["loss"], line["bleu"])
+    assert kept["signature"].startswith("nrefs:1|case:mixed|")
 
 
 def script_bleu(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
@@ -412,3 +414,35 @@ def test_broken_weights_are_not_saved(make: Make, tmp_path: Path) -> None:
             bool(tensor.isfinite().all())
             for tensor in safetensors.torch.load_file(folder / "model.safetensors").values()
         )
+
+
+def test_changed_training_data_are_refused(make: Make) -> None:
+    make("run", "trainer.max_steps=2").run()
+    trainer = make("run", "trainer.max_steps=3")
+    trainer.data.data_sha256 = "of other data"
+    with pytest.raises(UserError, match="the training data are not those that this run was started with"):
+        trainer.run()
+
+
+def test_a_checkpoint_made_by_a_signal_is_not_averaged(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("trainer.save_every=4", "trainer.average_last=2", "trainer.keep_checkpoints=2")
+    with pytest.raises(Stopped), monkeypatch.context() as patched:
+        trainer = make("run", *settings)
+        patched.setattr(trainer, "_signal", signal.SIGTERM)
+        trainer.run()
+    assert steps_saved(tmp_path / "run") == [1]
+    make("run", *settings).run()
+    assert steps_saved(tmp_path / "run") == [8, 12]
+    (line,) = log(tmp_path / "run", "average")
+    assert line["checkpoints"] == 2
+
+
+def test_running_out_of_memory_says_what_to_type(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Trainer, "_update", full)
+    with pytest.raises(RunError, match=r"500 tokens a side does not fit .*data\.micro_batches=2"):
+        make("run").run()

@@ -151,3 +151,7 @@ def test_bfloat16_gives_scores_near_those_of_float32(
 def test_a_missing_model_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no model there .*seq2seq-train \+recipe=quickstart"):
         Translator.load(tmp_path)
+
+
+def test_the_end_of_a_windows_line_changes_nothing(translator: Translator, sentences: list[str]) -> None:
+    assert translator.translate([f" {line}\t\r" for line in sentences[:5]]) == (translator.translate(sentences[:5]))
