@@ -23,7 +23,7 @@ from seq2seq.model.translation import build_model, count_parameters
 from seq2seq.support.devices import choose_device, choose_precision, keep_freed_memory
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
-from seq2seq.support.progress import say
+from seq2seq.support.progress import bar, say
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.checkpoint import REMEDY, Checkpoints, Progress
 from seq2seq.train.loss import batch_loss
@@ -175,10 +175,11 @@ class Trainer:
         started = time.monotonic()
         self.model.eval()
         nll = 0.0
-        with torch.no_grad():
+        with torch.no_grad(), bar("validating", len(data.valid), unit="pairs") as progress:
             for batch in in_order(data.valid, max(self.config.data.batch_tokens, int(np.max(data.valid.lengths)))):
                 with self._autocast():
                     nll += float(batch_loss(self.model, batch.to(self.device), 0.0)[1])
+                progress.update(batch.target_layout.batch_size)
         loss = nll / float(data.valid.lengths[1].sum())
         translator = Translator.of(self.model, data.tokenizer, self.config)
         hypotheses = translator.translate([pair.source for pair in data.valid_text])
