@@ -19,7 +19,7 @@ from seq2seq.data.clean import text_hash
 from seq2seq.data.text_files import BLANKS, SUFFIXES, read_lines, require
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import sha256_of
-from seq2seq.support.progress import bar
+from seq2seq.support.progress import bar, bars_of_datasets
 
 
 class Pair(NamedTuple):
@@ -167,7 +167,8 @@ def _from_datasets(corpus: CorpusConfig, data: DataConfig) -> Iterator[Pair]:
         if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(name)
         else:
-            loaded = datasets.load_dataset(name, corpus.subset, split=corpus.split)
+            with bars_of_datasets(shown=True):
+                loaded = datasets.load_dataset(name, corpus.subset, split=corpus.split)
         if isinstance(loaded, datasets.DatasetDict) and not corpus.split:
             raise ValueError(f"set its split, one of {', '.join(loaded)}")
         rows = loaded[corpus.split] if isinstance(loaded, datasets.DatasetDict) else loaded

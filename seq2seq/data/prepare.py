@@ -26,7 +26,7 @@ from seq2seq.data.store import Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import new_directory, read_json, remove_leftovers, sha256_of, sha256_of_json, write_json
-from seq2seq.support.progress import bar, say
+from seq2seq.support.progress import bar, bars_of_datasets, say
 
 BLOCK = 10_000
 PARALLEL_FROM = 100_000
@@ -102,8 +102,9 @@ def _clean(folder: Path, config: Config) -> None:
             say(f"no validation corpus given: {len(held):,} pairs of the training corpus are held out")
             valid, train = train.select(held), train.select(rest)
         report.kept = len(train)
-        train.select_columns(["source", "target"]).save_to_disk(folder / "train")
-        valid.save_to_disk(folder / "valid")
+        with bars_of_datasets(shown=True):
+            train.select_columns(["source", "target"]).save_to_disk(folder / "train")
+            valid.save_to_disk(folder / "valid")
     write_json(folder / "report.json", report.as_dict())
     say(str(report))
 
@@ -112,7 +113,6 @@ def _table(data: DataConfig, split: str, seed: int, cache: str, report: Report |
     """A corpus as an Arrow table: source, target, label, hash of the source; cleaned when a report is given."""
     import datasets
 
-    datasets.disable_progress_bars()
     seen: set[int] = set()
     count = 0
 
@@ -137,9 +137,10 @@ def _table(data: DataConfig, split: str, seed: int, cache: str, report: Report |
         hash=datasets.Value("int64"),
     )
     try:
-        return datasets.Dataset.from_generator(
-            rows, features=features, cache_dir=cache, fingerprint=split, keep_in_memory=False
-        )
+        with bars_of_datasets(shown=False):
+            return datasets.Dataset.from_generator(
+                rows, features=features, cache_dir=cache, fingerprint=split, keep_in_memory=False
+            )
     except datasets.exceptions.DatasetGenerationError as error:
         # `datasets` wraps whatever the generator raised.
         raise error.__cause__ or error from None
@@ -213,14 +214,11 @@ def _encoded(table: Any, tokenizer: Tokenizer, workers: int, cache: str) -> Iter
         return {f"{side}_ids": tokenizer.encode(block[side]) for side in ("source", "target")}
 
     if workers > 1:
-        import datasets
-
-        datasets.enable_progress_bars()
         file = f"{cache}/ids.arrow"
-        table = table.map(
-            encode, batched=True, batch_size=BLOCK, num_proc=workers, cache_file_name=file, desc="encoding"
-        )
-        datasets.disable_progress_bars()
+        with bars_of_datasets(shown=True):
+            table = table.map(
+                encode, batched=True, batch_size=BLOCK, num_proc=workers, cache_file_name=file, desc="encoding"
+            )
     with bar("encoding", len(table), unit="pairs") as progress:
         for block in table.iter(BLOCK):
             ids = block if workers > 1 else encode(block)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import sentencepiece
 
 from seq2seq.config.schema import TokenizerConfig
+from seq2seq.data.sentencepiece_training import train_sentencepiece
 from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
@@ -90,10 +90,8 @@ def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def _train(lines: list[str], config: TokenizerConfig, size: int) -> bytes:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
+    return train_sentencepiece(
+        lines,
         model_type=config.kind,
         split_digits=config.split_digits,
         vocab_size=size,
@@ -108,6 +106,4 @@ def _train(lines: list[str], config: TokenizerConfig, size: int) -> bytes:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         max_sentence_length=16384,
-        minloglevel=2,
     )
-    return model.getvalue()

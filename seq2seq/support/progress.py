@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -30,3 +32,17 @@ def bar(description: str, total: float | None = None, *, unit: str = "lines") ->
 def say(message: str) -> None:
     """Print a line to stderr: stdout carries results only."""
     print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bars_of_datasets(shown: bool) -> Iterator[None]:
+    """Show or hide the bars that `datasets` draws itself, while the block runs."""
+    import datasets
+
+    before = datasets.are_progress_bars_disabled()
+    switch = {False: datasets.enable_progress_bars, True: datasets.disable_progress_bars}
+    switch[not shown]()
+    try:
+        yield
+    finally:
+        switch[before]()

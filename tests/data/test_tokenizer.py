@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -60,13 +62,32 @@ def test_a_newline_is_never_generated(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_a_newline_learnt_from_a_corpus_is_never_generated(kind: str, lines: list[str]) -> None:
+def test_no_piece_with_a_newline_is_learnt(kind: str, lines: list[str]) -> None:
     # JSONL and data sets can hold newlines inside a sentence.
     broken = [line.replace(" the", "\nthe") for line in lines]
     tokenizer = train_tokenizer(broken, TokenizerConfig(kind=kind, vocab_size=310))
+    assert not any("\n" in piece for piece in tokenizer.pieces(range(tokenizer.vocab_size)))
+
+
+def test_a_newline_learnt_by_others_is_never_generated(lines: list[str]) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line.replace(" the", "\nthe") for line in lines]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=310,
+        pad_id=PAD,
+        unk_id=UNK,
+        bos_id=BOS,
+        eos_id=EOS,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    tokenizer = Tokenizer(model.getvalue())
+    assert any("\n" in piece for piece in tokenizer.pieces(tokenizer.never_generated)), "the test needs a learnt one"
     allowed = [piece for piece in range(tokenizer.vocab_size) if piece not in tokenizer.never_generated]
     assert not any("\n" in text for piece in allowed for text in tokenizer.decode([[piece]]))
-    assert any("\n" in piece for piece in tokenizer.pieces(tokenizer.never_generated)), "the test needs a learnt one"
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -113,8 +134,6 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
 
 
 def test_another_order_of_special_pieces_is_refused(lines: list[str], tmp_path: Path) -> None:
-    import sentencepiece
-
     prefix = str(tmp_path / "other")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_prefix=prefix, vocab_size=60, minloglevel=2, hard_vocab_limit=False
