@@ -25,12 +25,17 @@ REMEDY = "Try a lower schedule.peak, a longer schedule.warmup_steps, or optimize
 
 @dataclass
 class Progress:
-    """Where a run stands; the next update is number `update` of `epoch`. `seconds` is training time over all stops."""
+    """Where a run stands; the next update is number `update` of `epoch`.
+
+    `seconds` of training and tokens trained on are counted over all stops.
+    """
 
     step: int = 0
     epoch: int = 0
     update: int = 0
     seconds: float = 0.0
+    source_tokens: int = 0
+    target_tokens: int = 0
     best_bleu: float = -1.0
     validations_since_best: int = 0
     data_sha256: str = ""

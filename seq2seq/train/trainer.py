@@ -124,7 +124,7 @@ class Trainer:
         rate = learning_rate(progress.step, config.schedule, config.model.d_model, config.trainer.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        target_tokens = int(self.data.train.lengths[1][pairs].sum())
+        source_tokens, target_tokens = (int(lengths[pairs].sum()) for lengths in self.data.train.lengths)
         sums = torch.zeros(2, device=self.device)
         for index, batch in enumerate(micro_batches(self.data.train, pairs, config.data.micro_batches)):
             # Dropout depends on (seed, update, micro-batch) alone, not on how often the run was stopped.
@@ -140,7 +140,8 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        source_tokens = int(self.data.train.lengths[0][pairs].sum())
+        progress.source_tokens += source_tokens
+        progress.target_tokens += target_tokens
         self.report.update(progress.step, (total, nll_total), (source_tokens, target_tokens), rate, self._left())
 
     def _autocast(self) -> Any:
@@ -194,6 +195,8 @@ class Trainer:
             "perplexity": math.exp(min(loss, 50.0)),
             "bleu": bleu(hypotheses, [pair.target for pair in data.valid_text]),
             "epoch": self.progress.epoch,
+            "source_tokens": self.progress.source_tokens,
+            "target_tokens": self.progress.target_tokens,
             "minutes_trained": self.progress.seconds / 60,
             "validation_seconds": time.monotonic() - started,
             "samples": samples,
