@@ -34,6 +34,8 @@ common keys:
   tokenizer.vocab_size=8000
   model=tiny|small|base|big|recurrent       or model/encoder=… model/decoder=…, model.d_model=512, …
   trainer.max_steps=N trainer.max_minutes=M trainer.device=cpu trainer.precision=float32
+  trainer.devices=N                         that many GPUs of this machine; of several machines: torchrun
+  init_from=DIR                             go on from a model directory, with its vocabulary, on other data
   search.beam_size=4 search.length_penalty=0.6
 
 flags:

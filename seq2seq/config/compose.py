@@ -108,6 +108,16 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
+def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """The dotted keys in which two plain configurations differ, each with its old and its new value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [
+            found for name in names for found in differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [(key, old, new)]
+
+
 def explained(error: Exception, overrides: Sequence[str]) -> UserError:
     """What the user most likely meant, for Hydra's refusal of `overrides`."""
     reason = " ".join(str(error).partition("\nSee https:")[0].partition("\n\n")[0].split())

@@ -79,7 +79,7 @@ class DataConfig:
     """The corpora and the batches made of them.
 
     `batch_tokens` limits source tokens and target tokens, each, per update over all ranks, eos counted;
-    an update is computed in `micro_batches` parts.
+    an update is computed in `micro_batches` parts, which the ranks share (null: one for each rank at the start).
     """
 
     source_language: str = "en"
@@ -89,7 +89,7 @@ class DataConfig:
     test: CorpusConfig = field(default_factory=CorpusConfig)
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     batch_tokens: int = 25000
-    micro_batches: int = 1
+    micro_batches: int | None = None
     prepared_dir: str = "???"
     workers: int | None = None
 
@@ -260,7 +260,11 @@ class ScheduleConfig:
 class TrainerConfig:
     """How long and where to train, what to keep and what to show. Steps are updates of the weights.
 
-    `average_last` averages that many last checkpoints into the final model; `patience` stops after so many
+    `devices` is the number of ranks on this machine, one a device; one that does not answer the others within
+    `timeout_minutes` ends the run.
+
+    `average_last` averages that many last checkpoints into the final model. `average_decay` keeps an exponential moving
+    average of the weights, which is then what is validated and kept as the best model. `patience` stops after so many
     validations without a better BLEU.
     """
 
@@ -270,21 +274,26 @@ class TrainerConfig:
     validate_every: int = 1000
     keep_checkpoints: int = 5
     average_last: int = 5
+    average_decay: float | None = None
     patience: int | None = None
     label_smoothing: float = 0.1
     precision: str = "auto"
     device: str = "auto"
     devices: int = 1
+    timeout_minutes: float = 10.0
     log_seconds: float = 5.0
     samples: int = 3
 
     def __post_init__(self) -> None:
         _at_least("trainer.max_steps", self.max_steps, 1)
-        _above("trainer.max_minutes", self.max_minutes, 0)
+        for key in ("max_minutes", "timeout_minutes"):
+            _above(f"trainer.{key}", getattr(self, key), 0)
         _at_least("trainer.log_seconds", self.log_seconds, 0)
         for key in ("save_every", "validate_every", "keep_checkpoints", "devices"):
             _at_least(f"trainer.{key}", getattr(self, key), 1)
         _at_least("trainer.average_last", self.average_last, 0)
+        if self.average_decay is not None:
+            _share("trainer.average_decay", self.average_decay)
         _at_least("trainer.patience", self.patience, 1)
         _at_least("trainer.samples", self.samples, 0)
         _share("trainer.label_smoothing", self.label_smoothing)
@@ -294,18 +303,15 @@ class TrainerConfig:
                 f"trainer.average_last={self.average_last}: cannot be above "
                 f"trainer.keep_checkpoints={self.keep_checkpoints}"
             )
-        if self.devices > 1:
-            raise UserError(
-                f"trainer.devices={self.devices}: this version trains on one device; type trainer.devices=1"
-            )
 
 
 @dataclass
 class Config:
-    """The whole configuration of a run."""
+    """The whole configuration of a run; `init_from` names a model directory to take weights and vocabulary from."""
 
     run_dir: str = "???"
     seed: int = 1
+    init_from: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -79,11 +79,20 @@ def cut(order: NDArray[np.int64], lengths: list[NDArray[np.int32]], limit: int) 
     return runs
 
 
-def micro_batches(store: Store, pairs: NDArray[np.int64], count: int) -> Iterator[Batch]:
-    """An update as `count` batches of about equally many pairs (fewer when there are fewer pairs than that)."""
-    for part in np.array_split(pairs, count):
+def micro_batches(
+    store: Store, pairs: NDArray[np.int64], count: int, rank: int = 0, size: int = 1
+) -> Iterator[tuple[int, Batch, float]]:
+    """An update in `count` parts of about equally many pairs; a rank gets number rank, rank + size, … of them.
+
+    Yields (number, batch, weight). Parts without pairs are left out, but each rank gets at least one, for ranks wait
+    for one another: then a pair of the update with weight 0, in place of 1.
+    """
+    parts = list(enumerate(np.array_split(pairs, count)))[rank::size]
+    for index, part in parts:
         if len(part):
-            yield Batch.of(store, part)
+            yield index, Batch.of(store, part), 1.0
+    if not len(parts[0][1]):
+        yield parts[0][0], Batch.of(store, pairs[:1]), 0.0
 
 
 def in_order(store: Store, batch_tokens: int) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ valid/       the encoded store, and the raw text for BLEU
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -59,7 +60,9 @@ def prepare(config: Config) -> Prepared:
     cleaned = _stage(root / "clean", inputs, lambda folder: _clean(folder, config))
     trained = _stage(
         root / "tokenizer",
-        {"cleaned": cleaned, **asdict(config.tokenizer)},
+        {"taken": sha256_of(_tokenizer_of(config.init_from))}
+        if config.init_from
+        else {"cleaned": cleaned, **asdict(config.tokenizer)},
         lambda folder: _train_tokenizer(folder, root, config),
     )
     # Without a limit in the rules, that of a batch drops pairs too.
@@ -165,7 +168,17 @@ def _hold_out(train: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return first[:count], np.flatnonzero(~np.isin(hashes, sources[:count]))
 
 
+def _tokenizer_of(model: str) -> Path:
+    path = Path(model) / "tokenizer.model"
+    if not path.is_file():
+        raise UserError(f"init_from={model}: no model directory (no {path})")
+    return path
+
+
 def _train_tokenizer(folder: Path, root: Path, config: Config) -> None:
+    if config.init_from:
+        shutil.copy(_tokenizer_of(config.init_from), folder / "tokenizer.model")
+        return
     import datasets
 
     table = datasets.load_from_disk(str(root / "clean" / "train"))

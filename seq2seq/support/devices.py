@@ -13,13 +13,15 @@ from seq2seq.support.progress import say
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, index: int | None = None) -> torch.device:
     """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`); the CPU, said on stderr, for a GPU that is not there.
 
-    Raises UserError for a name that is no device.
+    `index` is the GPU to take where the name does not tell. Raises UserError for a name that is no device.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if name in ("auto", "cuda"):
+        name = "cuda" if index is None else f"cuda:{index}"
     try:
         device: torch.device | None = torch.device(name)
     except RuntimeError:
@@ -48,6 +50,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """The context in which matrix products are computed in `precision`."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def keep_freed_memory() -> None:

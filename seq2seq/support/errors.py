@@ -13,19 +13,25 @@ PLACES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, er
 """What an OSError says when the user named a place that is not there, or not ours to read or write."""
 
 
-class UserError(Exception):
+class Explained(Exception):
+    """An error that one line explains; the command ends with `exit_code`."""
+
+    exit_code = 1
+
+
+class UserError(Explained):
     """Something the user can put right; one line that says what, where and what to type next. Exit code 2."""
 
     exit_code = 2
 
 
-class RunError(Exception):
+class RunError(Explained):
     """The run itself could not go on (non-finite loss, full disk, dead rank). Exit code 3."""
 
     exit_code = 3
 
 
-class Stopped(Exception):
+class Stopped(Explained):
     """A signal ended the run after its state was saved. Exit code 128 + signal, as shells count."""
 
     def __init__(self, signum: int, message: str) -> None:
@@ -52,29 +58,26 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
     try:
         run()
         sys.stdout.flush()
-    except (UserError, RunError, Stopped) as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # The reader went away (`| head`): point stdout elsewhere, or Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            print(f"{command}: the disk is full: {error.filename or error}", file=sys.stderr)
-            return RunError.exit_code
-        if error.errno in PLACES and error.filename is not None:
-            print(f"{command}: {error.filename}: {error.strerror}", file=sys.stderr)
-            return UserError.exit_code
-        return _defect(command)
-    except Exception:
-        return _defect(command)
+    except (Exception, KeyboardInterrupt) as error:
+        exit_code, message = explain(error)
+        if message:
+            print(f"{command}: {message}", file=sys.stderr)
+        return exit_code
     return 0
 
 
-def _defect(command: str) -> int:
-    traceback.print_exc()
-    print(f"{command}: this is a defect of ours, not yours; please report the lines above", file=sys.stderr)
-    return 1
+def explain(error: BaseException) -> tuple[int, str]:
+    """The exit code for an error, and what to tell the user: one line, but for a defect of ours."""
+    if isinstance(error, Explained):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, ""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return RunError.exit_code, f"the disk is full: {error.filename or error}"
+    if isinstance(error, OSError) and error.errno in PLACES and error.filename is not None:
+        return UserError.exit_code, f"{error.filename}: {error.strerror}"
+    trace = "".join(traceback.format_exception(error))
+    return 1, f"{trace}this is a defect of ours, not yours; please report the lines above"

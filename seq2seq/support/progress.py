@@ -9,6 +9,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+_silent = False
+
+
+def silence() -> None:
+    """Show nothing from now on: of several ranks one alone tells."""
+    global _silent
+    _silent = True
+
 
 def bar(description: str, total: float | None = None, *, unit: str = "lines") -> tqdm[Any]:
     """A bar that appears after two seconds; call `update(n)` on it, and use it as a context manager.
@@ -26,12 +34,14 @@ def bar(description: str, total: float | None = None, *, unit: str = "lines") ->
         file=sys.stderr,
         dynamic_ncols=True,
         leave=False,
+        disable=_silent,
     )
 
 
 def say(message: str) -> None:
     """Print a line to stderr: stdout carries results only."""
-    print(message, file=sys.stderr, flush=True)
+    if not _silent:
+        print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -41,7 +51,7 @@ def bars_of_datasets(shown: bool) -> Iterator[None]:
 
     before = datasets.are_progress_bars_disabled()
     switch = {False: datasets.enable_progress_bars, True: datasets.disable_progress_bars}
-    switch[not shown]()
+    switch[_silent or not shown]()
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Averaging checkpoints (section 6.1 of the paper)."""
+"""Averages of weights: of checkpoints (section 6.1 of the paper), and a moving one (Polyak and Juditsky, 1992)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from seq2seq.model.directory import load_weights
 from seq2seq.support.errors import UserError
@@ -25,3 +27,8 @@ def average_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
         for name, tensor in weights.items():
             sums[name] = sums[name] + tensor.double() if name in sums else tensor.double()
     return {name: (total / len(files)).float() for name, total in sums.items()}
+
+
+def blend(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """One step of an exponential moving average of weights: average ← decay · average + (1 − decay) · model."""
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), 0)

@@ -27,7 +27,8 @@ REMEDY = "Try a lower schedule.peak, a longer schedule.warmup_steps, or optimize
 class Progress:
     """Where a run stands; the next update is number `update` of `epoch`.
 
-    `seconds` of training and tokens trained on are counted over all stops.
+    `seconds` of training and tokens trained on are counted over all stops. `micro_batches` are the parts of an update,
+    chosen at the start.
     """
 
     step: int = 0
@@ -39,6 +40,7 @@ class Progress:
     best_bleu: float = -1.0
     validations_since_best: int = 0
     data_sha256: str = ""
+    micro_batches: int = 0
 
 
 class Checkpoints:
@@ -57,9 +59,17 @@ class Checkpoints:
         return [path for path in self.all() if int(path.name.removeprefix("step-")) % save_every == 0]
 
     def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, config: Config, keep: int
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        config: Config,
+        average: nn.Module | None = None,
     ) -> None:
-        """Write the checkpoint of this step, then delete all but the last `keep`; RunError for non-finite weights."""
+        """Write the checkpoint of this step, then delete those that are no longer to be kept.
+
+        Raises RunError for non-finite weights.
+        """
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise RunError(
                 f"step {progress.step}: a weight is not finite; nothing was saved, the last checkpoint stands. {REMEDY}"
@@ -67,13 +77,18 @@ class Checkpoints:
         with new_directory(self.directory / f"step-{progress.step}") as folder:
             save_weights(folder / "model.safetensors", own_weights(model))
             save_weights(folder / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+            if average:
+                save_weights(folder / "average.safetensors", own_weights(average))
             (folder / "config.yaml").write_text(compose.to_yaml(config), encoding="utf-8")
             write_json(folder / "progress.json", asdict(progress))
+        keep = config.trainer.keep_checkpoints
         for old in set(self.all()[:-keep]) - set(self.regular(config.trainer.save_every)[-keep:]):
             shutil.rmtree(old)
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> Progress | None:
-        """Load the newest checkpoint into model and optimizer; None where there is none.
+    def resume(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, average: nn.Module | None = None
+    ) -> Progress | None:
+        """Load the newest checkpoint into model, optimizer and moving average; None where there is none.
 
         Raises UserError when the configuration differs in more than the keys of `MAY_CHANGE`.
         """
@@ -83,6 +98,8 @@ class Checkpoints:
         folder = self.all()[-1]
         fill(model, load_weights(folder / "model.safetensors"), folder)
         _fill_optimizer(model, optimizer, load_weights(folder / "optimizer.safetensors"))
+        if average:
+            fill(average, load_weights(folder / "average.safetensors"), folder)
         return Progress(**read_json(folder / "progress.json"))
 
     def require_same_settings(self, config: Config) -> None:
@@ -91,7 +108,12 @@ class Checkpoints:
         if not self.all():
             return
         folder = self.all()[-1]
-        changed = _changed_keys(asdict(compose.load(folder / "config.yaml")), asdict(config))
+        stored = compose.load(folder / "config.yaml")
+        changed = [
+            f"{key} was {old}, is {new}"
+            for key, old, new in compose.differences(asdict(stored), asdict(config))
+            if key not in MAY_CHANGE
+        ]
         if changed:
             raise UserError(
                 f"{folder}: this run was started with other settings: {'; '.join(changed)}; "
@@ -112,12 +134,3 @@ def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
     for name, tensor in tensors.items():
         owner, _, key = name.rpartition(".")
         optimizer.state[parameters[owner]][key] = tensor.to(parameters[owner].device)
-
-
-def _changed_keys(old: object, new: object, key: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [
-            line for name in names for line in _changed_keys(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
-        ]
-    return [] if old == new or key in MAY_CHANGE else [f"{key} was {old}, is {new}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,21 @@ from seq2seq.support.progress import say
 
 
 class Report:
-    """Writes `log.jsonl` and, where TensorBoard is installed, its events; prints one line every few seconds."""
+    """Writes `log.jsonl` and, where TensorBoard is installed, its events; prints one line every few seconds.
 
-    def __init__(self, run_dir: Path, log_seconds: float) -> None:
-        self._log = (run_dir / "log.jsonl").open("a", encoding="utf-8", newline="\n")
+    Without a `run_dir` nothing is written: of several ranks one alone reports.
+    """
+
+    def __init__(self, run_dir: Path | None, log_seconds: float) -> None:
+        self._log = (run_dir / "log.jsonl" if run_dir else Path(os.devnull)).open("a", encoding="utf-8", newline="\n")
         self._log_seconds = log_seconds
+        self._events: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events: Any = SummaryWriter(str(run_dir / "tensorboard"))
+            self._events = SummaryWriter(str(run_dir / "tensorboard")) if run_dir else None
         except ImportError:
-            self._events = None
+            pass
         self._clear()
 
     def _clear(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 import signal
 import time
@@ -12,53 +14,67 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from seq2seq.config.compose import to_yaml
 from seq2seq.config.schema import Config
-from seq2seq.data.batches import Sampler, in_order, micro_batches
+from seq2seq.data.batches import Batch, Sampler, micro_batches
 from seq2seq.data.prepare import Prepared
-from seq2seq.evaluate.scores import bleu, bleu_signature
-from seq2seq.model.directory import fill, own_weights, save_model_directory
-from seq2seq.model.translation import build_model, count_parameters
-from seq2seq.support.devices import choose_device, choose_precision, keep_freed_memory
+from seq2seq.evaluate.scores import bleu_signature
+from seq2seq.model.directory import fill, load_weights, own_weights, save_model_directory
+from seq2seq.model.translation import TranslationModel, build_model, count_parameters
+from seq2seq.support.devices import autocast, choose_device, choose_precision, keep_freed_memory
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
-from seq2seq.support.progress import bar, say
-from seq2seq.train.averaging import average_weights
+from seq2seq.support.progress import say
+from seq2seq.train.averaging import average_weights, blend
 from seq2seq.train.checkpoint import REMEDY, Checkpoints, Progress
-from seq2seq.train.loss import batch_loss
+from seq2seq.train.distributed import World
+from seq2seq.train.loss import BatchLoss
 from seq2seq.train.optimizer import build_optimizer
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
-from seq2seq.translate.translator import Translator
+from seq2seq.train.validation import validate
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ONE_SIGNAL = 1.0
+"""Seconds within which a second signal is taken for the same one: launchers pass on what the rank got already."""
 
 
 class Trainer:
     """Trains a model on prepared data in `config.run_dir`, from scratch or from its newest checkpoint."""
 
-    def __init__(self, config: Config, data: Prepared) -> None:
-        self.config, self.data = config, data
+    def __init__(self, config: Config, data: Prepared, world: World | None = None) -> None:
+        self.config, self.data, self.world = config, data, world or World()
         self.run_dir = Path(config.run_dir)
         self.end = self.run_dir / "end.json"
-        self.device = choose_device(config.trainer.device)
+        self.device = choose_device(config.trainer.device, self.world.local_rank if self.world.size > 1 else None)
         self.precision = choose_precision(config.trainer.precision, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
+        else:
+            torch.cuda.set_device(self.device)
         self.model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(self.device)
+        if config.init_from:
+            weights = Path(config.init_from) / "model.safetensors"
+            fill(self.model, load_weights(weights), weights)
+        self.average = copy.deepcopy(self.model) if config.trainer.average_decay is not None else None
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.checkpoints = Checkpoints(self.run_dir)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
-        self.progress = Progress(data_sha256=data.data_sha256)
-        self._signal = 0
+        self.progress = Progress(
+            data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or self.world.size
+        )
+        self._signal, self._signal_time = 0, 0.0
 
     def run(self) -> None:
         """Train to the end and leave the final model in `run_dir/model`.
 
         Raises RunError on a non-finite loss, Stopped when a signal ended the run (its state saved), UserError when
-        the run directory belongs to another configuration.
+        the run directory belongs to another configuration or its micro-batches do not suit the number of ranks.
         """
         remove_leftovers(self.run_dir)
-        found = self.checkpoints.resume(self.model, self.optimizer, self.config)
+        found = self.checkpoints.resume(self.model, self.optimizer, self.config, self.average)
         if found:
             self.progress = found
             if found.data_sha256 != self.data.data_sha256:
@@ -75,12 +91,19 @@ class Trainer:
         else:
             say(
                 f"{count_parameters(self.model):,} parameters, {len(self.data.train):,} pairs, "
-                f"{self.device.type} in {str(self.precision).removeprefix('torch.')}"
+                f"{self.world.size} x {self.device.type} in {str(self.precision).removeprefix('torch.')}"
             )
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(self.run_dir / "config.yaml", to_yaml(self.config))
-        self.report = Report(self.run_dir, self.config.trainer.log_seconds)
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        require_shareable(self.progress.micro_batches, self.world.size)
+        self.loss = self.world.synchronised(BatchLoss(self.model))
+        if self.world.size > 1:
+            # The graph is recorded in the first backward pass, which must be one that synchronises.
+            self._backward(Batch.of(self.data.train, np.arange(1)), 0.0)
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.world.is_main:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            write_text(self.run_dir / "config.yaml", to_yaml(self.config))
+        self.report = Report(self.run_dir if self.world.is_main else None, self.config.trainer.log_seconds)
+        handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             self._train()
             self._finish()
@@ -97,55 +120,71 @@ class Trainer:
             if progress.update >= len(updates):
                 progress.epoch, progress.update = progress.epoch + 1, 0
                 updates = self.sampler.epoch(progress.epoch)
-            started = time.monotonic()
             try:
-                self._update(updates[progress.update])
+                stop = self._update(updates[progress.update])
             except torch.OutOfMemoryError:
-                parts = 2 * self.config.data.micro_batches
                 raise RunError(
-                    f"step {progress.step}: an update of {self.config.data.batch_tokens} tokens a side does not fit "
-                    f"the device's memory; type data.micro_batches={parts} and another run_dir=DIR"
+                    f"step {progress.step}: an update of {self.config.data.batch_tokens} tokens a side in "
+                    f"{progress.micro_batches} parts does not fit the device's memory; "
+                    f"type data.micro_batches={2 * progress.micro_batches} and another run_dir=DIR"
                 ) from None
             progress.update += 1
-            progress.seconds += time.monotonic() - started
             if progress.step % settings.validate_every == 0 or self._finished():
                 self._validate()
-            if progress.step % settings.save_every == 0 or self._signal or self._finished():
+            if progress.step % settings.save_every == 0 or stop or self._finished():
                 self._save()
-            if self._signal:
-                name = signal.Signals(self._signal).name
-                raise Stopped(
-                    self._signal, f"stopped by {name} at step {progress.step:,}, saved; the same command goes on"
-                )
+            if stop:
+                name = signal.Signals(stop).name
+                raise Stopped(stop, f"stopped by {name} at step {progress.step:,}, saved; the same command goes on")
 
-    def _update(self, pairs: NDArray[np.int64]) -> None:
+    def _update(self, pairs: NDArray[np.int64]) -> int:
+        """One update by all ranks; returns the signal that any of them got, or 0."""
+        started = time.monotonic()
         config, progress = self.config, self.progress
         progress.step += 1
         rate = learning_rate(progress.step, config.schedule, config.model.d_model, config.trainer.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         source_tokens, target_tokens = (int(lengths[pairs].sum()) for lengths in self.data.train.lengths)
-        sums = torch.zeros(2, device=self.device)
-        for index, batch in enumerate(micro_batches(self.data.train, pairs, config.data.micro_batches)):
-            # Dropout depends on (seed, update, micro-batch) alone, not on how often the run was stopped.
-            torch.manual_seed(_seed_of(config.seed, progress.step, index))
-            with self._autocast():
-                loss, nll = batch_loss(self.model, batch.to(self.device), config.trainer.label_smoothing)
-            (loss / target_tokens).backward()
-            sums += torch.stack((loss.detach(), nll))
-        total, nll_total = sums.tolist()
-        if not math.isfinite(total):
-            raise RunError(f"step {progress.step}: the loss is {total}; the weights were not updated. {REMEDY}")
+        loss_sum, nll_sum = self._gradients(pairs, target_tokens)
+        # What ranks must agree on: clocks and signals differ between them.
+        caught = [float(self._signal == number) for number in SIGNALS]
+        seconds = time.monotonic() - started if self.world.is_main else 0.0
+        loss_sum, nll_sum, seconds, *caught = self.world.sum([loss_sum, nll_sum, seconds, *caught])
+        if not math.isfinite(loss_sum):
+            raise RunError(f"step {progress.step}: the loss is {loss_sum}; the weights were not updated. {REMEDY}")
         if config.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average and config.trainer.average_decay is not None:
+            blend(self.average, self.model, config.trainer.average_decay)
+        progress.seconds += seconds
         progress.source_tokens += source_tokens
         progress.target_tokens += target_tokens
-        self.report.update(progress.step, (total, nll_total), (source_tokens, target_tokens), rate, self._left())
+        self.report.update(progress.step, (loss_sum, nll_sum), (source_tokens, target_tokens), rate, self._left())
+        return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+    def _gradients(self, pairs: NDArray[np.int64], target_tokens: int) -> list[float]:
+        """Leave the gradients of the mean loss of an update in the model; returns this rank's sums of loss and nll."""
+        sums = torch.zeros(2, device=self.device)
+        mine = list(
+            micro_batches(self.data.train, pairs, self.progress.micro_batches, self.world.rank, self.world.size)
+        )
+        for index, batch, weight in mine:
+            # Dropout depends on (seed, update, micro-batch) alone: neither on stops nor on the number of ranks.
+            torch.manual_seed(_seed_of(self.config.seed, self.progress.step, index))
+            last = index == mine[-1][0]
+            with contextlib.nullcontext() if last else self.world.alone(self.loss):
+                # Ranks are averaged, not summed.
+                sums += weight * self._backward(batch, weight * self.world.size / target_tokens)
+        return sums.tolist()
+
+    def _backward(self, batch: Batch, scale: float) -> Tensor:
+        with autocast(self.device, self.precision):
+            loss, nll = self.loss(batch.to(self.device), self.config.trainer.label_smoothing)
+        (loss * scale).backward()
+        return torch.stack((loss.detach(), nll))
 
     def _left(self) -> tuple[int, float]:
         settings = self.config.trainer
@@ -158,88 +197,78 @@ class Trainer:
         return steps <= 0 or seconds <= 0 or (patience is not None and self.progress.validations_since_best >= patience)
 
     def _validate(self) -> None:
-        progress = self.progress
-        values = self._scores()
+        progress, model = self.progress, self.average or self.model
+        values = self._scores(model)
         self.report.record("valid", progress.step, values)
         say(f"validation at step {progress.step:,}: perplexity {values['perplexity']:.2f}, BLEU {values['bleu']:.2f}")
         for sample in values["samples"]:
             say(f"    {sample['source']}\n  = {sample['hypothesis']}\n  ~ {sample['reference']}")
         if values["bleu"] > progress.best_bleu:
             progress.best_bleu, progress.validations_since_best = values["bleu"], 0
-            self._save_model(own_weights(self.model), progress.step, values)
+            self._save_model(model, values)
         else:
             progress.validations_since_best += 1
 
-    def _scores(self) -> dict[str, Any]:
-        """Loss, perplexity and BLEU on the validation split, and sample translations."""
-        data, settings = self.data, self.config.trainer
-        started = time.monotonic()
-        self.model.eval()
-        nll = 0.0
-        with torch.no_grad(), bar("validating", len(data.valid), unit="pairs") as progress:
-            for batch in in_order(data.valid, max(self.config.data.batch_tokens, int(np.max(data.valid.lengths)))):
-                with self._autocast():
-                    nll += float(batch_loss(self.model, batch.to(self.device), 0.0)[1])
-                progress.update(batch.target_layout.batch_size)
-        loss = nll / float(data.valid.lengths[1].sum())
-        translator = Translator.of(self.model, data.tokenizer, self.config)
-        hypotheses = translator.translate([pair.source for pair in data.valid_text])
-        self.model.train()
+    def _scores(self, model: TranslationModel) -> dict[str, Any]:
+        values = validate(model, self.data, self.config, self.world, self.precision)
         self.report.skip_pause()
-        samples = [
-            {"source": pair.source, "hypothesis": hypothesis, "reference": pair.target}
-            for pair, hypothesis in list(zip(data.valid_text, hypotheses, strict=True))[: settings.samples]
-        ]
-        return {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 50.0)),
-            "bleu": bleu(hypotheses, [pair.target for pair in data.valid_text]),
-            "epoch": self.progress.epoch,
-            "source_tokens": self.progress.source_tokens,
-            "target_tokens": self.progress.target_tokens,
-            "minutes_trained": self.progress.seconds / 60,
-            "validation_seconds": time.monotonic() - started,
-            "samples": samples,
-        }
+        counts = {key: getattr(self.progress, key) for key in ("epoch", "source_tokens", "target_tokens")}
+        return {**values, **counts, "minutes_trained": self.progress.seconds / 60}
 
     def _save(self) -> None:
-        self.checkpoints.save(
-            self.model, self.optimizer, self.progress, self.config, self.config.trainer.keep_checkpoints
-        )
+        if self.world.is_main:
+            self.checkpoints.save(self.model, self.optimizer, self.progress, self.config, self.average)
         self.report.skip_pause()
 
-    def _save_model(self, weights: dict[str, torch.Tensor], steps: int, values: dict[str, Any]) -> None:
+    def _save_model(self, model: TranslationModel, values: dict[str, Any]) -> None:
+        if not self.world.is_main:
+            return
         save_model_directory(
             self.run_dir / "model",
             self.config,
             self.data.tokenizer,
-            weights,
+            own_weights(model),
             data_sha256=self.data.data_sha256,
-            steps=steps,
+            steps=self.progress.step,
             valid={"loss": values["loss"], "bleu": values["bleu"], "signature": bleu_signature()},
         )
 
     def _finish(self) -> None:
         """Leave the better model by validation BLEU: the best one seen, or the average of the last checkpoints."""
+        self.world.wait()
         count = self.config.trainer.average_last
         folders = self.checkpoints.regular(self.config.trainer.save_every)[-count:] if count else []
         best = self.progress.best_bleu
         if len(folders) > 1:
             fill(self.model, average_weights([folder / "model.safetensors" for folder in folders]), folders[-1])
-            values = self._scores()
+            values = self._scores(self.model)
             self.report.record("average", self.progress.step, {"checkpoints": len(folders), **values})
             say(f"average of the last {len(folders)} checkpoints: BLEU {values['bleu']:.2f}; best single: {best:.2f}")
             if values["bleu"] >= best:
-                self._save_model(own_weights(self.model), self.progress.step, values)
+                self._save_model(self.model, values)
                 best = values["bleu"]
-        write_json(self.end, {"step": self.progress.step, "bleu": best})
+        if self.world.is_main:
+            write_json(self.end, {"step": self.progress.step, "bleu": best})
+        self.world.wait()
         say(f"finished after {self.progress.seconds / 60:.1f} minutes of training; the model: {self.run_dir / 'model'}")
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._signal:
+        if self._signal and time.monotonic() - self._signal_time > ONE_SIGNAL:
             raise Stopped(number, "stopped at once; the last save stands")
-        self._signal = number
-        say(f"{signal.Signals(number).name}: saving after this step")
+        if not self._signal:
+            self._signal, self._signal_time = number, time.monotonic()
+            say(f"{signal.Signals(number).name}: saving after this step")
+
+
+def require_shareable(parts: int, ranks: int) -> None:
+    """Raise UserError unless `ranks` can share the micro-batches of an update evenly."""
+    if parts % ranks:
+        suitable = [count for count in range(1, parts + 1) if parts % count == 0]
+        raise UserError(
+            f"{ranks} ranks cannot share the {parts} micro-batches of an update evenly; take "
+            f"{' or '.join(map(str, suitable))} ranks (trainer.devices=N), or begin another run_dir=DIR "
+            f"with data.micro_batches={ranks * -(-parts // ranks)}"
+        )
 
 
 def _seed_of(*numbers: int) -> int:

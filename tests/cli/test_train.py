@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_ends_the_run(run: Any, overrides: list[str], m
     def broken(*given: Any) -> tuple[Any, ...]:
         return tuple(value * float("nan") for value in batch_loss(*given))
 
-    monkeypatch.setattr("seq2seq.train.trainer.batch_loss", broken)
+    monkeypatch.setattr("seq2seq.train.loss.batch_loss", broken)
     code, out, err = run(train.main, *overrides, "trainer.max_steps=3")
     assert (code, out) == (3, "")
     last = err.rstrip("\n").rpartition("\n")[2]

@@ -81,7 +81,8 @@ def test_a_kind_is_registered_under_its_own_name() -> None:
         (TrainerConfig, "trainer.label_smoothing", 1.0),
         (TrainerConfig, "trainer.precision", "float16"),
         (TrainerConfig, "trainer.devices", 0),
-        (TrainerConfig, "trainer.devices", 2),
+        (TrainerConfig, "trainer.timeout_minutes", 0),
+        (TrainerConfig, "trainer.average_decay", 1),
         (TrainerConfig, "trainer.samples", -1),
     ],
 )

@@ -97,13 +97,25 @@ def test_cut_counts_beyond_thirty_two_bits() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_micro_batches_share_an_update(store: Store, count: int) -> None:
     pairs = Sampler(store, 1000, seed=1).epoch(0)[0]
-    parts = list(micro_batches(store, pairs, count))
-    assert len(parts) == count
+    numbers, parts, weights = zip(*micro_batches(store, pairs, count), strict=True)
+    assert (numbers, weights) == (tuple(range(count)), (1.0,) * count)
     assert torch.cat([part.source for part in parts]).tolist() == store.gather(0, pairs).tolist()
     assert torch.cat([part.target_out for part in parts]).tolist() == store.gather(1, pairs).tolist()
     sizes = [part.source_layout.batch_size for part in parts]
     assert max(sizes) - min(sizes) <= 1
     assert len(list(micro_batches(store, pairs[:2], 5))) == 2
+
+
+def test_ranks_share_an_update_and_none_goes_without(store: Store) -> None:
+    pairs = Sampler(store, 1000, seed=1).epoch(0)[0]
+    alone = {number: part.source.tolist() for number, part, _ in micro_batches(store, pairs, 8)}
+    shares = [
+        {number: part.source.tolist() for number, part, _ in micro_batches(store, pairs, 8, r, 4)} for r in range(4)
+    ]
+    assert [sorted(share) for share in shares] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert {number: part for share in shares for number, part in share.items()} == alone
+    weights = [[weight for *_, weight in micro_batches(store, pairs[:3], 8, rank, 4)] for rank in range(4)]
+    assert weights == [[1.0], [1.0], [1.0], [0.0]]
 
 
 def test_a_batch_shifts_the_target(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for available, kind in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda found=available: int(found))
         assert choose_device("auto").type == kind
     assert choose_device("cpu") == CPU
 

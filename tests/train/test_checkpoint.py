@@ -50,7 +50,9 @@ def assert_equal(one: Training, other: Training) -> None:
 
 
 def save(run_dir: Path, trained: Training, step: int, keep: int = 5, config: Config | None = None) -> None:
-    Checkpoints(run_dir).save(*trained, Progress(step=step), config or config_of(), keep)
+    config = config or config_of()
+    config.trainer.keep_checkpoints = keep
+    Checkpoints(run_dir).save(*trained, Progress(step=step), config)
 
 
 def names(run_dir: Path) -> list[str]:
@@ -61,7 +63,7 @@ def test_weights_and_optimizer_come_back_bit_by_bit(tmp_path: Path) -> None:
     saved, fresh = training(1), training(2)
     advance(saved, 3)
     progress = Progress(step=30, epoch=2, update=7, seconds=12.25, best_bleu=3.5, validations_since_best=1)
-    Checkpoints(tmp_path).save(*saved, progress, config_of(), keep=5)
+    Checkpoints(tmp_path).save(*saved, progress, config_of())
     assert Checkpoints(tmp_path).resume(*fresh, config_of()) == progress
     assert_equal(fresh, saved)
     for trained in (saved, fresh):
@@ -108,7 +110,7 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
         ("seed=7", "seed was 1, is 7"),
         ("model.decoder.num_layers=2", "model.decoder.num_layers was 3, is 2"),
         ("data.train.source=other.tsv", "data.train.source was some.tsv, is other.tsv"),
-        ("data.micro_batches=2", "data.micro_batches was 1, is 2"),
+        ("data.micro_batches=2", "data.micro_batches was None, is 2"),
         ("schedule.peak=0.5", "schedule.peak was None, is 0.5"),
         ("trainer.label_smoothing=0", "trainer.label_smoothing was 0.1, is 0.0"),
     ],

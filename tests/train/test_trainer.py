@@ -24,7 +24,6 @@ from seq2seq.data.prepare import prepare
 from seq2seq.model.directory import load_model_directory
 from seq2seq.model.translation import TranslationModel
 from seq2seq.support.errors import RunError, Stopped, UserError
-from seq2seq.train import trainer as module
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.trainer import Trainer
@@ -170,10 +169,10 @@ def test_a_signal_stops_after_the_step_is_saved(
 ) -> None:
     update = Trainer._update
 
-    def interrupted(trainer: Trainer, pairs: NDArray[np.int64]) -> None:
-        update(trainer, pairs)
-        if trainer.progress.step == 3:
+    def interrupted(trainer: Trainer, pairs: NDArray[np.int64]) -> int:
+        if trainer.progress.step == 2:
             signal.raise_signal(number)
+        return update(trainer, pairs)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patched, pytest.raises(Stopped) as stopped:
@@ -268,7 +267,7 @@ def test_every_micro_batch_has_random_numbers_of_its_own(make: Make, monkeypatch
             states.append(torch.get_rng_state().numpy().tobytes())
         return batch_loss(model, batch, smoothing)
 
-    monkeypatch.setattr(module, "batch_loss", spy)
+    monkeypatch.setattr("seq2seq.train.loss.batch_loss", spy)
     trainer.run()
     assert len(states) == len({*states}) == 4 * 3
 
@@ -318,7 +317,7 @@ def test_validation_is_the_loss_of_the_saved_model(make: Make, tmp_path: Path) -
 
 def script_bleu(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
     script = iter(scores)
-    monkeypatch.setattr(module, "bleu", lambda *_: next(script))
+    monkeypatch.setattr("seq2seq.train.validation.bleu", lambda *_: next(script))
 
 
 def weights_of(run_dir: Path) -> dict[str, Tensor]:
@@ -444,5 +443,5 @@ def test_running_out_of_memory_says_what_to_type(make: Make, monkeypatch: pytest
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(Trainer, "_update", full)
-    with pytest.raises(RunError, match=r"500 tokens a side does not fit .*data\.micro_batches=2"):
+    with pytest.raises(RunError, match=r"500 tokens a side in 1 parts does not fit .*data\.micro_batches=2"):
         make("run").run()

@@ -1,0 +1,111 @@
+"""`trainer.devices=N` alone: N ranks on this machine, started by torch's elastic launcher, with our errors and codes.
+
+The launcher turns whatever ends a rank into an exit code of 1 and a stack trace. So each rank leaves its error in a file,
+and the parent raises the first one: an error that other ranks only suffer from says so and comes last.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from seq2seq.config import compose
+from seq2seq.config.schema import Config
+from seq2seq.support.errors import Explained, UserError, explain
+
+PROGRAM = "seq2seq-train"
+
+
+class RankFailed(Explained):
+    """What ended a rank, with that rank's exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def launch(config: Config) -> None:
+    """Train with `config.trainer.devices` ranks; returns when all have finished.
+
+    Raises RankFailed with the line and exit code of the rank that failed first, UserError for more ranks than GPUs.
+    """
+    import torch
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    ranks, gpus = config.trainer.devices, torch.cuda.device_count()
+    if gpus and config.trainer.device != "cpu" and ranks > gpus:
+        raise UserError(f"trainer.devices={ranks}: this machine has {gpus} GPUs; type trainer.devices={gpus}")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="seq2seq-ranks-") as name:
+        stored = Path(name) / "config.yaml"
+        stored.write_text(compose.to_yaml(config), encoding="utf-8")
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=ranks,
+            run_id="seq2seq",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=name),
+        )
+        try:
+            elastic_launch(settings, sys.executable)("-m", "seq2seq.cli.launch", str(stored))
+        except SignalException as stop:
+            raise RankFailed(
+                f"stopped by {stop.sigval.name}; the same command goes on", 128 + int(stop.sigval)
+            ) from None
+        except ChildFailedError as failed:
+            raise _first_failure(
+                Path(name), {rank: found.exitcode for rank, found in failed.failures.items()}
+            ) from None
+
+
+def _first_failure(logs: Path, exit_codes: dict[int, int]) -> RankFailed:
+    """The failure that the others follow from, out of the ranks' error files and the exit codes of those that died."""
+    files = sorted(logs.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
+    errors: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    killed = [(rank, -code) for rank, code in exit_codes.items() if code < 0 and code != -signal.SIGTERM]
+    for error in [error for error in errors if not error["lost"]]:
+        return RankFailed(error["message"], error["exit_code"])
+    for rank, number in killed:
+        return RankFailed(
+            f"rank {rank} was killed by {signal.Signals(number).name}; the last checkpoint stands, "
+            "the same command goes on",
+            3,
+        )
+    for error in errors:
+        return RankFailed(error["message"], error["exit_code"])
+    return RankFailed(f"ranks ended with exit codes {exit_codes}", 3)
+
+
+def main() -> None:
+    """One rank: train with the configuration in the file named on the command line."""
+    from seq2seq.cli.train import train_as_rank
+
+    try:
+        train_as_rank(compose.load(Path(sys.argv[1])))
+    except BaseException as error:
+        from seq2seq.train.distributed import LostRank
+
+        exit_code, line = explain(error)
+        record = {"message": line, "timestamp": int(time.time()), "exit_code": exit_code}
+        with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w", encoding="utf-8") as file:
+            json.dump({**record, "lost": isinstance(error, LostRank)}, file)
+        # Not through the interpreter's own end, which would wait for the other ranks.
+        os._exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Ranks: the processes that share the updates of one training run, each with a device of its own.
+
+Every rank holds the whole model, takes the micro-batches rank, rank + size, … of an update, and gets the same sums of
+loss and gradients; rank 0 alone writes and prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import seq2seq
+from seq2seq.config.compose import differences
+from seq2seq.config.schema import Config
+from seq2seq.support import progress
+from seq2seq.support.errors import RunError, UserError
+
+PREPARATION = timedelta(days=1)
+"""How long the other ranks wait for rank 0 to prepare the data."""
+LOST = re.compile(r"gloo|nccl|connection|socket|timed out|broken pipe|no longer reachable", re.IGNORECASE)
+
+
+class LostRank(RunError):
+    """Another rank died; what happened is told by that rank, if it still can."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of this run, and which of them this process is; `patient` is a group with a longer timeout."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    patient: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """The sums over the ranks, in float64."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each rank, in order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Return when all ranks have come here, within a day."""
+        if self.size > 1:
+            dist.barrier(group=self.patient)
+
+    def synchronised(self, module: nn.Module) -> nn.Module:
+        """A module whose backward pass leaves the mean of the ranks' gradients on each of them, sent as they come."""
+        if self.size == 1:
+            return module
+        with warnings.catch_warnings():
+            # Newer versions of torch call it forward_sync_buffers, which 2.11 does not know.
+            warnings.filterwarnings("ignore", message=".broadcast_buffers", category=FutureWarning)
+            return DistributedDataParallel(
+                module, static_graph=True, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
+
+    def alone(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Within it, backward passes of a `synchronised` module add to this rank's gradients and send nothing."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
+
+    def require_same(self, facts: dict[str, Any]) -> None:
+        """Raise UserError, on every rank, unless all ranks have the same facts."""
+        hosts_and_facts = self.gather((platform.node(), facts))
+        for rank, (host, others) in enumerate(hosts_and_facts):
+            differing = differences(others, hosts_and_facts[0][1])
+            if differing:
+                lines = "; ".join(f"{key} is {found}, on rank 0 {expected}" for key, found, expected in differing)
+                raise UserError(f"rank {rank} ({host}) does not fit rank 0: {lines}; start all ranks alike")
+
+
+def is_rank() -> bool:
+    """Whether a launcher, such as torchrun, started this process as one of several ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextlib.contextmanager
+def joined(config: Config) -> Iterator[World]:
+    """Meet the other ranks that the launcher started, if any.
+
+    Raises UserError for a busy port or ranks that were started differently; RunError, here or later inside the block,
+    for one that dies (LostRank) or does not answer within `trainer.timeout_minutes`.
+    """
+    if not is_rank():
+        yield World()
+        return
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if config.trainer.devices not in (1, size):
+        raise UserError(f"trainer.devices={config.trainer.devices}: the launcher started {size} ranks; leave it out")
+    if rank:
+        progress.silence()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and config.trainer.device != "cpu" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=config.trainer.timeout_minutes))
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(error) or "in use" in str(error):
+            raise UserError(
+                f"the port of {address} is in use; type another one: torchrun --master-port N, or MASTER_PORT=N"
+            ) from None
+        raise RunError(
+            f"rank {rank} did not meet the other ranks at {address}: {_first_line(error)}; are all {size} started?"
+        ) from None
+    try:
+        world = World(rank, size, local_rank, dist.new_group(backend="gloo", timeout=PREPARATION))
+        world.require_same({"torch": torch.__version__, "seq2seq": seq2seq.__version__, **asdict(config)})
+        yield world
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        advice = f"the last checkpoint stands, the same command goes on ({_first_line(error)})"
+        if "timed out" in str(error).lower():
+            minutes = config.trainer.timeout_minutes
+            raise RunError(
+                f"rank {rank}: another rank did not answer within trainer.timeout_minutes={minutes:g}; {advice}"
+            ) from None
+        raise LostRank(f"rank {rank}: another rank died; {advice}") from None
+    dist.destroy_process_group()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

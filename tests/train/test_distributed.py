@@ -1,0 +1,232 @@
+"""Several ranks compute what one computes; what goes wrong on one is told in one line, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from seq2seq.support.errors import UserError
+from seq2seq.train.distributed import World
+from seq2seq.train.trainer import require_shareable
+from tests.train.test_trainer import TINY, draw, log, write_copies
+
+STEPS = 50
+SETTINGS = [
+    *TINY,
+    *("data.micro_batches=4", "model.dropout=0.1", "trainer.log_seconds=0", "trainer.validate_every=1000"),
+    *(f"trainer.max_steps={STEPS}", "trainer.save_every=1000", "trainer.timeout_minutes=0.5"),
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_copies(tmp_path_factory.mktemp("corpus"), draw(300, 1), draw(10, 2))
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "seq2seq.cli.train", *overrides]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def train(*overrides: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*overrides), env=environment(), text=True, capture_output=True, timeout=timeout)
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in log(run_dir, "train")]
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    done = train(*corpus, *SETTINGS, f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+def assert_same_training(run_dir: Path, alone: Path) -> None:
+    assert losses(run_dir) == pytest.approx(losses(alone), abs=1e-5)
+    assert len(losses(alone)) == STEPS
+    own, same = (
+        safetensors.torch.load_file(path / f"checkpoints/step-{STEPS}/model.safetensors") for path in (run_dir, alone)
+    )
+    assert own.keys() == same.keys()
+    for name, tensor in own.items():
+        if name.endswith("key_value.bias"):
+            # Softmax does not see the keys' bias: its gradient is rounding noise, which Adam makes large.
+            tensor, same[name] = tensor[len(tensor) // 2 :], same[name][len(tensor) // 2 :]
+        torch.testing.assert_close(tensor, same[name], atol=1e-4, rtol=0, msg=name)
+
+
+def test_two_ranks_train_as_one(corpus: list[str], tmp_path: Path, alone: Path) -> None:
+    done = train(*corpus, *SETTINGS, f"run_dir={tmp_path}/run", "trainer.devices=2")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.count("finished after") == 1, "rank 0 alone prints"
+    assert_same_training(tmp_path / "run", alone)
+    (one,), (other,) = log(alone, "valid"), log(tmp_path / "run", "valid")
+    assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
+    assert other["bleu"] == one["bleu"]
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(corpus: list[str], tmp_path: Path, alone: Path) -> None:
+    for devices, steps in ((1, 15), (4, 30), (2, STEPS)):
+        done = train(
+            *corpus, *SETTINGS, f"run_dir={tmp_path}/run", f"trainer.devices={devices}", f"trainer.max_steps={steps}"
+        )
+        assert done.returncode == 0, done.stderr
+    assert_same_training(tmp_path / "run", alone)
+
+
+def test_ranks_that_cannot_share_the_micro_batches() -> None:
+    require_shareable(8, 4)
+    with pytest.raises(UserError, match=r"3 ranks .* 8 micro-batches .* 1 or 2 or 4 or 8 ranks .*micro_batches=9"):
+        require_shareable(8, 3)
+
+
+def test_a_wrong_number_of_ranks_is_told_once(corpus: list[str], tmp_path: Path) -> None:
+    done = train(*corpus, *SETTINGS, f"run_dir={tmp_path}/run", "trainer.devices=3")
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if "cannot share" in line] == [done.stderr.splitlines()[-1]]
+    assert done.stderr.splitlines()[-1].startswith("seq2seq-train: 3 ranks cannot share the 4 micro-batches")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def ranks(tmp_path: Path, *overrides: list[str], port: int | None = None, **more: str) -> list[subprocess.Popen[str]]:
+    """Ranks started by hand, as a cluster's own launcher would, each with overrides of its own."""
+    if port is None:
+        with socket.create_server(("localhost", 0)) as free:
+            port = int(free.getsockname()[1])
+    started = []
+    for rank, own in enumerate(overrides):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(overrides))}
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), **more}
+        with (tmp_path / f"rank-{rank}.log").open("w") as file:
+            started.append(subprocess.Popen(command(*own), env=environment(**place, **address), stderr=file, text=True))
+    return started
+
+
+def last_line(tmp_path: Path, rank: int) -> str:
+    lines = (tmp_path / f"rank-{rank}.log").read_text().splitlines()
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_ranks_of_different_configurations(
+    corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    own = [*corpus, *SETTINGS, f"run_dir={tmp_path}/run"]
+    started += ranks(tmp_path, own, [*own, "schedule.warmup_steps=11"])
+    assert [process.wait(60) for process in started] == [2, 2]
+    assert "rank 1 (" in last_line(tmp_path, 0)
+    assert "schedule.warmup_steps is 11, on rank 0 10; start all ranks alike" in last_line(tmp_path, 0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_in_use(corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
+    own = [*corpus, *SETTINGS, f"run_dir={tmp_path}/run", "trainer.timeout_minutes=0.1"]
+    with socket.create_server(("localhost", 0)) as busy:
+        port = int(busy.getsockname()[1])
+        started += ranks(tmp_path, own, own, port=port)[:1]
+        assert started[0].wait(60) == 2
+    assert f"the port of localhost:{port} is in use; type another one" in last_line(tmp_path, 0)
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not (run_dir / "log.jsonl").exists() or not any(line["step"] >= step for line in log(run_dir, "train")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The ranks that a launcher started, in order."""
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    found = [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
+    return sorted(pid for pid in found if "seq2seq.cli.launch" in Path(f"/proc/{pid}/cmdline").read_text())
+
+
+@pytest.fixture
+def launched(corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    long = [*SETTINGS, f"run_dir={tmp_path}/run", "trainer.max_steps=100000", "trainer.save_every=5"]
+    long += ["trainer.timeout_minutes=0.1"]
+    with (tmp_path / "rank-0.log").open("w") as file:
+        started.append(
+            subprocess.Popen(
+                command(*corpus, *long, "trainer.devices=2"),
+                env=environment(TORCH_ELASTIC_SHUTDOWN_TIMEOUT="5"),
+                stderr=file,
+                text=True,
+            )
+        )
+    wait_for_step(tmp_path / "run", 6, started[0])
+    return started[0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_dead_rank_ends_the_others_and_is_named(launched: subprocess.Popen[str], tmp_path: Path, rank: int) -> None:
+    pids = children(launched)
+    os.kill(pids[rank], signal.SIGKILL)
+    assert launched.wait(60) == 3
+    assert f"rank {rank} was killed by SIGKILL; the last checkpoint stands" in last_line(tmp_path, 0)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks in /proc")
+def test_a_rank_that_hangs_ends_the_run_within_the_timeout(launched: subprocess.Popen[str], tmp_path: Path) -> None:
+    os.kill(children(launched)[1], signal.SIGSTOP)
+    began = time.monotonic()
+    assert launched.wait(120) == 3
+    assert time.monotonic() - began < 60
+    assert "another rank did not answer within trainer.timeout_minutes=0.1" in last_line(tmp_path, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_saves_once(
+    launched: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    launched.send_signal(number)
+    assert launched.wait(60) == 128 + number
+    step = max(line["step"] for line in log(tmp_path / "run", "train"))
+    saved = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved[-1] == step, "the last update is saved"
+    assert last_line(tmp_path, 0) == f"seq2seq-train: stopped by {number.name}; the same command goes on"
+
+
+def test_torchrun_starts_ranks_too(corpus: list[str], tmp_path: Path, alone: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    arguments = ["-m", "seq2seq.cli.train", *corpus, *SETTINGS, f"run_dir={tmp_path}/run"]
+    done = subprocess.run([*launcher, *arguments], env=environment(), text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert_same_training(tmp_path / "run", alone)
+
+
+def test_a_world_of_one_needs_no_launcher() -> None:
+    world = World()
+    assert (world.is_main, world.sum([1.5, 2.0]), world.gather("x")) == (True, [1.5, 2.0], ["x"])
+    world.wait()
+    module = torch.nn.Linear(2, 2)
+    assert world.synchronised(module) is module
