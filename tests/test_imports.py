@@ -56,7 +56,7 @@ def test_only_rooms_to_the_left_import() -> None:
 def test_modules_do_not_import_one_another_in_circles() -> None:
     graph = {name: {MODULES[module] for module in imports(tree) if module in MODULES} for name, tree in FILES.items()}
     del graph["__init__.py"]
-    assert graph["cli/train.py"] >= {"data/prepare.py", "train/trainer.py"}
+    assert graph["cli/rank.py"] >= {"data/prepare.py", "train/trainer.py"}
     TopologicalSorter({name: needed - {"__init__.py"} for name, needed in graph.items()}).prepare()
 
 

@@ -1,7 +1,7 @@
 """`trainer.devices=N` alone: N ranks on this machine, started by torch's elastic launcher, with our errors and codes.
 
-The launcher turns whatever ends a rank into an exit code of 1 and a stack trace. So each rank leaves its error in a file,
-and the parent raises the first one: an error that other ranks only suffer from says so and comes last.
+The launcher turns whatever ends a rank into an exit code of 1 and a stack trace. So each rank leaves its error in a
+file, and the first of them is raised here; that a rank lost another one comes last, for it tells no cause.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
-from seq2seq.support.errors import Explained, UserError, explain
-
-PROGRAM = "seq2seq-train"
+from seq2seq.support.errors import Explained, UserError
 
 
 class RankFailed(Explained):
@@ -61,7 +58,7 @@ def launch(config: Config) -> None:
             logs_specs=DefaultLogsSpecs(log_dir=name),
         )
         try:
-            elastic_launch(settings, sys.executable)("-m", "seq2seq.cli.launch", str(stored))
+            elastic_launch(settings, sys.executable)("-m", "seq2seq.cli.rank", str(stored))
         except SignalException as stop:
             raise RankFailed(
                 f"stopped by {stop.sigval.name}; the same command goes on", 128 + int(stop.sigval)
@@ -88,24 +85,3 @@ def _first_failure(logs: Path, exit_codes: dict[int, int]) -> RankFailed:
     for error in errors:
         return RankFailed(error["message"], error["exit_code"])
     return RankFailed(f"ranks ended with exit codes {exit_codes}", 3)
-
-
-def main() -> None:
-    """One rank: train with the configuration in the file named on the command line."""
-    from seq2seq.cli.train import train_as_rank
-
-    try:
-        train_as_rank(compose.load(Path(sys.argv[1])))
-    except BaseException as error:
-        from seq2seq.train.distributed import LostRank
-
-        exit_code, line = explain(error)
-        record = {"message": line, "timestamp": int(time.time()), "exit_code": exit_code}
-        with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w", encoding="utf-8") as file:
-            json.dump({**record, "lost": isinstance(error, LostRank)}, file)
-        # Not through the interpreter's own end, which would wait for the other ranks.
-        os._exit(exit_code)
-
-
-if __name__ == "__main__":
-    main()

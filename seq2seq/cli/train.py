@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from seq2seq.cli.hydra_command import run_hydra_command
+from seq2seq.cli.launch import launch
+from seq2seq.cli.rank import train_as_rank
 from seq2seq.config.schema import Config
 
 SUMMARY = "Train a translation model; the result is a model directory, RUN_DIR/model, for seq2seq-translate."
@@ -15,28 +17,9 @@ def train(config: Config) -> None:
     from seq2seq.train.distributed import is_rank
 
     if config.trainer.devices > 1 and not is_rank():
-        from seq2seq.cli.launch import launch
-
         launch(config)
     else:
         train_as_rank(config)
-
-
-def train_as_rank(config: Config) -> None:
-    """Prepare and train; a run of other settings is refused before its prepared data are touched."""
-    from pathlib import Path
-
-    from seq2seq.data.prepare import Prepared, prepare
-    from seq2seq.train.checkpoint import Checkpoints
-    from seq2seq.train.distributed import joined
-    from seq2seq.train.trainer import Trainer
-
-    with joined(config) as world:
-        if world.is_main:
-            Checkpoints(Path(config.run_dir)).require_same_settings(config)
-            prepare(config)
-        world.wait()
-        Trainer(config, Prepared(Path(config.data.prepared_dir)), world).run()
 
 
 def main() -> None:

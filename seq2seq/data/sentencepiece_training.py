@@ -35,10 +35,12 @@ def train_sentencepiece(lines: list[str], *, model_type: str, vocab_size: int, *
             command.append(json.dumps({**order, **settings}))
             with subprocess.Popen(command, cwd=folder, stdout=errors, stderr=errors) as trainer:
                 try:
-                    while trainer.poll() is None:
+                    running = True
+                    while running:
+                        running = trainer.poll() is None
                         done = 100 * share_done(log.read_text("utf-8", "replace"), model_type, vocab_size)
                         progress.update(done - progress.n)
-                        time.sleep(0.05)
+                        time.sleep(0.05 * running)
                 except BaseException:
                     trainer.kill()
                     raise

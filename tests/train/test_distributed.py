@@ -165,7 +165,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     """The ranks that a launcher started, in order."""
     threads = Path(f"/proc/{process.pid}/task").iterdir()
     found = [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
-    return sorted(pid for pid in found if "seq2seq.cli.launch" in Path(f"/proc/{pid}/cmdline").read_text())
+    return sorted(pid for pid in found if "seq2seq.cli.rank" in Path(f"/proc/{pid}/cmdline").read_text())
 
 
 @pytest.fixture

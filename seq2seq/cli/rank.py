@@ -1,0 +1,51 @@
+"""One rank of a training: what `seq2seq-train` runs itself, and what `launch` starts several of.
+
+python -m seq2seq.cli.rank CONFIG.yaml      under torch's elastic launcher
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from seq2seq.config import compose
+from seq2seq.config.schema import Config
+from seq2seq.support.errors import explain
+
+
+def train_as_rank(config: Config) -> None:
+    """Prepare and train; a run of other settings is refused before its prepared data are touched."""
+    from seq2seq.data.prepare import Prepared, prepare
+    from seq2seq.train.checkpoint import Checkpoints
+    from seq2seq.train.distributed import joined
+    from seq2seq.train.trainer import Trainer
+
+    with joined(config) as world:
+        if world.is_main:
+            Checkpoints(Path(config.run_dir)).require_same_settings(config)
+            prepare(config)
+        world.wait()
+        Trainer(config, Prepared(Path(config.data.prepared_dir)), world).run()
+
+
+def main() -> None:
+    """Train with a stored configuration; an error goes into the file that the launcher names, for it to tell."""
+    try:
+        train_as_rank(compose.load(Path(sys.argv[1])))
+    except BaseException as error:
+        from seq2seq.train.distributed import LostRank
+
+        exit_code, message = explain(error)
+        record = {"message": message, "timestamp": int(time.time()), "exit_code": exit_code}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(
+            json.dumps({**record, "lost": isinstance(error, LostRank)}), encoding="utf-8"
+        )
+        # Not by the interpreter's own way out, which would wait for the other ranks.
+        os._exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()
