@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("SEQ2SEQ_MODEL", None)
+# sacreBLEU reads its folder once, when it is imported; a download ends at a closed port.
+SACREBLEU = tempfile.TemporaryDirectory(prefix="sacrebleu-")
+os.environ["SACREBLEU"] = SACREBLEU.name
+os.environ["http_proxy"] = os.environ["https_proxy"] = "http://127.0.0.1:9"
 
 settings.register_profile("seq2seq", deadline=None, max_examples=60, print_blob=True)
 settings.load_profile("seq2seq")
@@ -59,6 +64,22 @@ def toy_corpus(tmp_path_factory: pytest.TempPathFactory, toy_pairs: list[tuple[s
     for side, path in enumerate(files):
         path.write_bytes("".join(f"{pair[side]}\n" for pair in toy_pairs).encode())
     return files
+
+
+@pytest.fixture(scope="session")
+def stand_ins(toy_pairs: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """Toy pairs where sacreBLEU looks for `wmt14` and `wmt14/full` in en-de, the first a part of the second."""
+    test_sets = {"wmt14/full": toy_pairs[:20] + toy_pairs[:2], "wmt14": toy_pairs[3:17]}
+    for name, pairs in test_sets.items():
+        folder = Path(SACREBLEU.name) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        fields = {"src": [pair[0] for pair in pairs], "ref": [pair[1] for pair in pairs]}
+        for field in ("docid", "genre", "origlang"):
+            fields[field] = ["x"] * len(pairs)
+        for field, lines in fields.items():
+            path = folder / f"{name.replace('/', '_')}.en-de.{field}"
+            path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+    return test_sets
 
 
 TINY = [

@@ -11,16 +11,19 @@ from typing import Any
 from seq2seq.cli.common import add_model_options, find_model, load_translator, parser
 from seq2seq.config import compose
 from seq2seq.data.corpus import Pair, is_given, read_pairs
-from seq2seq.evaluate.scores import compare, scores, tokenised_bleu
-from seq2seq.evaluate.test_set import aligned, read_test_set
+from seq2seq.evaluate.scores import below_bars, compare
+from seq2seq.evaluate.test_set import aligned, read_named_test_sets, read_test_set, scored, translated_once
 from seq2seq.support.errors import RunError, UserError, exit_code_of
 from seq2seq.support.files import write_text
 
 SUMMARY = "Score translations: BLEU, chrF and TER by sacreBLEU, each with its signature, as JSON on standard output."
-EXAMPLES = """The test set is --source and --reference, else the one that the model's configuration names (data.test.*).
+EXAMPLES = """The test set is --source and --reference, or --test-set, else the one that the model's configuration names
+(data.test.*). sacreBLEU downloads its test sets once, to $SACREBLEU or ~/.sacrebleu; wmt14 is newstest2014 as the
+workshop scored it (2,737 sentences in English-German), wmt14/full all of it (3,003).
 
 examples:
   seq2seq-evaluate --model runs/quickstart/model
+  seq2seq-evaluate --test-set wmt14,wmt14/full --paper-bleu
   seq2seq-evaluate --source test.en --reference test.de --lowercase --paper-bleu
   seq2seq-evaluate --hypotheses output.de --reference test.de
   seq2seq-evaluate --compare baseline.de new.de --reference test.de
@@ -34,6 +37,11 @@ def options() -> argparse.ArgumentParser:
     add_model_options(made)
     made.add_argument("--source", type=Path, metavar="FILE", help="test sentences, one a line")
     made.add_argument("--reference", type=Path, metavar="FILE", help="their reference translations")
+    made.add_argument(
+        "--test-set",
+        metavar="NAME[,NAME]",
+        help="in place of those two, sacreBLEU's test sets of these names; scores are then JSON by name",
+    )
     made.add_argument("--hypotheses", type=Path, metavar="FILE", help="score these lines; nothing is translated")
     made.add_argument(
         "--compare", type=Path, nargs=2, metavar=("A", "B"), help="paired bootstrap of two files of hypotheses"
@@ -43,10 +51,11 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--paper-bleu",
         action="store_true",
-        help="also BLEU on Moses tokens, without and with compounds split as in the paper",
+        help="also BLEU on Moses tokens, and the same with German compounds split as in the paper",
     )
-    made.add_argument("--target-language", metavar="L", help="for --paper-bleu (default: the model's)")
-    made.add_argument("--min-bleu", type=float, metavar="X", help="exit with 3 when BLEU is below X")
+    made.add_argument("--source-language", metavar="L", help="for --test-set (default: the model's)")
+    made.add_argument("--target-language", metavar="L", help="for --test-set and --paper-bleu (default: the model's)")
+    made.add_argument("--min-bleu", type=float, metavar="X", help="exit with 3 when BLEU (of the first) is below X")
     made.add_argument("--min-exact", type=float, metavar="X", help="exit with 3 when fewer than X %% are exactly right")
     made.add_argument("--min-exact-each", type=float, metavar="X", help="the same for each label of the test set")
     return made
@@ -54,49 +63,29 @@ def options() -> argparse.ArgumentParser:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores; raises RunError when they are under a bar."""
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise UserError(f"--output {arguments.output}: no such folder; type: mkdir -p {arguments.output.parent}")
+    test_sets = _test_sets(arguments)
+    pairs = list(test_sets.values())
+    references = [pair.target for pair in pairs[0]]
     if arguments.compare:
-        references = [pair.target for pair in _test_set(arguments)]
         systems = [(str(path), aligned(path, references)) for path in arguments.compare]
         print(json.dumps(compare(systems, references, lowercase=arguments.lowercase), indent=2, ensure_ascii=False))
         return
-    if arguments.output and not arguments.output.parent.is_dir():
-        raise UserError(f"--output {arguments.output}: no such folder; type: mkdir -p {arguments.output.parent}")
-    pairs = _test_set(arguments)
-    references = [pair.target for pair in pairs]
-    language = arguments.target_language
-    if arguments.paper_bleu and not language:
-        if arguments.hypotheses and not arguments.model:
-            raise UserError("--paper-bleu of --hypotheses: add --target-language L, such as de")
-        language = _config(arguments).data.target_language
+    language = _language(arguments, "target") if arguments.paper_bleu else None
     if arguments.hypotheses:
-        hypotheses = aligned(arguments.hypotheses, references)
+        hypotheses = [aligned(arguments.hypotheses, references)]
     else:
-        hypotheses = load_translator(arguments).translate([pair.source for pair in pairs])
+        hypotheses = translated_once(load_translator(arguments).translate, pairs)
     if arguments.output:
-        write_text(arguments.output, "".join(f"{line}\n" for line in hypotheses))
-    labels = [pair.label for pair in pairs]
-    result = scores(hypotheses, references, labels, lowercase=arguments.lowercase)
-    if arguments.paper_bleu:
-        for key, split_compounds in (("tokenised_bleu", False), ("paper_bleu", True)):
-            result[key] = tokenised_bleu(
-                hypotheses, references, language, lowercase=arguments.lowercase, split_compounds=split_compounds
-            )
-    print(json.dumps(result, indent=2, ensure_ascii=False))
-    _check_bars(arguments, result)
-
-
-def _check_bars(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
-    found = [
-        ("BLEU", result["bleu"]["score"], "--min-bleu", arguments.min_bleu),
-        ("exact", result["exact"], "--min-exact", arguments.min_exact),
-        *(
-            (f"exact ({label})", share, "--min-exact-each", arguments.min_exact_each)
-            for label, share in result.get("exact_each", {}).items()
-        ),
-    ]
-    low = [
-        f"{name} {value} is below {flag} {bar}" for name, value, flag, bar in found if bar is not None and value < bar
-    ]
+        write_text(arguments.output, "".join(f"{line}\n" for line in hypotheses[0]))
+    results = {
+        name: scored(lines, test_sets[name], name, lowercase=arguments.lowercase, paper_language=language)
+        for name, lines in zip(test_sets, hypotheses, strict=True)
+    }
+    first = next(iter(results.values()))
+    print(json.dumps(results if len(results) > 1 else first, indent=2, ensure_ascii=False))
+    low = below_bars(first, arguments.min_bleu, arguments.min_exact, arguments.min_exact_each)
     if low:
         raise RunError("; ".join(low))
 
@@ -107,17 +96,34 @@ def _config(arguments: argparse.Namespace) -> Any:
     return compose.load(Path(arguments.model) / "config.yaml")
 
 
-def _test_set(arguments: argparse.Namespace) -> list[Pair]:
+def _language(arguments: argparse.Namespace, side: str) -> str:
+    """The `source` or `target` language: the option's, else the model's."""
+    given = getattr(arguments, f"{side}_language")
+    if not given and not arguments.model and (arguments.hypotheses or arguments.compare):
+        raise UserError(f"the {side} language is not known; add --{side}-language L, or --model DIR")
+    return str(given or getattr(_config(arguments).data, f"{side}_language"))
+
+
+def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
+    """The test sets by name; one without a name of its own stands under ""."""
+    if arguments.test_set:
+        names = list(dict.fromkeys(arguments.test_set.split(",")))
+        for_one = ("hypotheses", "compare", "output") if len(names) > 1 else ()
+        for option in ("source", "reference", *for_one):
+            if getattr(arguments, option):
+                way_out = f"leave out --{option}{', or name one test set' if option in for_one else ''}"
+                raise UserError(f"--{option} with --test-set {arguments.test_set}: {way_out}")
+        return read_named_test_sets(names, _language(arguments, "source"), _language(arguments, "target"))
     if arguments.source and not arguments.reference:
         raise UserError("--source without --reference: nothing to compare with; add --reference FILE")
     if not arguments.reference:
         config = _config(arguments)
         if not is_given(config.data.test):
             raise UserError("the model's configuration names no test set; add --source FILE --reference FILE")
-        return list(read_pairs(config.data, "test", config.seed))
+        return {"": list(read_pairs(config.data, "test", config.seed))}
     if not (arguments.source or arguments.hypotheses or arguments.compare):
         raise UserError("--reference without --source: nothing to translate; add --source FILE or --hypotheses FILE")
-    return read_test_set(arguments.source, arguments.reference)
+    return {"": read_test_set(arguments.source, arguments.reference)}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ key, a wrong type or a value out of range is found before anything starts.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,8 @@ class CorpusConfig:
     """Where the sentence pairs of one split come from: the first of `source`, `dataset`, `phrases` that is set.
 
     `source` and `target` are paths or lists of paths, line-aligned text; without `target`, `source` names TSV or
-    JSONL files. `dataset` is a name on the Hugging Face Hub or a local directory.
+    JSONL files. `dataset` is a name on the Hugging Face Hub or a local directory. `sha256`, where given, must be that
+    of the pairs as read, `source\\ttarget\\n` of each; what it is stands in the report of cleaning.
     """
 
     source: Any = None
@@ -47,6 +49,7 @@ class CorpusConfig:
     subset: str | None = None
     split: str | None = None
     phrases: int = 0
+    sha256: str | None = None
 
     def check(self, key: str) -> None:
         """Refuse values out of range; `key` is where this stands, such as `data.train`."""
@@ -57,6 +60,10 @@ class CorpusConfig:
         if self.target and not self.source:
             raise UserError(f"{key}.target={self.target} without {key}.source: give both")
         _at_least(f"{key}.phrases", self.phrases, 0)
+        if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise UserError(f"{key}.sha256={self.sha256}: must be 64 digits of 0-9a-f, or null")
+        if self.sha256 and not (self.source or self.dataset or self.phrases):
+            raise UserError(f"{key}.sha256={self.sha256} without a corpus: type {key}.sha256=null")
 
 
 @dataclass

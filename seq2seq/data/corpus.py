@@ -5,9 +5,11 @@ Files are read as bytes and split on `\\n` only: other line separators of Unicod
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +22,14 @@ from seq2seq.data.text_files import BLANKS, SUFFIXES, read_lines, require
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import sha256_of
 from seq2seq.support.progress import bar, bars_of_datasets
+
+_MISMATCHES = {
+    "ExpectedMoreSplitsError": "split {} is missing",
+    "UnexpectedSplitsError": "split {} is not recorded",
+    "ExpectedMoreDownloadedFilesError": "file {} is missing",
+    "UnexpectedDownloadedFileError": "file {} is not recorded",
+    "NonMatchingChecksumError": "the checksum of {} differs",
+}
 
 
 class Pair(NamedTuple):
@@ -59,11 +69,32 @@ def identity(corpus: CorpusConfig) -> dict[str, Any]:
     return named
 
 
-def read_pairs(data: DataConfig, split: str, seed: int) -> Iterator[Pair]:
+def read_pairs(data: DataConfig, split: str, seed: int, digests: dict[str, str] | None = None) -> Iterator[Pair]:
     """The pairs of `train`, `valid` or `test`, in order, as they stand in the corpus but for outer blanks.
 
-    Raises UserError for a missing, misaligned, malformed or wrongly encoded corpus, with file and line.
+    At the end `digests[split]` is the hex SHA-256 of all, `source\\ttarget\\n` each. Raises UserError for a missing,
+    misaligned, malformed or wrongly encoded corpus, with file and line, and for one with another `sha256` than given.
     """
+    digest = hashlib.sha256()
+    for pair in _pairs(data, split, seed):
+        digest.update(f"{pair.source}\t{pair.target}\n".encode())
+        yield pair
+    if digests is not None:
+        digests[split] = digest.hexdigest()
+    require_sha256(data, split, digest.hexdigest(), "the pairs read have")
+
+
+def require_sha256(data: DataConfig, split: str, found: str | None, what: str, way_out: str = "") -> None:
+    """Raise UserError when the `sha256` of a corpus is given and is not `found`; `what` has that one, in words."""
+    given = getattr(data, split).sha256
+    if given and given != found:
+        raise UserError(
+            f"data.{split}.sha256={given}, but {what} {found or 'an unknown one'}; "
+            f"type data.{split}.sha256=null to take them as they are{way_out}"
+        )
+
+
+def _pairs(data: DataConfig, split: str, seed: int) -> Iterator[Pair]:
     corpus: CorpusConfig = getattr(data, split)
     if corpus.source:
         sources, targets = paths_of(corpus.source), paths_of(corpus.target)
@@ -72,7 +103,7 @@ def read_pairs(data: DataConfig, split: str, seed: int) -> Iterator[Pair]:
         for source, target in itertools.zip_longest(sources, targets):
             yield from _side_by_side(source, target) if target else _one_file(source, data)
     elif corpus.dataset:
-        yield from _from_datasets(corpus, data)
+        yield from _from_datasets(corpus, data, split)
     elif corpus.phrases:
         drawn = phrasebook.draw(seed, held_out=split != "train")
         for phrase in itertools.islice(drawn if split == "train" else _share(drawn, split), corpus.phrases):
@@ -159,7 +190,20 @@ def _from_row(row: dict[str, Any], data: DataConfig) -> Pair:
     )
 
 
-def _from_datasets(corpus: CorpusConfig, data: DataConfig) -> Iterator[Pair]:
+def _from_datasets(corpus: CorpusConfig, data: DataConfig, split: str) -> Iterator[Pair]:
+    name = str(corpus.dataset)
+    rows = _loaded(corpus, split)
+    with bar(f"reading {name}", len(rows)) as progress:
+        for number, row in enumerate(rows):
+            progress.update(1)
+            try:
+                yield _from_row(row, data)
+            except ValueError as error:
+                raise UserError(f"data set {name}, row {number}: {error}") from None
+
+
+def _loaded(corpus: CorpusConfig, split: str) -> Any:
+    """The rows of a data set, its splits checked against the sizes that it records. Raises UserError."""
     import datasets
 
     name = str(corpus.dataset)
@@ -168,21 +212,53 @@ def _from_datasets(corpus: CorpusConfig, data: DataConfig) -> Iterator[Pair]:
             loaded = datasets.load_from_disk(name)
         else:
             with bars_of_datasets(shown=True):
-                loaded = datasets.load_dataset(name, corpus.subset, split=corpus.split)
-        if isinstance(loaded, datasets.DatasetDict) and not corpus.split:
-            raise ValueError(f"set its split, one of {', '.join(loaded)}")
-        rows = loaded[corpus.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+                loaded = datasets.load_dataset(name, corpus.subset, split=corpus.split, verification_mode="all_checks")
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
+        raise _unloadable(error, corpus, split) from None
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
+    if corpus.split not in loaded:
+        raise _no_split(corpus, split, loaded)
+    return loaded[corpus.split]
+
+
+def _no_split(corpus: CorpusConfig, split: str, known: Iterable[str]) -> UserError:
+    return UserError(
+        f"data.{split}.split={corpus.split or 'null'}: no such split in data set {corpus.dataset}; "
+        f"type data.{split}.split=NAME, one of {', '.join(sorted(known))}"
+    )
+
+
+def _unloadable(error: Exception, corpus: CorpusConfig, split: str) -> UserError:
+    """What `datasets` said, in one line with the way out."""
+    from datasets import exceptions
+
+    said, name = str(error), str(corpus.dataset)
+    unknown = re.match(r'Unknown split ".*"\. Should be one of \[(.*)\]', said)
+    if unknown:
+        return _no_split(corpus, split, _quoted(unknown[1]))
+    files = (
+        f"for files of your own type data.{split}.source=FILE data.{split}.target=FILE, and the other splits likewise"
+    )
+    first_line = said.partition("\n")[0]
+    if not isinstance(error, (exceptions.SplitsVerificationError, exceptions.ChecksumVerificationError)):
+        return UserError(
             f"data set {name} (subset {corpus.subset}, split {corpus.split}) cannot be loaded: "
-            f"{type(error).__name__}: {reason}; for files of your own type "
-            "data.train.source=FILE data.train.target=FILE, and data.valid.*, data.test.* likewise"
-        ) from None
-    with bar(f"reading {name}", len(rows)) as progress:
-        for number, row in enumerate(rows):
-            progress.update(1)
-            try:
-                yield _from_row(row, data)
-            except ValueError as error:
-                raise UserError(f"data set {name}, row {number}: {error}") from None
+            f"{type(error).__name__}: {first_line}; {files}"
+        )
+    # What is recorded and what was found, by turns: SplitInfo(name='train', num_bytes=…, num_examples=…, …).
+    sizes = re.findall(r"name='([^']*)'[^()]*?num_examples=(\d+)", said)
+    wrong = [
+        f"split {wrong_split} has {found} rows, and {recorded} are recorded"
+        for (wrong_split, recorded), (_, found) in zip(sizes[::2], sizes[1::2], strict=True)
+    ]
+    listed = re.search(r"[\[{](.*)[\]}]", said)
+    if not wrong and listed:
+        wrong = [_MISMATCHES[type(error).__name__].format(", ".join(sorted(_quoted(listed[1]))))]
+    local = Path(name).is_dir()
+    again = "correct its README.md" if local else "put HF_HOME=NEW_FOLDER before the command to download it anew"
+    return UserError(f"data set {name} is not as recorded: {'; '.join(wrong)}; {again}, or {files}")
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']+)'", text)

@@ -58,6 +58,7 @@ def prepare(config: Config) -> Prepared:
         "rules": {key: rules[key] for key in ("empty", "duplicate", "same")},
     }
     cleaned = _stage(root / "clean", inputs, lambda folder: _clean(folder, config))
+    _require_recorded_sha256(root / "clean", config.data)
     trained = _stage(
         root / "tokenizer",
         {"taken": sha256_of(_tokenizer_of(config.init_from))}
@@ -96,10 +97,11 @@ def _fingerprint_of(folder: Path) -> str | None:
 def _clean(folder: Path, config: Config) -> None:
     data = config.data
     report = Report()
+    digests: dict[str, str] = {}
     with tempfile.TemporaryDirectory(dir=folder) as cache:
-        train = _table(data, "train", config.seed, cache, report)
+        train = _table(data, "train", config.seed, cache, digests, report)
         if corpus.is_given(data.valid):
-            valid = _table(data, "valid", config.seed, cache, None)
+            valid = _table(data, "valid", config.seed, cache, digests)
         else:
             held, rest = _hold_out(train)
             say(f"no validation corpus given: {len(held):,} pairs of the training corpus are held out")
@@ -108,11 +110,21 @@ def _clean(folder: Path, config: Config) -> None:
         with bars_of_datasets(shown=True):
             train.select_columns(["source", "target"]).save_to_disk(folder / "train")
             valid.save_to_disk(folder / "valid")
-    write_json(folder / "report.json", report.as_dict())
+    write_json(folder / "report.json", {"sha256": digests, **report.as_dict()})
     say(str(report))
 
 
-def _table(data: DataConfig, split: str, seed: int, cache: str, report: Report | None) -> Any:
+def _require_recorded_sha256(clean: Path, data: DataConfig) -> None:
+    """Raise UserError when a stage made before `sha256` was given holds other pairs."""
+    recorded = read_json(clean / "report.json").get("sha256", {})
+    for split in ("train", "valid"):
+        again = f", or rm -r {clean} to read the corpus again"
+        corpus.require_sha256(data, split, recorded.get(split), f"the pairs in {clean} were read with", again)
+
+
+def _table(
+    data: DataConfig, split: str, seed: int, cache: str, digests: dict[str, str], report: Report | None = None
+) -> Any:
     """A corpus as an Arrow table: source, target, label, hash of the source; cleaned when a report is given."""
     import datasets
 
@@ -121,7 +133,7 @@ def _table(data: DataConfig, split: str, seed: int, cache: str, report: Report |
 
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal count
-        for pair in corpus.read_pairs(data, split, seed):
+        for pair in corpus.read_pairs(data, split, seed, digests):
             reason = text_reason(pair.source, pair.target, data.cleaning) if report else None
             if report and not reason and data.cleaning.duplicate:
                 key = text_hash(pair.source, pair.target)

@@ -38,6 +38,23 @@ def scores(
     return result
 
 
+def below_bars(
+    result: dict[str, Any], min_bleu: float | None, min_exact: float | None, min_exact_each: float | None
+) -> list[str]:
+    """What of `scores` is below its bar, in words; a bar of None is none."""
+    found = [
+        ("BLEU", result["bleu"]["score"], "--min-bleu", min_bleu),
+        ("exact", result["exact"], "--min-exact", min_exact),
+        *(
+            (f"exact ({label})", share, "--min-exact-each", min_exact_each)
+            for label, share in result.get("exact_each", {}).items()
+        ),
+    ]
+    return [
+        f"{name} {value} is below {flag} {bar}" for name, value, flag, bar in found if bar is not None and value < bar
+    ]
+
+
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """The sacreBLEU score alone, with its default settings."""
     return float(BLEU().corpus_score(list(hypotheses), [list(references)]).score)
@@ -55,6 +72,16 @@ def exact(pairs: Sequence[tuple[str, str]]) -> float:
     return round(100 * sum(one == other for one, other in pairs) / max(1, len(pairs)), 2)
 
 
+def paper_bleu(
+    hypotheses: Sequence[str], references: Sequence[str], language: str, *, lowercase: bool = False
+) -> dict[str, Any]:
+    """The paper's column: `tokenised_bleu` of whole compounds, and `paper_bleu`, which splits those of German alone."""
+    return {
+        key: tokenised_bleu(hypotheses, references, language, lowercase=lowercase, split_compounds=split)
+        for key, split in (("tokenised_bleu", False), ("paper_bleu", language == "de"))
+    }
+
+
 def tokenised_bleu(
     hypotheses: Sequence[str],
     references: Sequence[str],
@@ -63,7 +90,10 @@ def tokenised_bleu(
     lowercase: bool = False,
     split_compounds: bool = False,
 ) -> dict[str, Any]:
-    """BLEU on Moses tokens; as the paper's was made with compounds split (`a-b` becomes `a ##AT##-##AT## b`)."""
+    """BLEU on Moses tokens without smoothing, as multi-bleu.perl computes it.
+
+    With compounds split as for the paper's figures (tensor2tensor's get_ende_bleu.sh), `a-b` is `a ##AT##-##AT## b`.
+    """
     import sacremoses
 
     tokenizer = sacremoses.MosesTokenizer(language)
@@ -72,10 +102,10 @@ def tokenised_bleu(
         tokens = str(tokenizer.tokenize(text, return_str=True, escape=False))
         if not split_compounds:
             return tokens
-        # As the script for the paper's figures has it: in `a-b-c` the second hyphen stays.
-        return re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", tokens)
+        # On bytes as in Perl: in `a-b-c` the second hyphen stays, in `a-ü-c` it does not.
+        return re.sub(rb"(\S)-(\S)", rb"\1 ##AT##-##AT## \2", tokens.encode()).decode()
 
-    metric = BLEU(tokenize="none", force=True, lowercase=lowercase)
+    metric = BLEU(tokenize="none", force=True, lowercase=lowercase, smooth_method="none")
     score = metric.corpus_score([prepare(text) for text in hypotheses], [[prepare(text) for text in references]]).score
     tokens = f"moses:sacremoses-{sacremoses.__version__}|compounds:{'split' if split_compounds else 'whole'}"
     return {"score": round(score, 2), "signature": f"{metric.get_signature()}|{tokens}"}

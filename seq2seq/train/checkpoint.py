@@ -19,6 +19,7 @@ from seq2seq.support.files import new_directory, read_json, remove_leftovers, wr
 MAY_CHANGE = (
     *(f"trainer.{key}" for key in ("max_steps", "max_minutes", "save_every", "devices")),
     *("data.workers", "data.prepared_dir", "run_dir"),
+    *(f"data.{split}.sha256" for split in ("train", "valid", "test")),
 )
 REMEDY = "Try a lower schedule.peak, a longer schedule.warmup_steps, or optimizer.clip_norm=1.0"
 

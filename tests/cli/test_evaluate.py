@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from seq2seq.cli.evaluate import main
-from seq2seq.evaluate.scores import compare, scores, tokenised_bleu
+from seq2seq.data.corpus import Pair
+from seq2seq.evaluate.scores import compare, paper_bleu, scores, tokenised_bleu
+from seq2seq.evaluate.test_set import scored
 from seq2seq.translate.translator import Translator
 
 Files = dict[str, Path]
@@ -73,6 +75,84 @@ def test_a_test_set_is_translated_and_scored(run: Any, files: Files, tiny_model:
     expected = Translator.load(tiny_model, device="cpu").translate(lines_of(files["source"]))
     assert (tmp_path / "output").read_bytes() == "".join(f"{line}\n" for line in expected).encode()
     assert json.loads(out) == scores(expected, lines_of(files["reference"]))
+
+
+def test_test_sets_by_name_are_translated_once_and_scored_in_both_columns(
+    run: Any, tiny_model: Path, stand_ins: dict[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    whole = Translator.translate
+
+    def translate(translator: Translator, texts: list[str]) -> list[str]:
+        asked.append(texts)
+        return whole(translator, texts)
+
+    monkeypatch.setattr(Translator, "translate", translate)
+    arguments = ["--model", tiny_model, "--device", "cpu", "--paper-bleu", "--test-set"]
+    code, out, err = run(main, *arguments, "wmt14,wmt14/full,wmt14")
+    assert (code, err) == (0, "")
+    assert [len(texts) for texts in asked] == [len({source for source, _ in stand_ins["wmt14/full"]})]
+    translations = dict(zip(asked[0], whole(Translator.load(tiny_model, device="cpu"), asked[0]), strict=True))
+    expected = {
+        name: scored([translations[source] for source, _ in pairs], [Pair(*pair) for pair in pairs], name)
+        for name, pairs in stand_ins.items()
+    }
+    found = json.loads(out)
+    assert list(found) == ["wmt14", "wmt14/full"]
+    for name, result in found.items():
+        assert result["tokenised_bleu"]["signature"].endswith("whole")
+        assert result["paper_bleu"]["signature"].endswith("split")
+        assert result == {**expected[name], **{key: result[key] for key in ("tokenised_bleu", "paper_bleu")}}
+    assert [result["sentences"] for result in found.values()] == [14, 22]
+    alone = run(main, *arguments, "wmt14").out
+    assert json.loads(alone) == found["wmt14"]
+
+
+def test_hypotheses_for_a_test_set_by_name(
+    run: Any, tiny_model: Path, stand_ins: dict[str, list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    references = [target for _, target in stand_ins["wmt14"]]
+    lines = [target.replace("Hund", "Fluss-Hund") for target in references]
+    (tmp_path / "good").write_bytes("".join(f"{line}\n" for line in lines).encode())
+    arguments = ["--test-set", "wmt14", "--hypotheses", tmp_path / "good"]
+    code, out, err = run(main, *arguments, "--source-language", "en", "--target-language", "de", "--paper-bleu")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"test_set": "wmt14", **scores(lines, references), **paper_bleu(lines, references, "de")}
+    assert run(main, *arguments, "--model", tiny_model).code == 0, "or the model's languages"
+    out = run(main, *arguments[:2], "--compare", *[tmp_path / "good"] * 2, "--model", tiny_model).out
+    assert json.loads(out)["systems"][1]["p_value"] == 1.0
+    run(main, *arguments, "--target-language", "de").refused(
+        "seq2seq-evaluate", "the source language is not known; add --source-language L, or --model DIR"
+    )
+
+
+def test_bars_are_for_the_first_test_set(run: Any, tiny_model: Path, stand_ins: dict[str, Any]) -> None:
+    assert len(stand_ins) == 2
+    arguments = ["--model", tiny_model, "--device", "cpu", "--test-set", "wmt14/full,wmt14", "--min-bleu"]
+    code, out, err = run(main, *arguments, "50")
+    assert code == 3
+    first = json.loads(out)["wmt14/full"]["bleu"]["score"]
+    assert err == f"seq2seq-evaluate: BLEU {first} is below --min-bleu 50.0\n"
+    assert run(main, *arguments, str(first)).code == 0
+
+
+def test_mistakes_with_test_sets(run: Any, files: Files, tiny_model: Path, tmp_path: Path) -> None:
+    name, model = "seq2seq-evaluate", ["--model", tiny_model]
+    run(main, *model, "--test-set", "wmt14/ful").refused(name, "no such test set; did you mean wmt14/full?")
+    run(main, *model, "--test-set", "wmt14", "--target-language", "it").refused(
+        name, "wmt14 has no en-it; it has cs-en"
+    )
+    for option in ("source", "reference"):
+        run(main, *model, "--test-set", "wmt14", f"--{option}", files[option]).refused(
+            name, f"--{option} with --test-set wmt14: leave out --{option}"
+        )
+    for given in (["--hypotheses", files["good"]], ["--compare", *[files["good"]] * 2], ["--output", tmp_path / "o"]):
+        run(main, *model, "--test-set", "wmt14,wmt14/full", *given).refused(
+            name, f"{given[0]} with --test-set wmt14,wmt14/full: leave out {given[0]}, or name one test set"
+        )
+    run(main, "--hypotheses", files["good"], "--reference", files["reference"], "--paper-bleu").refused(
+        name, "the target language is not known; add --target-language L"
+    )
 
 
 def test_a_model_that_learnt_nothing_fails_the_bars(run: Any, tiny_model: Path) -> None:

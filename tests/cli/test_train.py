@@ -130,7 +130,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, toy_pairs: list[tuple[str, str]]) 
     asked: list[tuple[Any, ...]] = []
     letters = [f"{chr(first)}{chr(second)}" for first in range(0x61, 0x7B) for second in range(0xE0, 0x100)]
 
-    def load_dataset(name: str, subset: str, *, split: str) -> datasets.Dataset:
+    def load_dataset(name: str, subset: str, *, split: str, verification_mode: str) -> datasets.Dataset:
+        assert verification_mode == "all_checks"
         asked.append((name, subset, split))
         # Enough different syllables for a thousand pieces.
         texts = [(f"{a} {letters[n % 832]}{letters[n * 7 % 832]}", b) for n, (a, b) in enumerate(toy_pairs)]

@@ -117,7 +117,14 @@ def test_a_corpus_out_of_range_is_named() -> None:
             DataConfig(**{split: CorpusConfig(phrases=-1)})  # type: ignore[arg-type]
         with pytest.raises(UserError, match=rf"^data\.{split}\.target=2016: must be a path"):
             DataConfig(**{split: CorpusConfig(source="a", target=2016)})  # type: ignore[arg-type]
-    DataConfig(train=CorpusConfig(source=["a", "b"], target="c"))
+        for value in ("1" * 63, "A" * 64, ""):
+            with pytest.raises(
+                UserError, match=rf"^data\.{split}\.sha256={value}: must be 64 digits of 0-9a-f, or null"
+            ):
+                DataConfig(**{split: CorpusConfig(source="a", sha256=value)})  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=rf"without a corpus: type data\.{split}\.sha256=null"):
+            DataConfig(**{split: CorpusConfig(sha256="0" * 64)})  # type: ignore[arg-type]
+    DataConfig(train=CorpusConfig(source=["a", "b"], target="c", sha256="0f" * 32))
 
 
 def test_heads_must_divide_the_model() -> None:

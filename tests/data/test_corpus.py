@@ -55,9 +55,9 @@ def read(corpus: CorpusConfig, split: str = "train", **data: Any) -> list[tuple[
     return [pair[:2] for pair in read_pairs(config, split, 1)]
 
 
-def refused(corpus: CorpusConfig) -> str:
+def refused(corpus: CorpusConfig, split: str = "train") -> str:
     with pytest.raises(UserError) as caught:
-        read(corpus)
+        read(corpus, split)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -102,8 +102,99 @@ def test_a_saved_data_set(in_splits: bool, tmp_path: Path) -> None:
     corpus = CorpusConfig(dataset=str(tmp_path / "set"), split="tune" if in_splits else None)
     assert read(corpus) == PAIRS
     if in_splits:
-        assert "tune" in refused(CorpusConfig(dataset=str(tmp_path / "set")))
-        assert "split test" in refused(CorpusConfig(dataset=str(tmp_path / "set"), split="test"))
+        for split in (None, "test"):
+            message = refused(CorpusConfig(dataset=str(tmp_path / "set"), split=split), "valid")
+            assert message.startswith(f"data.valid.split={split or 'null'}: no such split in data set ")
+            assert message.endswith("; type data.valid.split=NAME, one of tune")
+
+
+@pytest.fixture
+def local_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set as on the Hub, but in a folder: two splits, of two rows and one, without a README."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, pairs in {"train": PAIRS[:1] + PAIRS[4:], "test": PAIRS[2:3]}.items():
+        rows = [json.dumps({"en": source, "de": target}) for source, target in pairs]
+        (folder / f"{split}.jsonl").write_bytes("".join(f"{row}\n" for row in rows).encode())
+    return folder
+
+
+def record(folder: Path, **rows: int) -> None:
+    """Write into the README how many rows each split has."""
+    splits = "".join(f"  - name: {name}\n    num_bytes: 9\n    num_examples: {count}\n" for name, count in rows.items())
+    (folder / "README.md").write_bytes(f"---\ndataset_info:\n  splits:\n{splits}---\n".encode())
+
+
+def test_a_data_set_as_it_is_recorded(local_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+    whole = datasets.load_dataset
+
+    def load_dataset(*arguments: Any, **options: Any) -> Any:
+        modes.append(options["verification_mode"])
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for recorded in ({}, {"train": 2, "test": 1}):
+        if recorded:
+            record(local_set, **recorded)
+        corpus = CorpusConfig(dataset=str(local_set), split="train")
+        assert read(corpus) == [PAIRS[0], PAIRS[4]]
+    assert modes == ["all_checks"] * 2
+
+
+@pytest.mark.parametrize(
+    ("recorded", "reason"),
+    [
+        ({"train": 3, "test": 1}, "split train has 2 rows, and 3 are recorded"),
+        (
+            {"train": 3, "test": 7},
+            "split train has 2 rows, and 3 are recorded; split test has 1 rows, and 7 are recorded",
+        ),
+        ({"train": 2, "test": 1, "dev": 4}, "split dev is missing"),
+        ({"train": 2}, "split test is not recorded"),
+    ],
+)
+def test_a_data_set_that_is_not_as_recorded(recorded: dict[str, int], reason: str, local_set: Path) -> None:
+    record(local_set, **recorded)
+    message = refused(CorpusConfig(dataset=str(local_set), split="test"), "test")
+    assert message == (
+        f"data set {local_set} is not as recorded: {reason}; correct its README.md, or "
+        "for files of your own type data.test.source=FILE data.test.target=FILE, and the other splits likewise"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recorded", "found", "reason"),
+    [
+        ({"a/b.zip": {"checksum": "1"}}, {"a/b.zip": {"checksum": "2"}}, "the checksum of a/b.zip differs"),
+        ({"a": {}, "b": {}}, {}, "file a, b is missing"),
+        ({}, {"a": {}}, "file a is not recorded"),
+    ],
+)
+def test_checksums_that_are_not_as_recorded(
+    recorded: dict[str, Any], found: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets.utils.info_utils import verify_checksums
+
+    def load_dataset(*_: Any, **__: Any) -> None:
+        verify_checksums(recorded, found, "dataset source files")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    message = refused(CorpusConfig(dataset="owner/set", split="train"))
+    assert message.startswith(
+        f"data set owner/set is not as recorded: {reason}; "
+        "put HF_HOME=NEW_FOLDER before the command to download it anew, or for files of your own type data.train."
+    )
+
+
+@pytest.mark.parametrize("split", ["tset", "dev[:10%]", None])
+def test_a_split_that_the_data_set_does_not_have(split: str | None, local_set: Path) -> None:
+    assert refused(CorpusConfig(dataset=str(local_set), split=split), "valid") == (
+        f"data.valid.split={split or 'null'}: no such split in data set {local_set}; "
+        "type data.valid.split=NAME, one of test, train"
+    )
+    assert read(CorpusConfig(dataset=str(local_set), split="train[1:]")) == [PAIRS[4]]
 
 
 def test_a_data_set_that_is_not_there_is_told_at_once() -> None:
@@ -131,6 +222,48 @@ def test_phrases_of_a_split_are_its_own() -> None:
     assert read(CorpusConfig(phrases=200)) == drawn["train"]
     labels = {pair.label for pair in read_pairs(DataConfig(test=CorpusConfig(phrases=30)), "test", 1)}
     assert labels == {"date", "duration", "number", "price", "quantity", "time"}
+
+
+# Checksums.
+
+# printf 'a dog\tein Hund\n\tleer\n' | sha256sum
+SHA256 = "83b612af188b9f85e6305245baac7cbc36cccbcede004b8a124bae2200d63c86"
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_the_sha256_of_the_pairs(split: str, tmp_path: Path) -> None:
+    pairs = PAIRS[:2]
+    (tmp_path / "a.en").write_bytes(b" a dog\r\n\n")
+    (tmp_path / "a.de").write_bytes(b"ein Hund\nleer\n")
+    rows = [{"en": source, "de": target} for source, target in pairs]
+    (tmp_path / "a.jsonl").write_bytes("".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "set")
+    forms: list[dict[str, Any]] = [
+        {"source": str(tmp_path / "a.en"), "target": str(tmp_path / "a.de")},
+        {"source": str(tmp_path / "a.jsonl")},
+        {"dataset": str(tmp_path / "set")},
+    ]
+    for form in forms:
+        for sha256 in (None, SHA256):
+            config, digests = DataConfig(), dict[str, str]()
+            setattr(config, split, CorpusConfig(**form, sha256=sha256))
+            assert [pair[:2] for pair in read_pairs(config, split, 1, digests)] == pairs
+            assert digests == {split: SHA256}
+        other = SHA256[::-1]
+        assert refused(CorpusConfig(**form, sha256=other), split) == (
+            f"data.{split}.sha256={other}, but the pairs read have {SHA256}; "
+            f"type data.{split}.sha256=null to take them as they are"
+        )
+
+
+def test_the_sha256_sees_order_and_sides(tmp_path: Path) -> None:
+    digests = []
+    for pairs in (["a\tb", "c\td"], ["c\td", "a\tb"], ["b\ta", "d\tc"], ["a\tb"]):
+        found: dict[str, str] = {}
+        path = write(tmp_path / "a.tsv", "".join(f"{pair}\n" for pair in pairs).encode())
+        list(read_pairs(DataConfig(train=CorpusConfig(source=path)), "train", 1, found))
+        digests.append(found["train"])
+    assert len(set(digests)) == 4
 
 
 # Bytes and lines.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from seq2seq.data.clean import text_hash
 from seq2seq.data.prepare import Prepared, prepare
 from seq2seq.data.tokenizer import EOS
 from seq2seq.support.errors import UserError
-from seq2seq.support.files import read_json
+from seq2seq.support.files import read_json, write_json
 
 
 def config(root: Path, train: list[tuple[str, str]], valid: list[tuple[str, str]] | None = None, **data: Any) -> Config:
@@ -100,6 +102,67 @@ def test_a_stage_runs_again_only_when_its_inputs_changed(tmp_path: Path, toy_pai
         assert changed(before, stamps(tmp_path)) == stages
     assert data.data_sha256 != first.data_sha256
     assert all(target.isupper() for _, target in decoded(data, "train"))
+
+
+def sha256_of_pairs(pairs: list[tuple[str, str]]) -> str:
+    return hashlib.sha256("".join(f"{source}\t{target}\n" for source, target in pairs).encode()).hexdigest()
+
+
+def test_the_sha256_of_what_was_read_is_recorded(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    train, valid = [*toy_pairs[:150], ("", "dropped")], toy_pairs[150:170]
+    settings = config(tmp_path, train, valid)
+    settings.data.train.sha256, settings.data.valid.sha256 = sha256_of_pairs(train), sha256_of_pairs(valid)
+    prepare(settings)
+    recorded = {"train": sha256_of_pairs(train), "valid": sha256_of_pairs(valid)}
+    assert read_json(tmp_path / "data" / "clean" / "report.json")["sha256"] == recorded
+    # Pairs held out are training pairs.
+    settings = config(tmp_path, train)
+    settings.data.train.sha256 = sha256_of_pairs(train)
+    prepare(settings)
+    assert read_json(tmp_path / "data" / "clean" / "report.json")["sha256"] == {"train": sha256_of_pairs(train)}
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_another_sha256_is_refused_before_anything_is_written(
+    split: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]
+) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    chosen, other = getattr(settings.data, split), "0" * 64
+    chosen.sha256 = other
+    found = sha256_of_pairs(toy_pairs[:150] if split == "train" else toy_pairs[150:170])
+    expected = f"data.{split}.sha256={other}, but the pairs read have {found}; type data.{split}.sha256=null to"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        prepare(settings)
+    assert list((tmp_path / "data").iterdir()) == []
+    chosen.sha256 = None
+    prepare(settings)
+    # Neither giving it later nor taking it away makes a stage again, and another one is still refused.
+    before = stamps(tmp_path)
+    for given in (found, None):
+        chosen.sha256 = given
+        prepare(settings)
+    chosen.sha256 = other
+    clean = tmp_path / "data" / "clean"
+    with pytest.raises(UserError) as caught:
+        prepare(settings)
+    assert str(caught.value) == (
+        f"data.{split}.sha256={other}, but the pairs in {clean} were read with {found}; "
+        f"type data.{split}.sha256=null to take them as they are, or rm -r {clean} to read the corpus again"
+    )
+    assert changed(before, stamps(tmp_path)) == set()
+
+
+def test_a_stage_that_recorded_no_sha256_is_not_trusted(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    prepare(settings)
+    report = tmp_path / "data" / "clean" / "report.json"
+    write_json(report, {key: value for key, value in read_json(report).items() if key != "sha256"})
+    prepare(settings)
+    settings.data.train.sha256 = sha256_of_pairs(toy_pairs[:150])
+    with pytest.raises(
+        UserError, match=r"were read with an unknown one; .* or rm -r .*/clean to read the corpus again"
+    ):
+        prepare(settings)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import sacrebleu
@@ -11,7 +17,7 @@ import sacremoses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq.evaluate.scores import bleu, compare, exact, scores, tokenised_bleu
+from seq2seq.evaluate.scores import below_bars, bleu, compare, exact, paper_bleu, scores, tokenised_bleu
 
 REFERENCES = [
     "Ein brauner Hund rennt über die grüne Wiese.",
@@ -36,6 +42,49 @@ def test_scores_are_those_of_sacrebleu() -> None:
     assert bleu(HYPOTHESES, REFERENCES) == pytest.approx(found["bleu"]["score"], abs=0.005)
     assert found["sentences"] == 4
     assert found["exact"] == 25.0
+
+
+def lines_like_news(count: int) -> tuple[list[str], list[str]]:
+    """References with the punctuation, numbers and line separators of real text, and hypotheses that differ in part."""
+    rng = random.Random(5)
+    text = (
+        "der Ölpreis stieg um 3,5 % auf 1.234,50 US-Dollar „teuer“ sagte O'Neill – (dpa) E-Mail-Adresse v. A-ü-B &amp;"
+    )
+    words = text.split()
+    marks = [".", "?", "!", " ...", " .", "", "\u2028 Ja.", "\x85Nein.", "\rDoch\u00a0!", '"']
+    references, hypotheses = [], []
+    for _ in range(count):
+        line = rng.choices(words, k=rng.randint(1, 30))
+        references.append(" ".join(line) + rng.choice(marks))
+        changed = [rng.choice(words) if rng.random() < 0.2 else word for word in line]
+        changed = changed[: rng.randint(len(changed) // 2, len(changed))] if rng.random() < 0.3 else changed
+        hypothesis = " ".join(changed) + rng.choice(marks)
+        hypotheses.append(hypothesis.upper() if rng.random() < 0.1 else hypothesis)
+    hypotheses[7] = ""
+    return hypotheses, references
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_scores_are_those_that_the_command_sacrebleu_prints(lowercase: bool, tmp_path: Path) -> None:
+    lines = lines_like_news(300)
+    for name, text in zip(("hypotheses", "references"), lines, strict=True):
+        (tmp_path / name).write_bytes("".join(f"{line}\n" for line in text).encode())
+    case = ["-lc", "--chrf-lowercase"] if lowercase else ["--ter-case-sensitive"]
+    printed = subprocess.run(
+        [
+            *(sys.executable, "-m", "sacrebleu", "references", "-i", "hypotheses", "--force"),
+            *("-m", "bleu", "chrf", "ter", "-w", "2", *case),
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    ).stdout
+    found = scores(*lines, lowercase=lowercase)
+    expected = json.loads(printed)
+    assert [metric["name"] for metric in expected] == ["BLEU", "chrF2", "TER"]
+    for name, metric in zip(("bleu", "chrf", "ter"), expected, strict=True):
+        assert found[name] == {key: metric[key] for key in ("score", "signature")}
+    assert 20 < found["bleu"]["score"] < 80
 
 
 def test_signatures_say_what_was_computed() -> None:
@@ -76,6 +125,16 @@ def test_inputs_are_left_alone() -> None:
     assert (hypotheses, references) == (HYPOTHESES, tuple(REFERENCES))
 
 
+def test_bars() -> None:
+    found = {**scores(HYPOTHESES, REFERENCES, ["a", "a", "b", "b"]), "bleu": {"score": 40.0}}
+    assert below_bars(found, None, None, None) == below_bars(found, 40.0, 25.0, 0.0) == []
+    assert below_bars(found, 40.1, 26.0, 1.0) == [
+        "BLEU 40.0 is below --min-bleu 40.1",
+        "exact 25.0 is below --min-exact 26.0",
+        "exact (b) 0.0 is below --min-exact-each 1.0",
+    ]
+
+
 # The paper's BLEU.
 
 # Tokenised and split by hand, as the two Perl lines would: `tokenizer.perl -l de`, s{(\S)-(\S)}{$1 ##AT##-##AT## $2}g.
@@ -90,7 +149,7 @@ def test_paper_bleu_splits_compounds() -> None:
     assert found["score"] == round(by_hand, 2)
     assert found["score"] > round(sacrebleu.corpus_bleu([other], [[COMPOUND]], tokenize="none", force=True).score, 2)
     assert re.fullmatch(
-        r"nrefs:1\|case:mixed\|eff:no\|tok:none\|smooth:exp\|version:[\d.]+"
+        r"nrefs:1\|case:mixed\|eff:no\|tok:none\|smooth:none\|version:[\d.]+"
         rf"\|moses:sacremoses-{re.escape(sacremoses.__version__)}\|compounds:split",
         found["signature"],
     )
@@ -109,6 +168,59 @@ def test_paper_bleu_counts_each_part_of_a_compound() -> None:
         force=True,
     ).score
     assert found == round(expected, 2)
+
+
+def test_tokenised_bleu_worked_out_by_hand() -> None:
+    # Tokens: Der Hund sieht die Katze , und er rennt . (10) against Der Hund sieht die Katze und rennt . (8).
+    # All 8 words are right, 5 of 7 pairs (not "Katze und", "und rennt"), 3 of 6 triples, 2 of 5 quadruples.
+    precisions, brevity_penalty = 8 / 8 * 5 / 7 * 3 / 6 * 2 / 5, math.exp(1 - 10 / 8)
+    by_hand = 100 * brevity_penalty * precisions**0.25
+    found = tokenised_bleu(["Der Hund sieht die Katze und rennt."], ["Der Hund sieht die Katze, und er rennt."], "de")[
+        "score"
+    ]
+    assert found == round(by_hand, 2) == 47.88
+
+
+def test_splitting_compounds_changes_the_score_as_worked_out_by_hand() -> None:
+    one, other = "Der rot-grüne Ball liegt da.", "Der rot-grüne Ball liegt dort."
+    # Whole: 5 of 6 tokens, 3 of 5 pairs, 2 of 4 triples, 1 of 3 quadruples ("Der rot-grüne Ball liegt") are right.
+    whole = 100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
+    # Split into three tokens: 7 of 8, 5 of 7, 4 of 6, 3 of 5.
+    split = 100 * (7 / 8 * 5 / 7 * 4 / 6 * 3 / 5) ** 0.25
+    assert tokenised_bleu([one], [other], "de")["score"] == round(whole, 2) == 53.73
+    assert tokenised_bleu([one], [other], "de", split_compounds=True)["score"] == round(split, 2) == 70.71
+
+
+def test_without_a_right_quadruple_the_score_is_0_as_with_multi_bleu() -> None:
+    line = "Der Hund sieht die Katze."
+    assert tokenised_bleu(["Der Hund sieht eine Katze."], [line], "de")["score"] == 0.0
+    assert scores(["Der Hund sieht eine Katze."], [line])["bleu"]["score"] > 0
+
+
+@pytest.mark.skipif(not shutil.which("perl"), reason="no perl here")
+def test_compounds_are_split_as_perl_splits_them() -> None:
+    hypotheses, references = lines_like_news(300)
+    tokenizer = sacremoses.MosesTokenizer("de")
+
+    def prepared(lines: list[str]) -> list[str]:
+        tokens = "".join(f"{tokenizer.tokenize(line, return_str=True, escape=False)}\n" for line in lines)
+        command = ["perl", "-ple", "s{(\\S)-(\\S)}{$1 ##AT##-##AT## $2}g"]
+        done = subprocess.run(command, input=tokens.encode(), check=True, capture_output=True)
+        return done.stdout.decode().split("\n")
+
+    split = prepared(hypotheses), prepared(references)
+    assert any("A ##AT##-##AT## ü ##AT##-##AT## B" in line for line in split[1]), "as bytes, ü is two characters"
+    expected = sacrebleu.corpus_bleu(split[0], [split[1]], tokenize="none", force=True).score
+    assert tokenised_bleu(hypotheses, references, "de", split_compounds=True)["score"] == round(expected, 2)
+
+
+def test_compounds_are_split_in_german_alone() -> None:
+    one, other = "Un porte-avions est là.", "Un porte-avions est ici, là."
+    german, french = (paper_bleu([one], [other], language) for language in ("de", "fr"))
+    assert german["tokenised_bleu"]["signature"].endswith("|compounds:whole")
+    assert german["paper_bleu"]["signature"].endswith("|compounds:split")
+    assert french["paper_bleu"] == french["tokenised_bleu"]
+    assert french["paper_bleu"]["signature"].endswith("|compounds:whole")
 
 
 # Comparing systems.

@@ -137,7 +137,11 @@ def test_all_changed_keys_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [["trainer.max_steps=77"], ["trainer.max_minutes=3", "trainer.save_every=5", "data.workers=1"]],
+    [
+        ["trainer.max_steps=77"],
+        ["trainer.max_minutes=3", "trainer.save_every=5", "data.workers=1"],
+        ["data.train.sha256=" + "1f" * 32],
+    ],
 )
 def test_what_only_says_how_far_to_go_may_change(tmp_path: Path, overrides: Sequence[str]) -> None:
     trained = training(1)
