@@ -68,7 +68,7 @@ class Translator:
     def of(cls, model: TranslationModel, tokenizer: Tokenizer, config: Config) -> Translator:
         """The translator of a model in memory, with the settings that it is trained with."""
         longest, limit = config.data.cleaning.max_pieces or LONGEST, config.model.decoder.max_length
-        # Half of what the decoder can write: a translation may be twice as long as its source, and none is cut off.
+        # Half of what the decoder can write: a translation may be twice as long as its source before it is cut off.
         longest = longest if limit is None else min(longest, limit // 2)
         return cls(model, tokenizer, config.search, longest=longest, longest_output=limit)
 
