@@ -1,9 +1,11 @@
 """Put a finished run's figures into its recipe: RECIPE/results.json, and from it the tables of RECIPE/README.md.
 
     python tools/figures.py collect RECIPE_DIR RUN_DIR NAME=SCORES.json ... --command '...'
+    python tools/figures.py rows RECIPE_DIR RUNS_DIR --command '...'
     python tools/figures.py render RECIPE_DIR
 
 `collect` reads RUN_DIR/log.jsonl, RUN_DIR/model/manifest.json and the JSON that seq2seq-evaluate printed, then renders.
+`rows` does so for the runs of table 3 that RUNS_DIR holds, RUNS_DIR/ROW with the scores in RUNS_DIR/ROW/scores.json.
 `render` rewrites what stands between `<!-- figures -->` and `<!-- end -->` in the README; a test compares.
 """
 
@@ -41,13 +43,54 @@ def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, A
 
 
 def machine() -> str:
-    """The processor and its number of cores."""
+    """The processor and its number of cores, and of threads where the environment limits them."""
     info = dict(re.findall(r"^(model name|cpu family)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-    return f"{os.cpu_count()} cores, {info.get('model name', 'unknown')} (family {info.get('cpu family', '?')})"
+    threads = os.environ.get("OMP_NUM_THREADS")
+    limit = f", {threads} thread{'s' if threads != '1' else ''}" if threads else ""
+    return f"{os.cpu_count()} cores, {info.get('model name', 'unknown')} (family {info.get('cpu family', '?')}){limit}"
 
 
 def rendered(results: dict[str, Any]) -> str:
     """The tables, in Markdown."""
+    return rendered_rows(results) if "rows" in results else rendered_run(results)
+
+
+def rendered_rows(results: dict[str, Any]) -> str:
+    """The rows of table 3 beside the paper's, and those that were run."""
+    lines = [
+        "| row | parameters | the paper's, ×10⁶ | the paper's perplexity | the paper's BLEU |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in results["rows"].items():
+        paper = row["paper"]
+        lines.append(
+            f"| `{name}` | {row['parameters']:,} | {paper['parameters_millions'] or ''} "
+            f"| {paper['perplexity']:.2f} | {paper['bleu']:.1f} |"
+        )
+    if "measured" not in results:
+        return "\n".join(lines) + "\n"
+    first = next(iter(results["measured"].values()))
+    lines += [
+        "",
+        f"Measured on {first['date']}: {first['machine']}, torch {first['versions']['torch']}, seed {first['seed']}.",
+        "",
+        *("```sh", first["command"], "```"),
+        "",
+        "| row | minutes of training | validation perplexity | validation BLEU | test BLEU | test, exactly right |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, run in results["measured"].items():
+        last, scores = run["validations"][-1], run["scores"]["test"]
+        lines.append(
+            f"| `{name}` | {last['minutes_trained']:.1f} | {last['perplexity']:.4f} | {last['bleu']:.2f} "
+            f"| {scores['bleu']['score']:.2f} | {scores['exact']:.1f} % of {scores['sentences']:,} |"
+        )
+    lines += ["", f"BLEU: `{first['scores']['test']['bleu']['signature']}`."]
+    return "\n".join(lines) + "\n"
+
+
+def rendered_run(results: dict[str, Any]) -> str:
+    """The scores and validations of one run."""
     last = results["validations"][-1]
     lines = [
         f"Measured on {results['date']}: {results['machine']}, torch {results['versions']['torch']}, "
@@ -94,6 +137,12 @@ def _score_rows(scores: dict[str, Any]) -> list[str]:
     return rows
 
 
+def write(recipe: Path, results: dict[str, Any]) -> None:
+    """Write a recipe's results.json."""
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    (recipe / "results.json").write_text(text + "\n", encoding="utf-8")
+
+
 def render(recipe: Path) -> None:
     """Rewrite the figures in a recipe's README."""
     results = json.loads((recipe / "results.json").read_text(encoding="utf-8"))
@@ -113,13 +162,24 @@ def main() -> None:
     collecting.add_argument("run_dir", type=Path)
     collecting.add_argument("scores", nargs="+", metavar="NAME=FILE")
     collecting.add_argument("--command", required=True)
+    several = actions.add_parser("rows")
+    several.add_argument("recipe", type=Path)
+    several.add_argument("runs_dir", type=Path)
+    several.add_argument("--command", required=True)
     actions.add_parser("render").add_argument("recipe", type=Path)
     arguments = parser.parse_args()
     if arguments.action == "collect":
         scores = {name: Path(path) for name, _, path in (item.partition("=") for item in arguments.scores)}
-        results = collect(arguments.run_dir, scores, arguments.command)
-        text = json.dumps(results, indent=1, ensure_ascii=False)
-        (arguments.recipe / "results.json").write_text(text + "\n", encoding="utf-8")
+        write(arguments.recipe, collect(arguments.run_dir, scores, arguments.command))
+    if arguments.action == "rows":
+        results = json.loads((arguments.recipe / "results.json").read_text(encoding="utf-8"))
+        folders = [arguments.runs_dir / row for row in results["rows"]]
+        results["measured"] = {
+            folder.name: collect(folder, {"test": folder / "scores.json"}, arguments.command)
+            for folder in folders
+            if folder.is_dir()
+        }
+        write(arguments.recipe, results)
     render(arguments.recipe)
 
 

@@ -37,10 +37,12 @@ common keys:
   trainer.devices=N                         that many GPUs of this machine; of several machines: torchrun
   init_from=DIR                             go on from a model directory, with its vocabulary, on other data
   search.beam_size=4 search.length_penalty=0.6
+  +ablation=ROW                             after +recipe=NAME: one row of the paper's table 3, such as A_heads_1,
+                                            B_key_size_16, E_learned_positions; +recipe=table3 runs them all
 
 flags:
   --cfg job         print the composed configuration and exit: every key there is
-  --multirun, -m    one run for each value of key=a,b,c
+  --multirun, -m    one run for each value of key=a,b,c, in RUN_DIR/0, RUN_DIR/1, … (rows of table 3: RUN_DIR/ROW)
   --version         print the version
   --hydra-help      Hydra's own flags
 
@@ -61,14 +63,13 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     failures: list[Exception] = []
+    rows: set[str] = set()
 
     def job(composed: DictConfig) -> None:
         if failures:
             return
         try:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and not OmegaConf.is_missing(composed, "run_dir"):
-                composed.run_dir = f"{composed.run_dir}/{HydraConfig.get().job.num}"
-            task(checked(composed))
+            task(_of_job(composed, rows))
         except Exception as error:
             # Hydra would print a line of its own about it.
             failures.append(error)
@@ -82,3 +83,22 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
             raise failures[0]
 
     return exit_code_of(command, run)
+
+
+def _of_job(composed: DictConfig, rows: set[str]) -> Config:
+    """The checked configuration; each job of a multirun has a run directory named after its row of table 3, or number.
+
+    Rows differ in the model and its training alone, so all of them read the data of the common directory.
+    """
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN or OmegaConf.is_missing(composed, "run_dir"):
+        return checked(composed)
+    row, number = hydra_config.runtime.choices.get("ablation"), hydra_config.job.num
+    if row is None or row in rows:
+        # The second job of a row differs in something else, such as the seed: so may its data.
+        composed.run_dir += f"/{number}" if row is None else f"/{row}_{number}"
+        return checked(composed)
+    rows.add(row)
+    config = checked(composed)
+    config.run_dir += f"/{row}"
+    return config

@@ -21,6 +21,8 @@ from seq2seq.support.errors import UserError, nearest
 PACKAGE = Path(__file__).resolve().parent.parent
 COMPOSING = (HydraException, ValueError)
 """What Hydra raises while it composes; `explained` makes a message of it."""
+ADDED = ("recipe", "ablation")
+"""The groups with no default, which a `+` adds."""
 
 
 def conf_dir() -> Path:
@@ -132,8 +134,8 @@ def explained(error: Exception, overrides: Sequence[str]) -> UserError:
             unknown = [name for name in value.strip("[]").split(",") if name not in options_of(key)]
             if unknown:
                 return UserError(f"{key}={value}: no such {key}{nearest(unknown[0], options_of(key))}")
-            if override.startswith("+") != (key == "recipe"):
-                return UserError(f"{override}: type {'+' if key == 'recipe' else ''}{key}={value}")
+            if override.startswith("+") != (key in ADDED):
+                return UserError(f"{override}: type {'+' if key in ADDED else ''}{key}={value}")
         elif key not in known_keys() and re.fullmatch(r"(?!hydra[./])[\w./]+", key):
             return unknown_key(key)
     return UserError(reason)

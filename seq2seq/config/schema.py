@@ -137,21 +137,36 @@ class TokenizerConfig:
 
 @dataclass
 class TransformerConfig:
-    """A Transformer encoder or decoder (Vaswani et al., 2017, section 3)."""
+    """A Transformer encoder or decoder (Vaswani et al., 2017, section 3).
+
+    `d_k` is the width of a head's queries and keys; without it that of its values, d_model / num_heads. With
+    `learned` positions (table 3, row E) a sequence has at most `max_positions` pieces, eos counted.
+    """
 
     kind: str = "transformer"
     num_layers: int = 6
     num_heads: int = 8
+    d_k: int | None = None
     d_ff: int = 2048
     norm: str = "post"
     dropout: float = 0.1
+    positions: str = "sinusoidal"
+    max_positions: int = 1024
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence that this can take, in pieces with eos; None: any."""
+        return self.max_positions if self.positions == "learned" else None
 
     def check(self, key: str) -> None:
         """Refuse values out of range; `key` is where this stands, such as `model.encoder`."""
-        for name in ("num_layers", "num_heads", "d_ff"):
+        for name in ("num_layers", "num_heads", "d_k", "d_ff"):
             _at_least(f"{key}.{name}", getattr(self, name), 1)
         _one_of(f"{key}.norm", self.norm, ("post", "pre"))
         _share(f"{key}.dropout", self.dropout)
+        _one_of(f"{key}.positions", self.positions, ("sinusoidal", "learned"))
+        # Half of it holds any one character, up to five pieces, so that a text can always be cut to fit.
+        _at_least(f"{key}.max_positions", self.max_positions, 16)
 
 
 @dataclass
@@ -161,6 +176,11 @@ class RecurrentConfig:
     kind: str = "recurrent"
     num_layers: int = 1
     dropout: float = 0.1
+
+    @property
+    def max_length(self) -> int | None:
+        """None: it takes sequences of any length."""
+        return None
 
     def check(self, key: str) -> None:
         """Refuse values out of range; `key` is where this stands, such as `model.encoder`."""
@@ -329,3 +349,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
+        pieces = self.data.cleaning.max_pieces
+        for side in ("encoder", "decoder"):
+            limit = getattr(self.model, side).max_length
+            if limit is not None and (pieces is None or pieces >= limit):
+                raise UserError(
+                    f"data.cleaning.max_pieces={'null' if pieces is None else pieces}: with eos too long for "
+                    f"model.{side}.max_positions={limit}; set data.cleaning.max_pieces={limit - 1} or more positions"
+                )

@@ -74,6 +74,14 @@ def prepare(config: Config) -> Prepared:
     prepared = Prepared(root)
     if not len(prepared.train):
         raise UserError(f"no training pairs are left after cleaning; see {root}/clean/report.json and data.cleaning.*")
+    # Cleaning cuts training down to what the model can take; validation pairs are never left out.
+    for side, lengths in zip(("encoder", "decoder"), prepared.valid.lengths, strict=True):
+        limit, longest = getattr(config.model, side).max_length, int(lengths.max(initial=0))
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"the valid corpus has a sentence of {longest} pieces, eos counted, too long for "
+                f"model.{side}.max_positions={limit}; set model.{side}.max_positions={longest}"
+            )
     return prepared
 
 

@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al., 2017, section 3.2.2).
 
-Shapes: N packed rows of queries, M of keys; D d_model, H heads, E = D/H; S slots (sentences in search), K hypotheses
-of each, L keys.
+Shapes: N packed rows of queries, M of keys; D d_model, H heads, E the width of one: d_k in queries and keys, d_v = D/H
+in values and outputs; S slots (sentences in search), K hypotheses of each, L keys.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from seq2seq.ops.packing import Layout
 
 
 class MultiHeadAttention(nn.Module):
-    """Queries, keys and values projected for H heads, attended, joined and projected once more; all with a bias."""
+    """Queries, keys and values projected for H heads, attended, joined and projected once more; all with a bias.
 
-    def __init__(self, d_model: int, num_heads: int) -> None:
+    Without `d_k`, queries and keys are as wide as values.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, d_k: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(d_model, d_model)
-        self.key_value = nn.Linear(d_model, 2 * d_model)
+        keys = d_model if d_k is None else num_heads * d_k
+        self.widths = (keys, d_model)
+        self.query = nn.Linear(d_model, keys)
+        self.key_value = nn.Linear(d_model, keys + d_model)
         self.output = nn.Linear(d_model, d_model)
         # Each of the three is a projection of its own: together they would get the scale of a matrix twice as wide.
-        for weight in (self.query.weight, *self.key_value.weight.chunk(2), self.output.weight):
+        for weight in (self.query.weight, *self.key_value.weight.split(self.widths), self.output.weight):
             nn.init.xavier_uniform_(weight)
         for linear in (self.query, self.key_value, self.output):
             nn.init.zeros_(linear.bias)
@@ -49,7 +54,7 @@ class MultiHeadAttention(nn.Module):
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of `memory` [..., D] for all heads: [..., H, E] each."""
-        keys, values = self.key_value(memory).chunk(2, -1)
+        keys, values = self.key_value(memory).split(self.widths, -1)
         return self._heads(keys), self._heads(values)
 
     def attend(self, x_SKD: Tensor, k_SHLE: Tensor, v_SHLE: Tensor, mask_SL: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """The key-value cache of a Transformer decoder in search.
 
-Shapes: S slots, K hypotheses of each, R = S·K, H heads, T steps so far, L source length, E width of a head.
+Shapes: S slots, K hypotheses of each, R = S·K, H heads, T steps so far, L source length, E width of a head (d_k in
+keys, d_v in values).
 """
 
 from __future__ import annotations

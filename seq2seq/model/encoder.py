@@ -18,7 +18,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, d_model: int, config: TransformerConfig) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(d_model, config.num_heads)
+        self.self_attention = MultiHeadAttention(d_model, config.num_heads, config.d_k)
         self.feed_forward = FeedForward(d_model, config.d_ff)
         self.attention_residual = Residual(d_model, config.norm, config.dropout)
         self.feed_forward_residual = Residual(d_model, config.norm, config.dropout)
@@ -35,7 +35,7 @@ class TransformerEncoder(nn.Module):
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         d_model = embedding.d_model
-        self.input = PositionedEmbedding(embedding, config.dropout)
+        self.input = PositionedEmbedding(embedding, config)
         self.layers = nn.ModuleList(EncoderLayer(d_model, config) for _ in range(config.num_layers))
         self.norm = final_norm(d_model, config.norm)
 

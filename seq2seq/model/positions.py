@@ -1,4 +1,5 @@
-"""Sinusoidal position encoding (Vaswani et al., 2017, section 3.5), sine and cosine interleaved as in its formula."""
+"""Position encodings (Vaswani et al., 2017, section 3.5): sinusoids, sine and cosine interleaved as in the paper's
+formula; or learned, as in row E of its table 3."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.embedding import Embedding
 from seq2seq.ops.dropout import Dropout
+from seq2seq.support.errors import UserError
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:
@@ -35,14 +39,36 @@ class SinusoidalPositions(nn.Module):
         return self.table[positions]
 
 
+class LearnedPositions(nn.Module):
+    """A vector for each of the first `length` positions, drawn from N(0, 1/D) (Gehring et al., 2017)."""
+
+    def __init__(self, d_model: int, length: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(length, d_model).normal_(std=d_model**-0.5))
+
+    def forward(self, positions: Tensor, max_length: int) -> Tensor:
+        """The encodings of `positions` [...], all below `max_length`: [..., d_model].
+
+        Raises UserError where `max_length` is above the number of positions.
+        """
+        if max_length > self.weight.shape[0]:
+            raise UserError(
+                f"a sequence of {max_length} pieces, eos counted: max_positions={self.weight.shape[0]}; "
+                f"set data.cleaning.max_pieces={self.weight.shape[0] - 1}, or cut the text"
+            )
+        return F.embedding(positions, self.weight)
+
+
 class PositionedEmbedding(nn.Module):
     """Dropout(embedding + position encoding): what the first layer of a Transformer reads (sections 3.4, 3.5, 5.4)."""
 
-    def __init__(self, embedding: Embedding, dropout: float) -> None:
+    def __init__(self, embedding: Embedding, config: TransformerConfig) -> None:
         super().__init__()
         self.embedding = embedding
-        self.positions = SinusoidalPositions(embedding.d_model)
-        self.dropout = Dropout(dropout)
+        self.positions: nn.Module = SinusoidalPositions(embedding.d_model)
+        if config.positions == "learned":
+            self.positions = LearnedPositions(embedding.d_model, config.max_positions)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor, max_length: int) -> Tensor:
         """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model]."""

@@ -1,6 +1,7 @@
 """Scaled dot-product attention over packed rows (Vaswani et al., 2017, section 3.2.1), beside its plain reference.
 
-Shapes: N, M packed rows of queries and of keys; H heads; E width of a head; B, L, S the padded grid.
+Shapes: N, M packed rows of queries and of keys; H heads; E width of a head, d_k in queries and keys, d_v in values and
+outputs; B, L, S the padded grid.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from seq2seq.ops.packing import Layout
 def attention(
     q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
 ) -> Tensor:
-    """softmax(q·kᵀ / √E)·v within each sentence, [N, H, E]; with `causal`, row i sees keys up to position i only."""
+    """softmax(q·kᵀ / √d_k)·v within each sentence, [N, H, E]; with `causal`, row i sees keys up to position i only."""
     q_BHLE, k_BHSE, v_BHSE = (
         layout.unpack(rows).transpose(1, 2) for rows, layout in ((q_NHE, queries), (k_MHE, keys), (v_MHE, keys))
     )

@@ -18,17 +18,25 @@ from seq2seq.search.penalties import gnmt
 
 
 class BeamSearch:
-    """Finds the outputs of highest log-probability / length penalty (Wu et al., 2016, section 7)."""
+    """Finds the outputs of highest log-probability / length penalty (Wu et al., 2016, section 7).
 
-    def __init__(self, config: SearchConfig, bos: int, eos: int, never_generated: list[int]) -> None:
+    `max_length` is the longest output, eos counted, that the model can make; None: any.
+    """
+
+    def __init__(
+        self, config: SearchConfig, bos: int, eos: int, never_generated: list[int], max_length: int | None = None
+    ) -> None:
         self.config = config
         self.bos, self.eos = bos, eos
         self.never_generated = never_generated
+        self.max_length = max_length
 
     @torch.no_grad()
     def __call__(self, model: SearchModel, source: Tensor, layout: Layout) -> list[list[Hypothesis]]:
         """The `n_best` hypotheses, best first, of each packed source sentence; fewer where fewer exist."""
         limits = (layout.lengths * self.config.max_length_ratio).long() + self.config.max_length_offset
+        if self.max_length is not None:
+            limits = limits.clamp(max=self.max_length)
         beams = _Beams(self, limits)
         state = model.start(model.encode(source, layout))
         while beams.unfinished:

@@ -43,13 +43,17 @@ class Translation:
 
 @dataclass
 class Translator:
-    """A model, its tokenizer and the settings of search, ready to translate."""
+    """A model, its tokenizer and the settings of search, ready to translate.
+
+    Texts of more than `longest` pieces are cut; no output has more than `longest_output`, eos counted (None: any).
+    """
 
     model: TranslationModel
     tokenizer: Tokenizer
     search: SearchConfig = field(default_factory=SearchConfig)
     batch_tokens: int = BATCH_TOKENS
     longest: int = LONGEST
+    longest_output: int | None = None
 
     @classmethod
     def load(
@@ -63,7 +67,10 @@ class Translator:
     @classmethod
     def of(cls, model: TranslationModel, tokenizer: Tokenizer, config: Config) -> Translator:
         """The translator of a model in memory, with the settings that it is trained with."""
-        return cls(model, tokenizer, config.search, longest=config.data.cleaning.max_pieces or LONGEST)
+        longest, limit = config.data.cleaning.max_pieces or LONGEST, config.model.decoder.max_length
+        # Half of what the decoder can write: a translation may be twice as long as its source before it is cut off.
+        longest = longest if limit is None else min(longest, limit // 2)
+        return cls(model, tokenizer, config.search, longest=longest, longest_output=limit)
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """The best translation of each text; an empty or blank text gives an empty one."""
@@ -85,7 +92,7 @@ class Translator:
         sources = [[*ids, EOS] for ids in self.tokenizer.encode(texts)]
         lengths = np.array([len(ids) for ids in sources], np.int32)
         order = np.argsort(lengths, kind="stable")
-        search = BeamSearch(self.search, BOS, EOS, self.tokenizer.never_generated)
+        search = BeamSearch(self.search, BOS, EOS, self.tokenizer.never_generated, self.longest_output)
         device = self.model.output_weight.device
         results: list[list[Hypothesis]] = [[] for _ in sources]
         runs = cut(order, [lengths[order]], max(self.batch_tokens, int(lengths.max(initial=0))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from seq2seq.cli.hydra_command import run_hydra_command
-from seq2seq.config.compose import options_of
+from seq2seq.config.compose import compose, options_of
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import RunError, UserError
 
@@ -67,6 +68,7 @@ def test_the_composed_configuration_can_be_shown(run: Any) -> None:
         (["seed=2"], "run_dir is not set; type +recipe=NAME"),
         (["--multirun", "seed=1,2"], "run_dir is not set; type +recipe=NAME"),
         (["--multirun", "+recipe=quickstart", "seed=1,x"], "seed: Value 'x'"),
+        (["-m", "+recipe=quickstart", "+ablation=base,A_head_1"], "no such ablation; did you mean A_heads_1?"),
         (["--multirun", "+recipe=quickstart", "sede=1,2"], "sede: no such key; did you mean seed?"),
     ],
 )
@@ -103,6 +105,42 @@ def test_jobs_of_a_multirun_have_folders_of_their_own(
     assert (code, out) == (0, "")
     found = [(config.seed, config.run_dir, config.data.prepared_dir) for config in GIVEN]
     assert found == [(seed, f"runs/quickstart/{seed - 1}", f"runs/quickstart/{seed - 1}/data") for seed in (1, 2, 3)]
+
+
+def test_rows_of_table_3_have_folders_of_their_names_and_share_the_data(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(command(), "+recipe=table3")
+    assert (code, out) == (0, "")
+    assert sorted(config.run_dir for config in GIVEN) == [f"runs/table3/{row}" for row in options_of("ablation")]
+    assert GIVEN[0].run_dir == "runs/table3/base"
+    assert {config.data.prepared_dir for config in GIVEN} == {"runs/table3/data"}
+    # What a row sets, the recipe leaves.
+    for config in GIVEN:
+        row = Path(config.run_dir).name
+        assert asdict(config) == {**asdict(compose(["+recipe=table3", f"+ablation={row}"])), "run_dir": config.run_dir}
+
+    run(command(), "+recipe=table3", "+ablation=A_heads_1,C_layers_2", "run_dir=elsewhere")
+    assert [config.run_dir for config in GIVEN] == ["elsewhere/A_heads_1", "elsewhere/C_layers_2"]
+    assert {config.data.prepared_dir for config in GIVEN} == {"elsewhere/data"}
+    run(command(), "+recipe=table3", "+ablation=C_layers_2")
+    assert [config.run_dir for config in GIVEN] == ["runs/table3/C_layers_2"]
+    # A single run is where it is told to be.
+    run(command(), "+recipe=quickstart", "+ablation=E_learned_positions")
+    assert [(config.run_dir, config.model.encoder.positions) for config in GIVEN] == [("runs/quickstart", "learned")]
+
+
+def test_a_row_with_several_seeds(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(command(), "--multirun", "+recipe=quickstart", "+ablation=base,A_heads_1", "seed=1,2")
+    found = [(config.seed, config.run_dir, config.data.prepared_dir) for config in GIVEN]
+    assert found == [
+        (1, "runs/quickstart/base", "runs/quickstart/data"),
+        (2, "runs/quickstart/base_1", "runs/quickstart/base_1/data"),
+        (1, "runs/quickstart/A_heads_1", "runs/quickstart/data"),
+        (2, "runs/quickstart/A_heads_1_3", "runs/quickstart/A_heads_1_3/data"),
+    ]
 
 
 def test_a_multirun_stops_at_the_first_error(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,36 @@ def test_a_stopped_run_is_saved_and_goes_on(run: Any, overrides: list[str], tmp_
     assert checkpoints(run_dir)[-1] == reached + 2
 
 
+@pytest.mark.slow
+def test_rows_of_table_3_train_on_the_same_data(run: Any, overrides: list[str], tmp_path: Path) -> None:
+    rows = "base,B_key_size_16,E_learned_positions"
+    few = ["trainer.max_steps=3", "trainer.validate_every=3", "trainer.average_last=0"]
+    command = ["--multirun", *overrides, f"+ablation={rows}", *few]
+    code, out, err = run(train.main, *command)
+    assert (code, out) == (0, ""), err
+    run_dir = tmp_path / "run"
+    assert {path.name for path in run_dir.iterdir()} == {"data", *rows.split(",")}
+    assert err.count("training a bpe vocabulary") == 1, "the data are prepared once"
+    assert len({read_json(run_dir / row / "model" / "manifest.json")["data_sha256"] for row in rows.split(",")}) == 1
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in load_weights(run_dir / row / "model/model.safetensors").items()}
+        for row in rows.split(",")
+    ]
+    query, positions = "decoder.layers.0.cross_attention.query.weight", "decoder.input.positions.weight"
+    assert [of_row[query] for of_row in shapes] == [(16, 16), (32, 16), (16, 16)]
+    assert [of_row.get(positions) for of_row in shapes] == [None, None, (1024, 16)]
+    again = run(train.main, *command)
+    assert again.code == 0 and again.err.count("this run is finished (step 3)") == 3
+
+    lines = [("the old dog sees the red apple. " * 200)[:5000], "", "the dog"]
+    text = "".join(f"{line}\n" for line in lines).encode()
+    for row in rows.split(","):
+        done = run(
+            translate.main, "--model", run_dir / row / "model", "--device", "cpu", "--beam-size", "2", stdin=text
+        )
+        assert (done.code, done.out.count("\n"), done.out.split("\n")[1]) == (0, 3, "")
+
+
 STANDING = {"train": 300, "validation": 12, "test": 12}
 
 

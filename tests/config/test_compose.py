@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq.config import compose as composing
-from seq2seq.config.compose import compose, conf_dir, from_plain, known_keys, load, options_of, to_yaml
+from seq2seq.config.compose import ADDED, compose, conf_dir, from_plain, known_keys, load, options_of, to_yaml
 from seq2seq.config.schema import KINDS, Config, ModelConfig
 from seq2seq.model.translation import build_model
 from seq2seq.support.errors import UserError
@@ -35,7 +35,7 @@ def instantiated(config: ModelConfig) -> None:
 
 
 def test_the_groups_are_the_ones_of_the_plan() -> None:
-    plan = "data model model/decoder model/encoder optimizer recipe schedule search tokenizer trainer"
+    plan = "ablation data model model/decoder model/encoder optimizer recipe schedule search tokenizer trainer"
     assert " ".join(GROUPS) == plan
 
 
@@ -48,7 +48,7 @@ def test_every_recipe_composes_and_instantiates(recipe: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [(group, option) for group in GROUPS if group != "recipe" for option in options_of(group)]
+    ("group", "option"), [(group, option) for group in GROUPS if group not in ADDED for option in options_of(group)]
 )
 def test_every_option_of_every_group_composes_and_instantiates(group: str, option: str) -> None:
     config = compose(["run_dir=r", f"{group}={option}"])
@@ -99,6 +99,13 @@ QUICK = "+recipe=quickstart"
         (["+recipe=quickstrat"], "recipe=quickstrat: no such recipe; did you mean quickstart?"),
         (["+recipe=xyz"], "recipe=xyz: no such recipe; known: files, multi30k_en_de"),
         (["recipe=quickstart"], "type +recipe=quickstart"),
+        ([QUICK, "ablation=base"], "ablation=base: type +ablation=base"),
+        ([QUICK, "+ablation=A_head_1"], "ablation=A_head_1: no such ablation; did you mean A_heads_1?"),
+        (
+            ["model=recurrent", "run_dir=r", "+ablation=E_learned_positions"],
+            "model.encoder.positions: no such key in model.encoder; known: dropout, kind, num_layers",
+        ),
+        (["model=recurrent", "run_dir=r", "+model.decoder.d_k=8"], "model.decoder.d_k: no such key in model.decoder"),
         (["+recpie=quickstart"], "recpie: no such key; did you mean recipe?"),
         (["modle=small", QUICK], "modle: no such key; did you mean model?"),
         (["+model=small", "run_dir=r"], "+model=small: type model=small"),

@@ -100,6 +100,9 @@ def test_out_of_range(make: Callable[..., Any], key: str, value: Any) -> None:
         (TransformerConfig, "d_ff", 0),
         (TransformerConfig, "norm", "both"),
         (TransformerConfig, "dropout", -0.1),
+        (TransformerConfig, "d_k", 0),
+        (TransformerConfig, "positions", "relative"),
+        (TransformerConfig, "max_positions", 15),
         (RecurrentConfig, "num_layers", 0),
         (RecurrentConfig, "dropout", 1.0),
     ],
@@ -141,6 +144,24 @@ def test_the_longest_sentence_must_fit_in_a_batch() -> None:
     DataConfig(batch_tokens=251)
     DataConfig(batch_tokens=250, cleaning=CleaningConfig(max_pieces=249))
     DataConfig(batch_tokens=2, cleaning=CleaningConfig(max_pieces=None))
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_the_longest_sentence_must_have_learned_positions(side: str) -> None:
+    learned = ModelConfig(**{side: TransformerConfig(positions="learned", max_positions=251)})  # type: ignore[arg-type]
+
+    def config(pieces: int | None) -> Config:
+        return Config(model=learned, data=DataConfig(cleaning=CleaningConfig(max_pieces=pieces)))
+
+    assert (getattr(config(250).model, side).max_length, Config().model.encoder.max_length) == (251, None)
+    for pieces, shown in ((251, "251"), (None, "null")):
+        with pytest.raises(UserError) as caught:
+            config(pieces)
+        assert str(caught.value) == (
+            f"data.cleaning.max_pieces={shown}: with eos too long for model.{side}.max_positions=251; "
+            "set data.cleaning.max_pieces=250 or more positions"
+        )
+    Config(data=DataConfig(cleaning=CleaningConfig(max_pieces=None)))
 
 
 def test_an_unquoted_no_is_refused() -> None:

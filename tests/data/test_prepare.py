@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 import pytest
 
-from seq2seq.config.schema import CleaningConfig, Config, CorpusConfig, DataConfig, TokenizerConfig
+from seq2seq.config.schema import CleaningConfig, Config, CorpusConfig, DataConfig, TokenizerConfig, TransformerConfig
 from seq2seq.data import corpus
 from seq2seq.data import prepare as preparing
 from seq2seq.data.clean import text_hash
@@ -267,6 +267,20 @@ def test_without_a_limit_pairs_must_still_fit_in_a_batch(tmp_path: Path, toy_pai
     assert read_json(tmp_path / "data" / "train" / "report.json")["dropped"]["batch_tokens"] > 0
     settings.data.batch_tokens = 1000
     assert len(prepare(settings).train) > len(few.train)
+
+
+@pytest.mark.parametrize(("side", "long"), [("encoder", 0), ("decoder", 1)])
+def test_validation_pairs_must_have_learned_positions(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], side: str, long: int
+) -> None:
+    pair = ["the dog", "das Hund"]
+    pair[long] = "x" * 150
+    settings = config(tmp_path, toy_pairs[:150], [(pair[0], pair[1])], cleaning=CleaningConfig(max_pieces=99))
+    setattr(settings.model, side, TransformerConfig(positions="learned", max_positions=100))
+    with pytest.raises(UserError, match=rf"valid .* of 15\d pieces, .*model\.{side}\.max_positions=100; set model"):
+        prepare(settings)
+    getattr(settings.model, side).max_positions = 160
+    assert len(prepare(settings).valid) == 1
 
 
 def test_a_corpus_with_nothing_left(tmp_path: Path) -> None:

@@ -87,6 +87,55 @@ def test_attending_to_given_keys_is_the_packed_form(ours: MultiHeadAttention) ->
     torch.testing.assert_close(out.flatten(0, 1), ours(x, queries, memory, keys), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("d_k", [2, 6, 10])
+def test_heads_with_keys_of_another_width_are_the_formula(
+    randomise: Callable[[nn.Module], None], d_k: int, training: bool
+) -> None:
+    module = MultiHeadAttention(WIDTH, HEADS, d_k)
+    randomise(module)
+    d_v = WIDTH // HEADS
+    assert module.query.weight.shape == (HEADS * d_k, WIDTH)
+    assert module.key_value.weight.shape == (HEADS * d_k + WIDTH, WIDTH)
+    assert module.output.weight.shape == (WIDTH, WIDTH)
+    queries, keys = Layout.of([2, 2, 2]), Layout.of(KEYS)
+    x, memory = rows([2, 2, 2]), rows(KEYS)
+    expected = []
+    for own_x, own_memory in zip(x.split([2, 2, 2]), memory.split(KEYS), strict=True):
+        q = own_x @ module.query.weight.T + module.query.bias
+        k, v = (own_memory @ module.key_value.weight.T + module.key_value.bias).split([HEADS * d_k, WIDTH], 1)
+        heads = []
+        for head in range(HEADS):
+            own, values = slice(head * d_k, (head + 1) * d_k), slice(head * d_v, (head + 1) * d_v)
+            heads.append((q[:, own] @ k[:, own].T / math.sqrt(d_k)).softmax(1) @ v[:, values])
+        expected.append(torch.cat(heads, 1) @ module.output.weight.T + module.output.bias)
+    with torch.set_grad_enabled(training):
+        out = module(x, queries, memory, keys)
+    torch.testing.assert_close(out, torch.cat(expected), atol=1e-5, rtol=0)
+    k, v = (padded_heads(side, keys) for side in module.keys_values(memory))
+    assert (k.shape[-1], v.shape[-1]) == (d_k, d_v)
+    step = module.attend(x.view(3, 2, WIDTH), k, v, keys.mask)
+    torch.testing.assert_close(step.flatten(0, 1), out, atol=1e-5, rtol=0)
+
+
+def test_a_key_width_that_is_the_heads_own_changes_nothing() -> None:
+    modules = []
+    for d_k in (None, WIDTH // HEADS):
+        torch.manual_seed(1)
+        modules.append(MultiHeadAttention(WIDTH, HEADS, d_k))
+    for one, other in zip(*(module.parameters() for module in modules), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_narrow_keys_start_at_the_scale_of_their_own_shape() -> None:
+    torch.manual_seed(1)
+    module = MultiHeadAttention(64, 4, 4)
+    key, value = module.key_value.weight.split([16, 64])
+    for weight, width in ((module.query.weight, 16), (key, 16), (value, 64)):
+        limit = math.sqrt(6 / (64 + width))
+        assert 0.95 * limit < float(weight.detach().abs().max()) <= limit
+
+
 def test_each_projection_starts_as_a_square_matrix_of_its_own() -> None:
     torch.manual_seed(1)
     module = MultiHeadAttention(64, 4)

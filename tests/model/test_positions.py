@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.embedding import Embedding
-from seq2seq.model.positions import PositionedEmbedding, SinusoidalPositions, sinusoids
+from seq2seq.model.positions import LearnedPositions, PositionedEmbedding, SinusoidalPositions, sinusoids
+from seq2seq.support.errors import UserError
 
 
 def test_entries_by_hand() -> None:
@@ -66,9 +68,32 @@ def test_the_table_has_the_modules_format() -> None:
 
 def test_input_is_the_scaled_embedding_and_its_position() -> None:
     embedding = Embedding(11, 8)
-    module = PositionedEmbedding(embedding, dropout=0.5).eval()
+    module = PositionedEmbedding(embedding, TransformerConfig(dropout=0.5)).eval()
     tokens, positions = torch.tensor([4, 9, 4]), torch.tensor([0, 1, 2])
     expected = embedding.weight[tokens] * math.sqrt(8) + sinusoids(3, 8)
     torch.testing.assert_close(module(tokens, positions, 3), expected)
     dropped = module.train()(tokens.repeat(100), positions.repeat(100), 3)
     assert float((dropped == 0).float().mean()) == pytest.approx(0.5, abs=0.07)
+
+
+def test_learned_positions_are_rows_of_a_table_that_is_trained() -> None:
+    config = TransformerConfig(dropout=0.0, positions="learned", max_positions=16)
+    module = PositionedEmbedding(Embedding(11, 8), config)
+    table = dict(module.named_parameters())["positions.weight"]
+    assert table.shape == (16, 8)
+    tokens, positions = torch.tensor([4, 9, 4]), torch.tensor([0, 1, 0])
+    out = module(tokens, positions, 2)
+    torch.testing.assert_close(out, module.embedding.weight[tokens] * math.sqrt(8) + table[positions])
+    torch.testing.assert_close(module(tokens[:1], torch.tensor(15), 16), module.embedding(tokens[:1]) + table[15])
+    (gradient,) = torch.autograd.grad(out.sum(), table)
+    assert gradient[:, 0].tolist() == [2, 1] + [0] * 14, "each position gets the gradients of its rows"
+
+
+def test_learned_positions_start_at_the_scale_of_embeddings() -> None:
+    torch.manual_seed(1)
+    assert float(LearnedPositions(64, 1024).weight.detach().std()) == pytest.approx(1 / 8, rel=0.02)
+
+
+def test_a_sequence_longer_than_the_table_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^a sequence of 17 .*max_positions=16; set data.*max_pieces=15, or cut"):
+        LearnedPositions(8, 16)(torch.arange(17), 17)

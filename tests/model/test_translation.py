@@ -23,7 +23,11 @@ from seq2seq.model.translation import DECODERS, ENCODERS, TranslationModel, buil
 from seq2seq.ops.packing import Layout
 
 VOCABULARY, WIDTH, BOS = 23, 16, 2
-PAIRINGS = [*itertools.product(ENCODERS, DECODERS, ["post"]), ("transformer", "transformer", "pre")]
+PAIRINGS = [
+    *itertools.product(ENCODERS, DECODERS, ["post"]),
+    ("transformer", "transformer", "pre"),
+    ("ablated", "ablated", "post"),
+]
 every_pairing = pytest.mark.parametrize(("encoder", "decoder", "norm"), PAIRINGS)
 
 Sentences = list[list[int]]
@@ -32,6 +36,10 @@ Sentences = list[list[int]]
 def kind(name: str, norm: str) -> TransformerConfig | RecurrentConfig:
     if name == "transformer":
         return TransformerConfig(num_layers=2, num_heads=4, d_ff=32, norm=norm)
+    if name == "ablated":  # rows B and E of table 3: keys half as wide as values, learned positions
+        return TransformerConfig(
+            num_layers=2, num_heads=4, d_k=2, d_ff=32, norm=norm, positions="learned", max_positions=16
+        )
     return RecurrentConfig(num_layers=2)
 
 

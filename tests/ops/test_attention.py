@@ -20,12 +20,14 @@ CASES = [(lengths, lengths, causal) for lengths in SELF for causal in (False, Tr
 CASES += [(queries, keys, False) for queries, keys in CROSS]
 
 
-def draw(queries: list[int], keys: list[int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+def draw(
+    queries: list[int], keys: list[int], dtype: torch.dtype = torch.float32, d_v: int = WIDTH
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(sum(queries) + 100 * sum(keys))
     return (
         torch.randn(sum(queries), HEADS, WIDTH, generator=generator).to(dtype),
         torch.randn(sum(keys), HEADS, WIDTH, generator=generator).to(dtype),
-        torch.randn(sum(keys), HEADS, WIDTH, generator=generator).to(dtype),
+        torch.randn(sum(keys), HEADS, d_v, generator=generator).to(dtype),
     )
 
 
@@ -89,6 +91,26 @@ def test_gradients_of_the_fused_kernel_are_those_of_the_reference(
     reference = gradients(out, inputs)
     for own, textbook in zip(ours, reference, strict=True):
         torch.testing.assert_close(own, textbook, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("d_v", [5, 20])
+@pytest.mark.parametrize(("queries", "keys", "causal"), CASES)
+def test_values_may_be_narrower_or_wider_than_keys(queries: list[int], keys: list[int], causal: bool, d_v: int) -> None:
+    q, k, v = inputs = draw(queries, keys, d_v=d_v)
+    layouts = Layout.of(queries), Layout.of(keys)
+    fused = attention(q, k, v, *layouts, causal=causal)
+    for side in inputs:
+        side.requires_grad_()
+    products = attention(q, k, v, *layouts, causal=causal)
+    textbook = attention_reference(q, k, v, *layouts, causal=causal)[0]
+    pytorch = pytorch_by_sentence(q, k, v, queries, keys, causal)
+    for out in (fused, products, textbook):
+        assert out.shape == (sum(queries), HEADS, d_v)
+        torch.testing.assert_close(out, pytorch, atol=1e-5, rtol=0)
+    expected = gradients(pytorch, inputs)
+    for out in (products, textbook):
+        for own, theirs in zip(gradients(out, inputs), expected, strict=True):
+            torch.testing.assert_close(own, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -229,6 +229,17 @@ def test_eos_is_forced_at_the_limit_and_counts(ratio: float, offset: int, beam_s
         assert best.score < -250 / ((5 + limit) / 6)
 
 
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_no_output_is_longer_than_the_model_can_make(beam_size: int) -> None:
+    # Sources of 3, 6 and 1 tokens: limits of 4, 7 and 2, of which the model can do 4.
+    sources: list[Prefix] = [(4, 5, 3), (4, 5, 6, 4, 5, 3), (3,)]
+    config = SearchConfig(beam_size=beam_size, max_length_offset=1)
+    tokens, layout = torch.tensor([token for source in sources for token in source]), Layout.of([3, 6, 1])
+    model = Biased(1, WORDS[0])
+    found = BeamSearch(config, BOS, EOS, NEVER, max_length=4)(model, tokens, layout)
+    assert [len(hypotheses[0].tokens) + 1 for hypotheses in found] == [4, 4, 2]
+
+
 def test_a_model_that_ends_at_once_gives_empty_outputs() -> None:
     for found in run(Biased(3, EOS), SOURCES, SearchConfig(beam_size=2)):
         assert found[0].tokens == []

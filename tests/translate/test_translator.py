@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seq2seq
+from seq2seq.config.compose import load
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.tokenizer import BOS, EOS
+from seq2seq.model.translation import build_model
 from seq2seq.ops.packing import Layout
+from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.support.errors import UserError
 from seq2seq.translate.translator import Translator
 
@@ -96,6 +100,37 @@ def test_a_long_text_is_its_parts(translator: Translator, sentences: list[str]) 
     assert joined.status == "split" and {part.status for part in parts} == {"ok"}
     assert joined.texts == [" ".join(part.texts[0] for part in parts)]
     assert joined.scores[0] == pytest.approx(sum(part.scores[0] for part in parts), abs=1e-4)
+
+
+@pytest.mark.parametrize("limit", [16, 40, 300])
+def test_learned_positions_limit_parts_and_outputs(
+    tiny_model: Path, translator: Translator, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    config = load(tiny_model / "config.yaml")
+    config.data.cleaning.max_pieces = min(250, limit - 1)
+    config.search = SearchConfig(beam_size=1, max_length_offset=100)
+    for side in ("encoder", "decoder"):
+        setattr(config.model, side, replace(getattr(config.model, side), positions="learned", max_positions=limit))
+    model = build_model(config.model, translator.tokenizer.vocab_size, seed=3).eval()
+    limited = Translator.of(model, translator.tokenizer, config)
+    assert (limited.longest, limited.longest_output) == (min(250, limit // 2), limit)
+    searched: list[str] = []
+    found: list[int] = []
+
+    def search(texts: list[str]) -> list[list[Hypothesis]]:
+        searched.extend(texts)
+        results = Translator._search(limited, texts)
+        found.extend(len(hypotheses[0].tokens) + 1 for hypotheses in results)
+        return results
+
+    monkeypatch.setattr(limited, "_search", search)
+    for text in (("the old dog sees the red apple. " * 160)[:5000], "x" * 5000, "🦊" * 300):
+        searched.clear()
+        assert limited.translate_n_best([text])[0].status == "split"
+        assert "".join(searched).replace(" ", "") == text.replace(" ", ""), "no character is lost"
+        assert max(map(limited._count, searched)) <= limited.longest
+    assert max(found) <= limit
+    assert limit > 100 or max(found) == limit, "the limit was reached"
 
 
 def test_n_best_are_different_and_best_first(tiny_model: Path, translator: Translator, sentences: list[str]) -> None:
