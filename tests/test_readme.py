@@ -28,8 +28,8 @@ def commands(document: Path) -> list[list[str]]:
     found = []
     for line in "\n".join(shell).replace("\\\n", " ").replace("$recipe", document.parent.name).split("\n"):
         for part in re.split(r"[|;]", line):
-            words = shlex.split(part, comments=True)
-            if words and words[0].startswith("seq2seq-"):
+            if part.strip().startswith("seq2seq-"):
+                words = shlex.split(part, comments=True)
                 found.append(words[: words.index("<")] if "<" in words else words)
     return found
 

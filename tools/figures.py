@@ -3,10 +3,12 @@
     python tools/figures.py collect RECIPE_DIR RUN_DIR NAME=SCORES.json ... --command '...'
     python tools/figures.py rows RECIPE_DIR RUNS_DIR --command '...'
     python tools/figures.py render RECIPE_DIR
+    python tools/figures.py table NAME=SCORES.json ... [--published KEY=FIGURE]
 
 `collect` reads RUN_DIR/log.jsonl, RUN_DIR/model/manifest.json and the JSON that seq2seq-evaluate printed, then renders.
 `rows` does so for the runs of table 3 that RUNS_DIR holds, RUNS_DIR/ROW with the scores in RUNS_DIR/ROW/scores.json.
 `render` rewrites what stands between `<!-- figures -->` and `<!-- end -->` in the README; a test compares.
+`table` prints the scores alone; the recipes' scripts end with it.
 """
 
 from __future__ import annotations
@@ -38,8 +40,17 @@ def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, A
         "validations": validations,
         "averages": averages,
         "model": {"steps": manifest["steps"], "valid_bleu": manifest["valid"]["bleu"]},
-        "scores": {name: json.loads(path.read_text(encoding="utf-8")) for name, path in scores.items()},
+        "scores": read_scores(scores),
     }
+
+
+def read_scores(files: dict[str, Path]) -> dict[str, Any]:
+    """The scores by name; a file of several test sets gives each under its own name."""
+    scores: dict[str, Any] = {}
+    for name, path in files.items():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        scores |= {name: found} if "bleu" in found else found
+    return scores
 
 
 def machine() -> str:
@@ -101,11 +112,8 @@ def rendered_run(results: dict[str, Any]) -> str:
         results["command"],
         "```",
         "",
-        "| test set | score | signature |",
-        "|---|---|---|",
+        *score_table(results["scores"], results.get("published")),
     ]
-    for name, scores in results["scores"].items():
-        lines += [f"| {name} | {row} |" for row in _score_rows(scores)]
     lines += ["", "| step | epoch | minutes | validation perplexity | validation BLEU |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['step']:,} | {row['epoch']} | {row['minutes_trained']:.1f} "
@@ -117,7 +125,22 @@ def rendered_run(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _score_rows(scores: dict[str, Any]) -> list[str]:
+def score_table(scores: dict[str, Any], published: dict[str, str] | None = None) -> list[str]:
+    """The lines of a table of all scores, beside the `published` figure of a kind where there is one."""
+    head = ["test set", "score", *(["published"] if published else []), "signature"]
+    rows = []
+    for name, of_set in scores.items():
+        for key, score, signature in _score_rows(of_set):
+            rows.append([name, score, *([published.get(key, "")] if published else []), signature])
+    return [_row(head), "|---" * len(head) + "|", *map(_row, rows)]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Key, score and signature of each score of a test set."""
     named = {
         "bleu": "BLEU",
         "chrf": "chrF",
@@ -130,10 +153,10 @@ def _score_rows(scores: dict[str, Any]) -> list[str]:
         if key in scores:
             # A bar inside a cell would end it, even between backquotes.
             signature = scores[key]["signature"].replace("|", "\\|")
-            rows.append(f"{title} {scores[key]['score']:.2f} | `{signature}`")
+            rows.append((key, f"{title} {scores[key]['score']:.2f}", f"`{signature}`"))
     if "exact_each" in scores:
         each = ", ".join(f"{label} {share:.1f}" for label, share in scores["exact_each"].items())
-        rows.append(f"exactly right {scores['exact']:.1f} % | of {scores['sentences']:,}; {each}")
+        rows.append(("exact", f"exactly right {scores['exact']:.1f} %", f"of {scores['sentences']:,}; {each}"))
     return rows
 
 
@@ -153,6 +176,15 @@ def render(recipe: Path) -> None:
     readme.write_text(MARKERS.sub(lambda found: found[1] + rendered(results) + found[2], text), encoding="utf-8")
 
 
+def _files(items: list[str]) -> dict[str, Path]:
+    return {name: Path(path) for name, _, path in (item.partition("=") for item in items)}
+
+
+def _published(text: str) -> dict[str, str]:
+    key, _, figure = text.partition("=")
+    return {key: figure} if figure else {}
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,10 +199,19 @@ def main() -> None:
     several.add_argument("runs_dir", type=Path)
     several.add_argument("--command", required=True)
     actions.add_parser("render").add_argument("recipe", type=Path)
+    tabling = actions.add_parser("table")
+    tabling.add_argument("scores", nargs="+", metavar="NAME=FILE")
+    for action in (collecting, tabling):
+        action.add_argument(
+            "--published", type=_published, default={}, metavar="KEY=FIGURE", help="such as paper_bleu=27.3"
+        )
     arguments = parser.parse_args()
+    if arguments.action == "table":
+        print("\n".join(score_table(read_scores(_files(arguments.scores)), arguments.published)))
+        return
     if arguments.action == "collect":
-        scores = {name: Path(path) for name, _, path in (item.partition("=") for item in arguments.scores)}
-        write(arguments.recipe, collect(arguments.run_dir, scores, arguments.command))
+        results = collect(arguments.run_dir, _files(arguments.scores), arguments.command)
+        write(arguments.recipe, results | ({"published": arguments.published} if arguments.published else {}))
     if arguments.action == "rows":
         results = json.loads((arguments.recipe / "results.json").read_text(encoding="utf-8"))
         folders = [arguments.runs_dir / row for row in results["rows"]]

@@ -165,7 +165,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, toy_pairs: list[tuple[str, str]]) 
         asked.append((name, subset, split))
         # Enough different syllables for a thousand pieces.
         texts = [(f"{a} {letters[n % 832]}{letters[n * 7 % 832]}", b) for n, (a, b) in enumerate(toy_pairs)]
-        rows = [{"translation": {"de": german, "en": english}} for english, german in texts[: STANDING[split]]]
+        other = subset.removesuffix("-en")
+        rows = [{"translation": {other: german, "en": english}} for english, german in texts[: STANDING[split]]]
         return datasets.Dataset.from_list(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -178,6 +179,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, toy_pairs: list[tuple[str, str]]) 
     [
         ("wmt14_en_de", []),
         ("wmt14_en_de_big", ["model.d_model=64"]),
+        ("wmt14_en_fr", ["model.d_model=64"]),
     ],
 )
 def test_the_papers_recipes_run(
@@ -187,7 +189,8 @@ def test_the_papers_recipes_run(
     short = ["search.max_length_ratio=0", "search.max_length_offset=3", "trainer.device=cpu", "data.workers=1"]
     code, out, err = run(train.main, f"+recipe={recipe}", f"run_dir={tmp_path / 'run'}", *few, *short, *smaller)
     assert (code, out) == (0, ""), err
-    assert stand_in == [("wmt/wmt14", "de-en", "train"), ("wmt/wmt14", "de-en", "validation")]
+    subset = "fr-en" if "fr" in recipe else "de-en"
+    assert stand_in == [("wmt/wmt14", subset, "train"), ("wmt/wmt14", subset, "validation")]
     assert "finished after" in err
     weights = load_weights(tmp_path / "run" / "model" / "model.safetensors")
     assert weights["target_embedding.weight"].shape == (1000, 512 if recipe == "wmt14_en_de" else 64)

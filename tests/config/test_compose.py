@@ -64,12 +64,60 @@ def test_any_encoder_goes_with_any_decoder() -> None:
         instantiated(config.model)
 
 
-def test_the_big_recipe_is_the_papers() -> None:
-    config = compose(["+recipe=wmt14_en_de_big"])
+@pytest.mark.parametrize(
+    ("recipe", "pieces", "steps", "save_every", "average_last", "d_model", "heads", "d_ff", "dropout"),
+    [
+        ("wmt14_en_de", 37_000, 100_000, 1500, 5, 512, 8, 2048, 0.1),
+        ("wmt14_en_fr", 32_000, 100_000, 1500, 5, 512, 8, 2048, 0.1),
+        ("wmt14_en_de_big", 37_000, 300_000, 600, 20, 1024, 16, 4096, 0.3),
+        ("wmt14_en_fr_big", 32_000, 300_000, 600, 20, 1024, 16, 4096, 0.1),
+    ],
+)
+def test_the_papers_recipes_are_the_papers(
+    recipe: str,
+    pieces: int,
+    steps: int,
+    save_every: int,
+    average_last: int,
+    d_model: int,
+    heads: int,
+    d_ff: int,
+    dropout: float,
+) -> None:
+    config = compose([f"+recipe={recipe}"])
     for side in (config.model.encoder, config.model.decoder):
-        assert (side.num_layers, side.num_heads, side.d_ff, side.dropout) == (6, 16, 4096, 0.3)
-    assert (config.model.d_model, config.trainer.max_steps, config.tokenizer.vocab_size) == (1024, 300_000, 37_000)
-    assert config.trainer.average_last == 20
+        assert (side.num_layers, side.num_heads, side.d_ff, side.dropout) == (6, heads, d_ff, dropout)
+        assert side.norm == "post"
+    assert (config.model.d_model, config.model.tie_embeddings) == (d_model, "all")
+    assert (config.tokenizer.kind, config.tokenizer.vocab_size) == ("bpe", pieces)
+    trainer, data, schedule, search = config.trainer, config.data, config.schedule, config.search
+    assert (trainer.max_steps, trainer.save_every, trainer.average_last) == (steps, save_every, average_last)
+    assert (trainer.keep_checkpoints, trainer.label_smoothing) == (average_last, 0.1)
+    assert (data.batch_tokens, data.micro_batches) == (25_000, 8)
+    assert (data.source_language, data.target_language) == ("en", recipe.split("_")[2])
+    assert (schedule.kind, schedule.warmup_steps, schedule.peak) == ("inverse_sqrt", 4000, None)
+    assert (search.beam_size, search.length_penalty) == (4, 0.6)
+
+
+def test_the_iwslt_recipe_is_fairseqs() -> None:
+    config = compose(["+recipe=iwslt14_de_en"])
+    for side in (config.model.encoder, config.model.decoder):
+        assert (side.num_layers, side.num_heads, side.d_ff, side.dropout) == (6, 4, 1024, 0.3)
+    assert (config.model.d_model, config.model.tie_embeddings) == (512, "target")
+    assert (config.data.source_language, config.data.target_language) == ("de", "en")
+    assert (config.tokenizer.vocab_size, config.data.batch_tokens) == (10_000, 4096)
+    optimizer, schedule = config.optimizer, config.schedule
+    assert (optimizer.beta2, optimizer.epsilon, optimizer.weight_decay) == (0.98, 1e-8, 1e-4)
+    assert (schedule.kind, schedule.warmup_steps, schedule.peak) == ("inverse_sqrt", 4000, 5e-4)
+    assert (config.trainer.max_steps, config.search.beam_size) == (50_000, 5)
+
+
+def test_the_other_direction_differs_in_its_languages_alone() -> None:
+    there = compose(["+recipe=multi30k_en_de"])
+    back = compose(["+recipe=multi30k_de_en", f"run_dir={there.run_dir}"])
+    assert (back.data.source_language, back.data.target_language) == ("de", "en")
+    back.data.source_language, back.data.target_language = "en", "de"
+    assert back == there
 
 
 def test_dropout_is_set_once_or_side_by_side() -> None:
@@ -97,7 +145,7 @@ QUICK = "+recipe=quickstart"
     ("overrides", "message"),
     [
         (["+recipe=quickstrat"], "recipe=quickstrat: no such recipe; did you mean quickstart?"),
-        (["+recipe=xyz"], "recipe=xyz: no such recipe; known: files, multi30k_en_de"),
+        (["+recipe=xyz"], "recipe=xyz: no such recipe; known: files, iwslt14_de_en"),
         (["recipe=quickstart"], "type +recipe=quickstart"),
         ([QUICK, "ablation=base"], "ablation=base: type +ablation=base"),
         ([QUICK, "+ablation=A_head_1"], "ablation=A_head_1: no such ablation; did you mean A_heads_1?"),
@@ -140,7 +188,7 @@ QUICK = "+recipe=quickstart"
         (["quickstart", QUICK], "quickstart: not a setting; type key=value"),
         (["trainer.max_steps=${nope}", QUICK], "'nope' not found"),
         (["hydra.run.dir=x", "seed=[", QUICK], "seed=[: "),
-        ([], "run_dir is not set; type +recipe=NAME (one of files, multi30k_en_de"),
+        ([], "run_dir is not set; type +recipe=NAME (one of files, iwslt14_de_en"),
         (["seed=2"], "run_dir is not set"),
     ],
 )
