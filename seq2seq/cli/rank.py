@@ -22,10 +22,12 @@ def train_as_rank(config: Config) -> None:
     from seq2seq.train.checkpoint import Checkpoints
     from seq2seq.train.distributed import joined
     from seq2seq.train.trainer import Trainer
+    from seq2seq.train.warm_start import require_same_model
 
     with joined(config) as world:
         if world.is_main:
             Checkpoints(Path(config.run_dir)).require_same_settings(config)
+            require_same_model(config)
             prepare(config)
         world.wait()
         Trainer(config, Prepared(Path(config.data.prepared_dir)), world).run()

@@ -21,7 +21,7 @@ from seq2seq.config.schema import Config
 from seq2seq.data.batches import Batch, Sampler, micro_batches
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
-from seq2seq.model.directory import fill, load_weights, own_weights, save_model_directory
+from seq2seq.model.directory import fill, own_weights, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.support.devices import autocast, choose_device, choose_precision, keep_freed_memory
 from seq2seq.support.errors import RunError, Stopped, UserError
@@ -35,6 +35,7 @@ from seq2seq.train.optimizer import build_optimizer
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
 from seq2seq.train.validation import validate
+from seq2seq.train.warm_start import starting_weights
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_SIGNAL = 1.0
@@ -55,12 +56,11 @@ class Trainer:
         else:
             torch.cuda.set_device(self.device)
         self.model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(self.device)
-        if config.init_from:
-            weights = Path(config.init_from) / "model.safetensors"
-            fill(self.model, load_weights(weights), weights)
+        self.checkpoints = Checkpoints(self.run_dir)
+        if config.init_from and not self.checkpoints.all():
+            fill(self.model, starting_weights(config), Path(config.init_from))
         self.average = copy.deepcopy(self.model) if config.trainer.average_decay is not None else None
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.checkpoints = Checkpoints(self.run_dir)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
         self.progress = Progress(
             data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or self.world.size

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seq2seq.support.errors import UserError
-from seq2seq.train.averaging import average_weights
+from seq2seq.train.averaging import average_weights, blend
 
 
 def written(folder: Path, *models: dict[str, Tensor]) -> list[Path]:
@@ -65,3 +65,13 @@ def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
     for path in (damaged, tmp_path / "missing.safetensors"):
         with pytest.raises(UserError, match=path.name):
             average_weights([first, path])
+
+
+def test_a_moving_average_by_hand() -> None:
+    average, model = (nn.Linear(1, 1, bias=False) for _ in range(2))
+    for module, value in ((average, 1.0), (model, 2.0)):
+        nn.init.constant_(module.weight, value)
+    for expected in (1.1, 1.19):
+        blend(average, model, 0.9)
+        assert average.weight.item() == pytest.approx(expected)
+    assert model.weight.item() == 2.0

@@ -21,8 +21,8 @@ from torch import Tensor
 from seq2seq.config.compose import compose
 from seq2seq.data.batches import Batch, in_order
 from seq2seq.data.prepare import prepare
-from seq2seq.model.directory import load_model_directory
-from seq2seq.model.translation import TranslationModel
+from seq2seq.model.directory import load_model_directory, own_weights
+from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.loss import batch_loss
@@ -349,6 +349,21 @@ def test_the_average_of_the_last_is_taken_when_it_is_better(
     files = [tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors" for step in (2, 3, 4)]
     for name, weight in average_weights(files).items():
         assert torch.equal(weights_of(tmp_path / "run")[name], weight)
+
+
+def test_a_moving_average_is_what_is_kept(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script_bleu(monkeypatch, *map(float, range(10)))
+    overrides = [*EVERY_STEP, "trainer.average_decay=0.5"]
+    make("run", *overrides, "trainer.max_steps=2").run()
+    make("run", *overrides, "trainer.max_steps=4").run()
+    trainer = make("run", *overrides)
+    start = build_model(trainer.config.model, trainer.data.tokenizer.vocab_size, trainer.config.seed)
+    expected = own_weights(start)
+    for step in (1, 2, 3, 4):
+        weights = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors")
+        expected = {name: (weight + weights[name]) / 2 for name, weight in expected.items()}
+    for name, weight in weights_of(tmp_path / "run").items():
+        torch.testing.assert_close(weight, expected[name])
 
 
 def test_patience_ends_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,35 @@
+"""Starting from a finished model (`init_from`): its weights and vocabulary, with a fresh optimizer and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from seq2seq.config import compose
+from seq2seq.config.schema import Config
+from seq2seq.model.directory import load_model_directory, own_weights
+from seq2seq.support.errors import UserError
+
+
+def require_same_model(config: Config) -> None:
+    """Raise UserError unless the model of `config.init_from` is the configured one; dropout may be another."""
+    if not config.init_from:
+        return
+    directory = Path(config.init_from)
+    if not (directory / "config.yaml").is_file():
+        raise UserError(f"init_from={directory}: no model directory (no config.yaml in it)")
+    stored = asdict(compose.load(directory / "config.yaml").model)
+    overrides = [
+        f"model.{key}={was}"
+        for key, was, _ in compose.differences(stored, asdict(config.model))
+        if key.rpartition(".")[2] != "dropout"
+    ]
+    if overrides:
+        raise UserError(f"init_from={directory}: its model has other settings; add {' '.join(overrides)}")
+
+
+def starting_weights(config: Config) -> dict[str, torch.Tensor]:
+    """The weights of `config.init_from`, verified as `load_model_directory` does. Raises UserError."""
+    return own_weights(load_model_directory(Path(str(config.init_from)))[2])

@@ -1,0 +1,59 @@
+"""Going on from a finished model on other data, with its vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from seq2seq.config.compose import compose
+from seq2seq.data.prepare import prepare
+from seq2seq.model.directory import load_model_directory, own_weights
+from seq2seq.support.errors import UserError
+from seq2seq.train.trainer import Trainer
+from seq2seq.train.warm_start import require_same_model
+from tests.train.test_trainer import TINY, draw, log, write_copies
+
+
+def trained(folder: Path, seed: int, *overrides: str) -> Trainer:
+    """A trainer of a corpus and a run directory of its own in `folder`."""
+    folder.mkdir()
+    config = compose([*write_copies(folder, draw(300, seed), draw(10, 9)), f"run_dir={folder}/run", *TINY, *overrides])
+    return Trainer(config, prepare(config))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("warm") / "first"
+    trained(folder, 1).run()
+    return folder / "run" / "model"
+
+
+def test_weights_and_vocabulary_are_the_models(finished: Path, tmp_path: Path) -> None:
+    _, tokenizer, model = load_model_directory(finished)
+    trainer = trained(tmp_path / "second", 2, f"init_from={finished}", "model.dropout=0.3", "trainer.max_steps=20")
+    assert trainer.data.tokenizer.model == tokenizer.model
+    for name, weight in own_weights(model).items():
+        assert torch.equal(own_weights(trainer.model)[name], weight), name
+    trainer.run()
+    assert log(tmp_path / "second" / "run", "train")[-1]["step"] == 20
+    # Typed again, the run goes on from its own weights.
+    again = Trainer(trainer.config, trainer.data)
+    again.run()
+    assert torch.equal(own_weights(again.model)["target_embedding.weight"], trainer.model.target_embedding.weight)
+
+
+def test_a_model_of_other_settings_is_refused_with_what_to_type(finished: Path) -> None:
+    config = compose(
+        ["+recipe=files", f"init_from={finished}", *TINY, "model.d_model=32", "model.encoder.num_layers=2"]
+    )
+    with pytest.raises(UserError, match=r"add model\.d_model=16 model\.encoder\.num_layers=1$"):
+        require_same_model(config)
+    require_same_model(compose(["+recipe=files", f"init_from={finished}", *TINY, "model.encoder.dropout=0.5"]))
+    require_same_model(compose(["+recipe=files", *TINY]))
+
+
+def test_no_model_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"init_from=.*/nothing: no model directory"):
+        require_same_model(compose(["+recipe=files", f"init_from={tmp_path}/nothing"]))
