@@ -63,6 +63,23 @@ def test_every_recipe_has_a_folder_with_a_script_and_a_page() -> None:
 
 
 @pytest.mark.parametrize("results", sorted(ROOT.glob("recipes/*/results.json")), ids=lambda path: path.parent.name)
-def test_the_figures_of_a_recipe_are_those_of_its_results_file(results: Path) -> None:
+def test_the_figures_of_a_recipe_are_those_of_its_results_file(results: Path, tmp_path: Path) -> None:
     page = (results.parent / "README.md").read_text(encoding="utf-8")
-    assert figures.rendered(json.loads(results.read_text(encoding="utf-8"))) in page
+    found = json.loads(results.read_text(encoding="utf-8"))
+    assert figures.rendered(found) in page
+    if (results.parent / "curve.svg").exists():
+        pytest.importorskip("matplotlib", reason="draws the curve again; pip install './[plot]'")
+        figures.draw(found, tmp_path / "curve.svg")
+        assert (tmp_path / "curve.svg").read_bytes() == (results.parent / "curve.svg").read_bytes()
+
+
+def test_the_projected_cost_is_that_of_the_measured_rate() -> None:
+    bench = json.loads((ROOT / "docs" / "base_rate.json").read_text(encoding="utf-8"))
+    assert bench["parameters"] == 63_082_496
+    assert figures.rendered_projection(bench) in (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+
+
+def test_the_proofs_of_a_document_are_tests() -> None:
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+            assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{page.name}: {path}::{name}"

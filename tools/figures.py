@@ -3,11 +3,14 @@
     python tools/figures.py collect RECIPE_DIR RUN_DIR NAME=SCORES.json ... --command '...'
     python tools/figures.py rows RECIPE_DIR RUNS_DIR --command '...'
     python tools/figures.py render RECIPE_DIR
+    python tools/figures.py projection PAGE.md BENCH.json
     python tools/figures.py table NAME=SCORES.json ... [--published KEY=FIGURE]
 
 `collect` reads RUN_DIR/log.jsonl, RUN_DIR/model/manifest.json and the JSON that seq2seq-evaluate printed, then renders.
 `rows` does so for the runs of table 3 that RUNS_DIR holds, RUNS_DIR/ROW with the scores in RUNS_DIR/ROW/scores.json.
-`render` rewrites what stands between `<!-- figures -->` and `<!-- end -->` in the README; a test compares.
+`render` rewrites what stands between `<!-- figures -->` and `<!-- end -->` in the README, and draws curve.svg where the
+README shows one; a test compares. `projection` puts what the paper's base run would cost into a page, from the JSON of
+tools/bench.py.
 `table` prints the scores alone; the recipes' scripts end with it.
 """
 
@@ -17,6 +20,7 @@ import argparse
 import json
 import os
 import re
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,8 +32,8 @@ def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, A
     """All figures of a run, from the files that it and seq2seq-evaluate wrote."""
     log = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").split("\n") if line]
     manifest = json.loads((run_dir / "model" / "manifest.json").read_text(encoding="utf-8"))
-    keys = ("step", "epoch", "minutes_trained", "perplexity", "bleu")
-    validations = [{key: line[key] for key in keys} for line in log if line["kind"] == "valid"]
+    keys = ("step", "epoch", "target_tokens", "minutes_trained", "perplexity", "bleu")
+    validations = [{key: line[key] for key in keys if key in line} for line in log if line["kind"] == "valid"]
     averages = [{key: line[key] for key in ("checkpoints", "bleu")} for line in log if line["kind"] == "average"]
     return {
         "date": date.today().isoformat(),
@@ -114,14 +118,21 @@ def rendered_run(results: dict[str, Any]) -> str:
         "",
         *score_table(results["scores"], results.get("published")),
     ]
-    lines += ["", "| step | epoch | minutes | validation perplexity | validation BLEU |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['step']:,} | {row['epoch']} | {row['minutes_trained']:.1f} "
-        f"| {row['perplexity']:.2f} | {row['bleu']:.2f} |"
-        for row in results["validations"]
-    ]
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "step": lambda row: f"{row['step']:,}",
+        "epoch": lambda row: str(row["epoch"]),
+        "million target tokens": lambda row: f"{row['target_tokens'] / 1e6:.1f}",
+        "minutes": lambda row: f"{row['minutes_trained']:.1f}",
+        "validation perplexity": lambda row: f"{row['perplexity']:.2f}",
+        "validation BLEU": lambda row: f"{row['bleu']:.2f}",
+    }
+    if "target_tokens" not in last:
+        del columns["million target tokens"]
+    lines += ["", _row(list(columns)), "|---" * len(columns) + "|"]
+    lines += [_row([cell(row) for cell in columns.values()]) for row in results["validations"]]
     for row in results["averages"]:
-        lines += [f"| average of the last {row['checkpoints']} checkpoints | | | | {row['bleu']:.2f} |"]
+        empty = "|" + " |" * (len(columns) - 2)
+        lines += [f"| average of the last {row['checkpoints']} checkpoints {empty} {row['bleu']:.2f} |"]
     return "\n".join(lines) + "\n"
 
 
@@ -160,6 +171,45 @@ def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def draw(results: dict[str, Any], path: Path) -> None:
+    """The learning curve as a picture: validation BLEU by million target tokens, minutes above."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    rows = results["validations"]
+    tokens, minutes = (
+        [row[key] / scale for row in rows] for key, scale in (("target_tokens", 1e6), ("minutes_trained", 1))
+    )
+    # The same picture from the same figures, byte by byte.
+    with plt.rc_context({"svg.hashsalt": "seq2seq", "svg.fonttype": "none"}):
+        figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+        axes.plot(tokens, [row["bleu"] for row in rows], marker="o")
+        axes.set(xlabel="million target tokens", ylabel="validation BLEU", xlim=(0, None), ylim=(0, None))
+        axes.grid(alpha=0.3)
+        above = axes.twiny()
+        above.set(xlabel="minutes of training", xlim=axes.get_xlim(), xticks=tokens)
+        above.set_xticklabels([f"{minute:.0f}" for minute in minutes])
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def rendered_projection(bench: dict[str, Any]) -> str:
+    """What the paper's base run would take at the measured rate, in Markdown."""
+    name, rate = max(bench["target_tokens_per_second"].items(), key=lambda item: ("training" in item[0], item[1]))
+    tokens = 25_000 * 100_000
+    hours = tokens / rate / 3600
+    return (
+        f"Measured on {bench['date']} with `{bench['command']}`: {bench['machine']}, {bench['device']}, "
+        f"torch {bench['torch']}: {rate:,} target tokens/s ({name}, median of {bench['rounds']} rounds; "
+        f"{bench['model']}, {bench['parameters']:,} parameters, {bench['vocab_size']:,} pieces, "
+        f"{bench['batch_tokens']:,} tokens a side at once, random text).\n\n"
+        f"**A projection, not a measurement:** 25,000 tokens × 100,000 updates / {rate:,} tokens/s = "
+        f"{tokens / rate:,.0f} s = {hours:,.0f} hours = {hours / 24:,.1f} days on that machine, without validation.\n"
+    )
+
+
 def write(recipe: Path, results: dict[str, Any]) -> None:
     """Write a recipe's results.json."""
     text = json.dumps(results, indent=1, ensure_ascii=False)
@@ -169,11 +219,17 @@ def write(recipe: Path, results: dict[str, Any]) -> None:
 def render(recipe: Path) -> None:
     """Rewrite the figures in a recipe's README."""
     results = json.loads((recipe / "results.json").read_text(encoding="utf-8"))
-    readme = recipe / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    put(recipe / "README.md", rendered(results))
+    if "curve.svg" in (recipe / "README.md").read_text(encoding="utf-8"):
+        draw(results, recipe / "curve.svg")
+
+
+def put(page: Path, figures: str) -> None:
+    """Put figures between the markers of a page."""
+    text = page.read_text(encoding="utf-8")
     if not MARKERS.search(text):
-        raise SystemExit(f"{readme}: no <!-- figures --> and <!-- end --> lines")
-    readme.write_text(MARKERS.sub(lambda found: found[1] + rendered(results) + found[2], text), encoding="utf-8")
+        raise SystemExit(f"{page}: no <!-- figures --> and <!-- end --> lines")
+    page.write_text(MARKERS.sub(lambda found: found[1] + figures + found[2], text), encoding="utf-8")
 
 
 def _files(items: list[str]) -> dict[str, Path]:
@@ -199,6 +255,9 @@ def main() -> None:
     several.add_argument("runs_dir", type=Path)
     several.add_argument("--command", required=True)
     actions.add_parser("render").add_argument("recipe", type=Path)
+    projecting = actions.add_parser("projection")
+    projecting.add_argument("page", type=Path)
+    projecting.add_argument("bench", type=Path)
     tabling = actions.add_parser("table")
     tabling.add_argument("scores", nargs="+", metavar="NAME=FILE")
     for action in (collecting, tabling):
@@ -208,6 +267,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.action == "table":
         print("\n".join(score_table(read_scores(_files(arguments.scores)), arguments.published)))
+        return
+    if arguments.action == "projection":
+        put(arguments.page, rendered_projection(json.loads(arguments.bench.read_text(encoding="utf-8"))))
         return
     if arguments.action == "collect":
         results = collect(arguments.run_dir, _files(arguments.scores), arguments.command)

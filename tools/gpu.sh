@@ -23,6 +23,17 @@ for model in "${models[@]}"; do
   step python3 tools/bench.py --model "$model" --rounds "$rounds" --output "$out/bench-$model.json"
 done
 if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
+  # The base model on eight noisy corpora, for as many minutes as GPU_MINUTES says.
+  export PATH=$out/bin:$PATH
+  mkdir -p "$out/bin"
+  for command in train evaluate; do
+    printf '#!/bin/sh\nexec python3 -m seq2seq.cli.%s "$@"\n' "$command" >"$out/bin/seq2seq-$command"
+  done
+  chmod +x "$out"/bin/*
+  ende=(model=base tokenizer.vocab_size=16000 data.batch_tokens=25000 model.dropout=0.2 trainer.save_every=500)
+  [ -z "${GPU_SMOKE:-}" ] || ende=(model=tiny data.batch_tokens=2000)
+  RUN_DIR=$out/ende step bash recipes/files/ende.sh "${ende[@]}" "trainer.max_minutes=${GPU_MINUTES:-3}" \
+    ${small[@]+"${small[@]}"}
   data=$SEQ2SEQ_SHARED_DATA/multi30k
   run=$out/multi30k_en_de_gpu
   step python3 -m seq2seq.cli.train +recipe=multi30k_en_de_gpu "run_dir=$run" \

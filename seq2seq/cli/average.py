@@ -58,7 +58,7 @@ def average(arguments: argparse.Namespace) -> None:
         compose.load(chosen[-1] / "config.yaml"),
         Tokenizer.load(trained / "tokenizer.model"),
         average_weights([path / "model.safetensors" for path in chosen]),
-        data_sha256=manifest["data_sha256"],
+        **{key: manifest[key] for key in ("data_sha256", "longest_source") if key in manifest},
         steps=[int(path.name.removeprefix("step-")) for path in chosen],
     )
     say(f"{arguments.output}: the mean of {', '.join(path.name for path in chosen)}")

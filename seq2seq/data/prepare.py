@@ -35,13 +35,17 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
 
 
 class Prepared:
-    """What the stages made: tokenizer, stores, raw validation text, and a hash of the encoded training data."""
+    """What the stages made: tokenizer, stores, raw validation text, and a hash of the encoded training data.
+
+    `longest_source` is the longest training source in pieces, without eos.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.tokenizer = Tokenizer.load(directory / "tokenizer" / "tokenizer.model")
         self.train = Store(directory / "train")
         self.valid = Store(directory / "valid")
         self.valid_text: list[Pair] = [Pair(*row) for row in read_json(directory / "valid" / "text.json")]
+        self.longest_source = int(self.train.lengths[0].max(initial=2)) - 1
         self.data_sha256 = sha256_of_json([sha256_of(path) for path in sorted((directory / "train").glob("*.npy"))])
 
 

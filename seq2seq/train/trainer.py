@@ -229,6 +229,7 @@ class Trainer:
             self.data.tokenizer,
             own_weights(model),
             data_sha256=self.data.data_sha256,
+            longest_source=self.data.longest_source,
             steps=self.progress.step,
             valid={"loss": values["loss"], "bleu": values["bleu"], "signature": bleu_signature()},
         )

@@ -38,7 +38,7 @@ def validate(
             progress.update(batch.target_layout.batch_size)
     loss = world.sum([nll])[0] / float(data.valid.lengths[1].sum())
     hypotheses = [""] * len(data.valid_text)
-    mine = Translator.of(model, data.tokenizer, config).translate(
+    mine = Translator.of(model, data.tokenizer, config, data.longest_source).translate(
         [pair.source for pair in data.valid_text[world.rank :: world.size]]
     )
     for rank, share in enumerate(world.gather(mine)):

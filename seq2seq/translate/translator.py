@@ -21,6 +21,7 @@ from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import RunError
+from seq2seq.support.files import read_json
 from seq2seq.support.progress import bar
 from seq2seq.translate.splitting import split
 
@@ -61,15 +62,18 @@ class Translator:
     ) -> Translator:
         """Load a model directory; `search` overrides its settings (`beam_size=1`). Raises UserError."""
         config, tokenizer, model = load_model_directory(Path(directory))
-        translator = cls.of(model.to(choose_device(device), dtype).eval(), tokenizer, config)
+        trained = read_json(Path(directory) / "manifest.json").get("longest_source", LONGEST)
+        translator = cls.of(model.to(choose_device(device), dtype).eval(), tokenizer, config, trained)
         return replace(translator, search=replace(config.search, **search))
 
     @classmethod
-    def of(cls, model: TranslationModel, tokenizer: Tokenizer, config: Config) -> Translator:
-        """The translator of a model in memory, with the settings that it is trained with."""
-        longest, limit = config.data.cleaning.max_pieces or LONGEST, config.model.decoder.max_length
+    def of(
+        cls, model: TranslationModel, tokenizer: Tokenizer, config: Config, longest_source: int = LONGEST
+    ) -> Translator:
+        """The translator of a model in memory; `longest_source`, in pieces, is the longest text it was trained on."""
+        limit = config.model.decoder.max_length
         # Half of what the decoder can write: a translation may be twice as long as its source before it is cut off.
-        longest = longest if limit is None else min(longest, limit // 2)
+        longest = longest_source if limit is None else min(longest_source, limit // 2)
         return cls(model, tokenizer, config.search, longest=longest, longest_output=limit)
 
     def translate(self, texts: Sequence[str]) -> list[str]:
