@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import time
 from pathlib import Path
 
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
-from seq2seq.support.errors import explain
+from seq2seq.support.errors import UserError, explain
 
 
 def train_as_rank(config: Config) -> None:
@@ -30,6 +31,11 @@ def train_as_rank(config: Config) -> None:
             require_same_model(config)
             prepare(config)
         world.wait()
+        if not Path(config.data.prepared_dir).is_dir():
+            raise UserError(
+                f"rank {world.rank} ({platform.node()}) does not see {config.data.prepared_dir}, which rank 0 made; "
+                "take a run_dir=DIR on a disk that all machines share"
+            )
         Trainer(config, Prepared(Path(config.data.prepared_dir)), world).run()
 
 

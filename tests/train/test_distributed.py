@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
+from seq2seq.cli.launch import launch
+from seq2seq.config.compose import compose
 from seq2seq.support.errors import UserError
 from seq2seq.train.distributed import World
 from seq2seq.train.trainer import require_shareable
@@ -105,7 +109,9 @@ def test_a_wrong_number_of_ranks_is_told_once(corpus: list[str], tmp_path: Path)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def ranks(tmp_path: Path, *overrides: list[str], port: int | None = None, **more: str) -> list[subprocess.Popen[str]]:
+def ranks(
+    tmp_path: Path, *overrides: list[str], port: int | None = None, folders: list[Path] | None = None
+) -> list[subprocess.Popen[str]]:
     """Ranks started by hand, as a cluster's own launcher would, each with overrides of its own."""
     if port is None:
         with socket.create_server(("localhost", 0)) as free:
@@ -113,9 +119,17 @@ def ranks(tmp_path: Path, *overrides: list[str], port: int | None = None, **more
     started = []
     for rank, own in enumerate(overrides):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(overrides))}
-        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), **more}
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         with (tmp_path / f"rank-{rank}.log").open("w") as file:
-            started.append(subprocess.Popen(command(*own), env=environment(**place, **address), stderr=file, text=True))
+            started.append(
+                subprocess.Popen(
+                    command(*own),
+                    env=environment(**place, **address),
+                    cwd=folders[rank] if folders else None,
+                    stderr=file,
+                    text=True,
+                )
+            )
     return started
 
 
@@ -143,6 +157,43 @@ def test_ranks_of_different_configurations(
     assert "rank 1 (" in last_line(tmp_path, 0)
     assert "schedule.warmup_steps is 11, on rank 0 10; start all ranks alike" in last_line(tmp_path, 0)
     assert not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True)
+class Told(World):
+    """A world whose other rank tells what it is told to."""
+
+    other: Any = None
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other]
+
+
+def test_ranks_of_different_versions() -> None:
+    world = Told(other=("second", {"torch": "2.11.0", "seed": 1}))
+    with pytest.raises(
+        UserError, match=r"^rank 1 \(second\) does not fit rank 0: torch is 2\.11\.0, on rank 0 2\.13\.0;"
+    ):
+        world.require_same({"torch": "2.13.0", "seed": 1})
+    world.require_same({"torch": "2.11.0", "seed": 1})
+
+
+def test_ranks_without_a_shared_disk(corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
+    # Each in a folder of its own, as on two machines: the same relative path is another place.
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+    own = [*corpus, *SETTINGS, "run_dir=run", "data.prepared_dir=run/data"]
+    started += ranks(tmp_path, own, own, folders=[tmp_path / "0", tmp_path / "1"])
+    assert started[1].wait(60) == 2
+    assert started[0].wait(60) == 3
+    assert "does not see run/data, which rank 0 made; take a run_dir=DIR on a disk" in last_line(tmp_path, 1)
+    assert "another rank died" in last_line(tmp_path, 0)
+
+
+def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"trainer\.devices=8: this machine has 2 GPUs; type trainer\.devices=2"):
+        launch(compose(["+recipe=quickstart", "trainer.devices=8"]))
 
 
 def test_a_port_in_use(corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:

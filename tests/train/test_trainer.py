@@ -366,6 +366,14 @@ def test_a_moving_average_is_what_is_kept(make: Make, tmp_path: Path, monkeypatc
         torch.testing.assert_close(weight, expected[name])
 
 
+def test_a_text_longer_than_any_seen_is_cut_into_what_was_seen(make: Make, tmp_path: Path) -> None:
+    trainer = make("run", "trainer.max_steps=1")
+    trainer.run()
+    translator = Translator.load(tmp_path / "run" / "model")
+    assert translator.longest == trainer.data.longest_source == max(map(translator._count, draw(300, 1)))
+    assert translator.translate_n_best([" ".join(LETTERS * 3)])[0].status == "split"
+
+
 def test_patience_ends_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script_bleu(monkeypatch, 10.0, 20.0, 19.0, 21.0, 21.0, 20.0)
     make("run", *EVERY_STEP, "trainer.patience=2").run()
