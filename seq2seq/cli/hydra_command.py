@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 import seq2seq
 from seq2seq.config.compose import COMPOSING, checked, conf_dir, explained, options_of
 from seq2seq.config.schema import Config
-from seq2seq.support.errors import exit_code_of
+from seq2seq.support.errors import UserError, exit_code_of
 
 HELP = """{summary}
 
@@ -69,6 +69,8 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
         if failures:
             return
         try:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and "RANK" in os.environ:
+                raise UserError("several runs under torchrun: start each by itself, or use trainer.devices=N")
             task(_of_job(composed, rows))
         except Exception as error:
             # Hydra would print a line of its own about it.

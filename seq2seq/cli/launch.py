@@ -38,7 +38,11 @@ def launch(config: Config) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from seq2seq.train.distributed import require_shareable
+
     ranks, gpus = config.trainer.devices, torch.cuda.device_count()
+    if config.data.micro_batches:
+        require_shareable(config.data.micro_batches, ranks)
     if gpus and config.trainer.device != "cpu" and ranks > gpus:
         raise UserError(f"trainer.devices={ranks}: this machine has {gpus} GPUs; type trainer.devices={gpus}")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
@@ -60,28 +64,27 @@ def launch(config: Config) -> None:
         try:
             elastic_launch(settings, sys.executable)("-m", "seq2seq.cli.rank", str(stored))
         except SignalException as stop:
-            raise RankFailed(
-                f"stopped by {stop.sigval.name}; the same command goes on", 128 + int(stop.sigval)
-            ) from None
+            message = f"stopped by {stop.sigval.name} before anything was saved"
+            raise _first_failure(Path(name), {}, RankFailed(message, 128 + int(stop.sigval))) from None
         except ChildFailedError as failed:
-            raise _first_failure(
-                Path(name), {rank: found.exitcode for rank, found in failed.failures.items()}
-            ) from None
+            exit_codes = {rank: found.exitcode for rank, found in failed.failures.items()}
+            unknown = RankFailed(f"ranks ended with exit codes {exit_codes}", 3)
+            raise _first_failure(Path(name), exit_codes, unknown) from None
 
 
-def _first_failure(logs: Path, exit_codes: dict[int, int]) -> RankFailed:
+def _first_failure(logs: Path, exit_codes: dict[int, int], otherwise: RankFailed) -> RankFailed:
     """The failure that the others follow from, out of the ranks' error files and the exit codes of those that died."""
     files = sorted(logs.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
     errors: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    killed = [(rank, -code) for rank, code in exit_codes.items() if code < 0 and code != -signal.SIGTERM]
-    for error in [error for error in errors if not error["lost"]]:
-        return RankFailed(error["message"], error["exit_code"])
-    for rank, number in killed:
-        return RankFailed(
-            f"rank {rank} was killed by {signal.Signals(number).name}; the last checkpoint stands, "
-            "the same command goes on",
-            3,
-        )
-    for error in errors:
-        return RankFailed(error["message"], error["exit_code"])
-    return RankFailed(f"ranks ended with exit codes {exit_codes}", 3)
+    killed = [
+        f"rank {rank} was killed by {signal.Signals(-code).name}; the same command goes on from the last checkpoint"
+        for rank, code in exit_codes.items()
+        if code < 0 and code != -signal.SIGTERM
+    ]
+    # A rank that was told to stop did what it should, and one that lost another knows no cause.
+    ranked = [
+        *((error["message"], error["exit_code"]) for error in errors if not error["lost"] and error["exit_code"] < 128),
+        *((message, 3) for message in killed),
+        *((error["message"], error["exit_code"]) for error in sorted(errors, key=lambda error: bool(error["lost"]))),
+    ]
+    return RankFailed(*ranked[0]) if ranked else otherwise

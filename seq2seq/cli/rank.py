@@ -5,7 +5,6 @@ python -m seq2seq.cli.rank CONFIG.yaml      under torch's elastic launcher
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, explain
+from seq2seq.support.files import remove_leftovers, write_json
 
 
 def train_as_rank(config: Config) -> None:
@@ -27,10 +27,12 @@ def train_as_rank(config: Config) -> None:
 
     with joined(config) as world:
         if world.is_main:
-            Checkpoints(Path(config.run_dir)).require_same_settings(config)
+            checkpoints = Checkpoints(Path(config.run_dir))
+            remove_leftovers(checkpoints.directory)
+            checkpoints.require_same_settings(config)
             require_same_model(config)
             prepare(config)
-        world.wait()
+        world.wait(patiently=True)
         if not Path(config.data.prepared_dir).is_dir():
             raise UserError(
                 f"rank {world.rank} ({platform.node()}) does not see {config.data.prepared_dir}, which rank 0 made; "
@@ -48,9 +50,7 @@ def main() -> None:
 
         exit_code, message = explain(error)
         record = {"message": message, "timestamp": int(time.time()), "exit_code": exit_code}
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(
-            json.dumps({**record, "lost": isinstance(error, LostRank)}), encoding="utf-8"
-        )
+        write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {**record, "lost": isinstance(error, LostRank)})
         # Not by the interpreter's own way out, which would wait for the other ranks.
         os._exit(exit_code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from seq2seq.cli.hydra_command import run_hydra_command
@@ -24,7 +25,12 @@ def train(config: Config) -> None:
 
 def main() -> None:
     """The command."""
-    sys.exit(run_hydra_command("seq2seq-train", SUMMARY, train))
+    code = run_hydra_command("seq2seq-train", SUMMARY, train)
+    if code and "RANK" in os.environ:
+        # Not by the interpreter's own way out, which would wait for the other ranks.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

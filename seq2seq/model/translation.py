@@ -73,6 +73,6 @@ def count_parameters(model: nn.Module) -> int:
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int) -> TranslationModel:
     """A model with weights drawn from `seed`; torch's own random state is left as it was."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TranslationModel(config, vocab_size)

@@ -29,6 +29,9 @@ def average_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     return {name: (total / len(files)).float() for name, total in sums.items()}
 
 
-def blend(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """One step of an exponential moving average of weights: average ← decay · average + (1 − decay) · model."""
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), 0)
+def blend(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Step number `step`, from 1, of an exponential moving average: average ← d · average + (1 − d) · model.
+
+    d is `decay`, at first the smaller (1 + step) / (10 + step), so that the random weights of the start are soon gone.
+    """
+    get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(list(average.parameters()), list(model.parameters()), 0)

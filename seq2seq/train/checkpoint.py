@@ -14,7 +14,7 @@ from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.model.directory import fill, load_weights, own_weights, save_weights
 from seq2seq.support.errors import RunError, UserError
-from seq2seq.support.files import new_directory, read_json, remove_leftovers, write_json
+from seq2seq.support.files import new_directory, read_json, write_json
 
 MAY_CHANGE = (
     *(f"trainer.{key}" for key in ("max_steps", "max_minutes", "save_every", "devices")),
@@ -29,7 +29,7 @@ class Progress:
     """Where a run stands; the next update is number `update` of `epoch`.
 
     `seconds` of training and tokens trained on are counted over all stops. `micro_batches` are the parts of an update,
-    chosen at the start.
+    chosen at the start; `validated` is the last step that was.
     """
 
     step: int = 0
@@ -42,6 +42,7 @@ class Progress:
     validations_since_best: int = 0
     data_sha256: str = ""
     micro_batches: int = 0
+    validated: int = 0
 
 
 class Checkpoints:
@@ -105,7 +106,6 @@ class Checkpoints:
 
     def require_same_settings(self, config: Config) -> None:
         """Raise UserError when the newest checkpoint was made with settings that must not change."""
-        remove_leftovers(self.directory)
         if not self.all():
             return
         folder = self.all()[-1]

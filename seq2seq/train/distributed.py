@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -29,7 +30,11 @@ from seq2seq.support.errors import RunError, UserError
 
 PREPARATION = timedelta(days=1)
 """How long the other ranks wait for rank 0 to prepare the data."""
-LOST = re.compile(r"gloo|nccl|connection|socket|timed out|broken pipe|no longer reachable", re.IGNORECASE)
+LOST = re.compile(
+    r"connection|socket|timed out|broken pipe|pair closure|remote ?(error|process)|aborted", re.IGNORECASE
+)
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PACKAGES = ("torch", "numpy", "sentencepiece", "sacrebleu", "datasets")
 
 
 class LostRank(RunError):
@@ -38,11 +43,16 @@ class LostRank(RunError):
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of this run, and which of them this process is; `patient` is a group with a longer timeout."""
+    """The ranks of this run, and which of them this process is.
+
+    What they tell one another goes over `control`, a group of processors: a rank that is gone shows there before the
+    GPUs wait for it in vain. `patient` is one with a longer timeout.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    control: Any = None
     patient: Any = None
 
     @property
@@ -55,7 +65,7 @@ class World:
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=self.control)
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
@@ -63,13 +73,13 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def wait(self) -> None:
-        """Return when all ranks have come here, within a day."""
+    def wait(self, *, patiently: bool = False) -> None:
+        """Return when all ranks have come here; `patiently`, within a day."""
         if self.size > 1:
-            dist.barrier(group=self.patient)
+            dist.barrier(group=self.patient if patiently else self.control)
 
     def synchronised(self, module: nn.Module) -> nn.Module:
         """A module whose backward pass leaves the mean of the ranks' gradients on each of them, sent as they come."""
@@ -111,14 +121,23 @@ def joined(config: Config) -> Iterator[World]:
     if not is_rank():
         yield World()
         return
+    missing = [name for name in NAMES if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE is set, but not {', '.join(missing)}; start the ranks with torchrun")
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if config.trainer.devices not in (1, size):
         raise UserError(f"trainer.devices={config.trainer.devices}: the launcher started {size} ranks; leave it out")
+    if config.data.micro_batches:
+        require_shareable(config.data.micro_batches, size)
+    on_gpu = torch.cuda.is_available() and config.trainer.device != "cpu"
+    if on_gpu:
+        _require_own_gpu(config.trainer.device, local_rank)
     if rank:
         progress.silence()
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and config.trainer.device != "cpu" else "gloo"
+    timeout = timedelta(minutes=config.trainer.timeout_minutes)
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=config.trainer.timeout_minutes))
+        # Gradients have twice the time, so that it is the control group that tells of a rank that does not answer.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout * (2 if on_gpu else 1))
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         if "EADDRINUSE" in str(error) or "in use" in str(error):
@@ -129,13 +148,15 @@ def joined(config: Config) -> Iterator[World]:
             f"rank {rank} did not meet the other ranks at {address}: {_first_line(error)}; are all {size} started?"
         ) from None
     try:
-        world = World(rank, size, local_rank, dist.new_group(backend="gloo", timeout=PREPARATION))
-        world.require_same({"torch": torch.__version__, "seq2seq": seq2seq.__version__, **asdict(config)})
+        groups = (dist.new_group(backend="gloo", timeout=limit) for limit in (timeout, PREPARATION))
+        world = World(rank, size, local_rank, *groups)
+        versions = {"seq2seq": seq2seq.__version__, **{name: version(name) for name in PACKAGES}}
+        world.require_same({**versions, "GPU": on_gpu, **asdict(config)})
         yield world
     except RuntimeError as error:
-        if not LOST.search(str(error)):
+        if "out of memory" in str(error) or not LOST.search(str(error)):
             raise
-        advice = f"the last checkpoint stands, the same command goes on ({_first_line(error)})"
+        advice = "the same command goes on from the last checkpoint"
         if "timed out" in str(error).lower():
             minutes = config.trainer.timeout_minutes
             raise RunError(
@@ -143,6 +164,28 @@ def joined(config: Config) -> Iterator[World]:
             ) from None
         raise LostRank(f"rank {rank}: another rank died; {advice}") from None
     dist.destroy_process_group()
+
+
+def require_shareable(parts: int, ranks: int) -> None:
+    """Raise UserError unless `ranks` can share the micro-batches of an update evenly."""
+    if parts % ranks:
+        suitable = [count for count in range(1, parts + 1) if parts % count == 0]
+        raise UserError(
+            f"{ranks} ranks cannot share the {parts} micro-batches of an update evenly; take "
+            f"{' or '.join(map(str, suitable))} ranks (trainer.devices=N), or begin another run_dir=DIR "
+            f"with data.micro_batches={ranks * -(-parts // ranks)}"
+        )
+
+
+def _require_own_gpu(device: str, local_rank: int) -> None:
+    if ":" in device:
+        raise UserError(f"trainer.device={device}: each rank has a GPU of its own; type trainer.device=cuda")
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UserError(
+            f"{platform.node()} has {gpus} GPUs, too few for its rank number {local_rank} (counted from 0); "
+            "start as many ranks there as it has GPUs"
+        )
 
 
 def _first_line(error: Exception) -> str:

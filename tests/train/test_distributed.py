@@ -19,9 +19,10 @@ import torch
 
 from seq2seq.cli.launch import launch
 from seq2seq.config.compose import compose
+from seq2seq.data.prepare import prepare
 from seq2seq.support.errors import UserError
-from seq2seq.train.distributed import World
-from seq2seq.train.trainer import require_shareable
+from seq2seq.train.distributed import World, require_shareable
+from seq2seq.train.trainer import Trainer
 from tests.train.test_trainer import TINY, draw, log, write_copies
 
 STEPS = 50
@@ -178,6 +179,16 @@ def test_ranks_of_different_versions() -> None:
     world.require_same({"torch": "2.11.0", "seed": 1})
 
 
+def test_ranks_that_find_another_state(corpus: list[str], tmp_path: Path) -> None:
+    config = compose([*corpus, *SETTINGS, f"run_dir={tmp_path}/run"])
+    data = prepare(config)
+    world = Told(other=("second", {"step": 10, "data_sha256": "of other data"}))
+    with pytest.raises(
+        UserError, match=rf"data_sha256 is of other data, on rank 0 {data.data_sha256};.* step is 10, .* 0;"
+    ):
+        Trainer(config, data, world).run()
+
+
 def test_ranks_without_a_shared_disk(corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     # Each in a folder of its own, as on two machines: the same relative path is another place.
     for rank in (0, 1):
@@ -242,7 +253,9 @@ def test_a_dead_rank_ends_the_others_and_is_named(launched: subprocess.Popen[str
     pids = children(launched)
     os.kill(pids[rank], signal.SIGKILL)
     assert launched.wait(60) == 3
-    assert f"rank {rank} was killed by SIGKILL; the last checkpoint stands" in last_line(tmp_path, 0)
+    assert f"rank {rank} was killed by SIGKILL; the same command goes on from the last checkpoint" in last_line(
+        tmp_path, 0
+    )
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
@@ -264,7 +277,8 @@ def test_a_signal_to_the_launcher_saves_once(
     step = max(line["step"] for line in log(tmp_path / "run", "train"))
     saved = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved[-1] == step, "the last update is saved"
-    assert last_line(tmp_path, 0) == f"seq2seq-train: stopped by {number.name}; the same command goes on"
+    told = f"seq2seq-train: stopped by {number.name} at step {step:,}, saved; the same command goes on"
+    assert last_line(tmp_path, 0) == told
 
 
 def test_torchrun_starts_ranks_too(corpus: list[str], tmp_path: Path, alone: Path) -> None:

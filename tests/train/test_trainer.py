@@ -186,6 +186,26 @@ def test_a_signal_stops_after_the_step_is_saved(
     assert_same_state(tmp_path / "straight", tmp_path / "stopped", 12)
 
 
+def test_a_signal_in_a_validation_does_not_wait_for_its_end(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = Trainer._scores
+
+    def interrupted(trainer: Trainer, model: TranslationModel) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGTERM)
+        return scores(trainer, model)
+
+    overrides = ["trainer.validate_every=5"]
+    with monkeypatch.context() as patched, pytest.raises(Stopped, match="at step 5, saved"):
+        patched.setattr(Trainer, "_scores", interrupted)
+        make("stopped", *overrides).run()
+    assert steps_saved(tmp_path / "stopped") == [5]
+    make("stopped", *overrides).run()
+    make("straight", *overrides).run()
+    assert [line["step"] for line in log(tmp_path / "stopped", "valid")] == [5, 10, 12]
+    assert_same_state(tmp_path / "straight", tmp_path / "stopped", 12)
+
+
 def test_a_finished_run_says_so_and_does_nothing(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,7 +373,7 @@ def test_the_average_of_the_last_is_taken_when_it_is_better(
 
 def test_a_moving_average_is_what_is_kept(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script_bleu(monkeypatch, *map(float, range(10)))
-    overrides = [*EVERY_STEP, "trainer.average_decay=0.5"]
+    overrides = [*EVERY_STEP, "trainer.average_decay=0.25"]
     make("run", *overrides, "trainer.max_steps=2").run()
     make("run", *overrides, "trainer.max_steps=4").run()
     trainer = make("run", *overrides)
@@ -361,7 +381,8 @@ def test_a_moving_average_is_what_is_kept(make: Make, tmp_path: Path, monkeypatc
     expected = own_weights(start)
     for step in (1, 2, 3, 4):
         weights = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors")
-        expected = {name: (weight + weights[name]) / 2 for name, weight in expected.items()}
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = {name: decay * weight + (1 - decay) * weights[name] for name, weight in expected.items()}
     for name, weight in weights_of(tmp_path / "run").items():
         torch.testing.assert_close(weight, expected[name])
 

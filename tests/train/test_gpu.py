@@ -1,0 +1,30 @@
+"""What only a GPU can show of training; run by tools/gpu.sh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from seq2seq.config.compose import compose
+from seq2seq.data.prepare import prepare
+from seq2seq.train.trainer import Trainer
+from tests.train.test_trainer import TINY, draw, log, write_copies
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_on_the_gpu_is_that_on_the_cpu(tmp_path: Path, precision: str) -> None:
+    losses = {}
+    for device in ("cpu", "cuda"):
+        overrides = [*write_copies(tmp_path, draw(300, 1), draw(10, 2)), *TINY, f"run_dir={tmp_path}/{device}"]
+        changes = [f"trainer.device={device}", f"trainer.precision={precision}", "model.dropout=0"]
+        config = compose([*overrides, *changes, "trainer.log_seconds=0"])
+        Trainer(config, prepare(config)).run()
+        losses[device] = [line["loss"] for line in log(tmp_path / device, "train")]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3 if precision == "float32" else 5e-2)
