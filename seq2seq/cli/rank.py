@@ -5,8 +5,10 @@ python -m seq2seq.cli.rank CONFIG.yaml      under torch's elastic launcher
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,8 @@ from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, explain
 from seq2seq.support.files import remove_leftovers, write_json
+
+PR_SET_PDEATHSIG = 1
 
 
 def train_as_rank(config: Config) -> None:
@@ -43,6 +47,9 @@ def train_as_rank(config: Config) -> None:
 
 def main() -> None:
     """Train with a stored configuration; an error goes into the file that the launcher names, for it to tell."""
+    if sys.platform.startswith("linux"):
+        # When the launcher dies without a word, its ranks are told to stop, as by itself.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
         train_as_rank(compose.load(Path(sys.argv[1])))
     except BaseException as error:

@@ -253,9 +253,8 @@ def test_a_dead_rank_ends_the_others_and_is_named(launched: subprocess.Popen[str
     pids = children(launched)
     os.kill(pids[rank], signal.SIGKILL)
     assert launched.wait(60) == 3
-    assert f"rank {rank} was killed by SIGKILL; the same command goes on from the last checkpoint" in last_line(
-        tmp_path, 0
-    )
+    told = f"rank {rank} was killed by SIGKILL; the same command goes on from the last checkpoint"
+    assert told in last_line(tmp_path, 0)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
@@ -279,6 +278,18 @@ def test_a_signal_to_the_launcher_saves_once(
     assert saved[-1] == step, "the last update is saved"
     told = f"seq2seq-train: stopped by {number.name} at step {step:,}, saved; the same command goes on"
     assert last_line(tmp_path, 0) == told
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells children of a parent's death")
+def test_ranks_do_not_outlive_their_launcher(launched: subprocess.Popen[str], tmp_path: Path) -> None:
+    pids = children(launched)
+    launched.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    step = max(line["step"] for line in log(tmp_path / "run", "train"))
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step}").is_dir(), "the last update is saved"
 
 
 def test_torchrun_starts_ranks_too(corpus: list[str], tmp_path: Path, alone: Path) -> None:
