@@ -5,6 +5,7 @@ python -m seq2seq.cli.rank CONFIG.yaml      under torch's elastic launcher
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -16,7 +17,7 @@ from pathlib import Path
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, explain
-from seq2seq.support.files import remove_leftovers, write_json
+from seq2seq.support.files import locked, remove_leftovers, write_json
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,12 +30,13 @@ def train_as_rank(config: Config) -> None:
     from seq2seq.train.trainer import Trainer
     from seq2seq.train.warm_start import require_same_model
 
-    with joined(config) as world:
+    with joined(config) as world, contextlib.ExitStack() as held:
         if world.is_main:
+            require_same_model(config)
+            held.enter_context(locked(Path(config.run_dir)))
             checkpoints = Checkpoints(Path(config.run_dir))
             remove_leftovers(checkpoints.directory)
             checkpoints.require_same_settings(config)
-            require_same_model(config)
             prepare(config)
         world.wait(patiently=True)
         if not Path(config.data.prepared_dir).is_dir():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from seq2seq.support.errors import UserError
 from seq2seq.support.progress import bar
 
 
@@ -74,6 +77,26 @@ def new_directory(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold `directory` for this process while the block runs; a process that dies lets go.
+
+    Raises UserError when another process holds it. On a file system without locks nothing is held.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: another process trains there; wait for its end, or take another run_dir=DIR"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+        yield
 
 
 def remove_leftovers(parent: Path) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from seq2seq.support import files
-from seq2seq.support.files import new_directory, read_json, remove_leftovers, sha256_of, sha256_of_json, write_json
+from seq2seq.support.errors import UserError
+from seq2seq.support.files import (
+    locked,
+    new_directory,
+    read_json,
+    remove_leftovers,
+    sha256_of,
+    sha256_of_json,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -96,3 +105,14 @@ def test_what_a_killed_replacement_had_moved_aside_comes_back(tmp_path: Path) ->
     files.remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "weights").read_text() == "good"
+
+
+def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(UserError, match="run: another process trains there"),
+        locked(tmp_path / "run"),
+    ):
+        pass
+    with locked(tmp_path / "run"):
+        pass
