@@ -152,6 +152,12 @@ class Trainer:
         """Whether this step is one to validate."""
         return self.progress.step % self.config.trainer.validate_every == 0 or self._finished()
 
+    def _all_is_saved(self, yes: bool) -> None:
+        """While it is, a signal ends the run at once: a validation may be long, and is made up for."""
+        self._is_saved = yes
+        if yes and self._signal:
+            raise self._stopped(self._signal)
+
     def _stopped(self, number: int) -> Stopped:
         name = signal.Signals(number).name
         return Stopped(number, f"stopped by {name} at step {self.progress.step:,}, saved; the same command goes on")
@@ -223,12 +229,9 @@ class Trainer:
 
     def _validate(self) -> None:
         progress, model = self.progress, self.average or self.model
-        # Saved just before: a signal need not wait for the end of the validation, which is made up for.
-        self._is_saved = True
-        if self._signal:
-            raise self._stopped(self._signal)
+        self._all_is_saved(True)
         values = self._scores(model)
-        self._is_saved = False
+        self._all_is_saved(False)
         progress.validated = progress.step
         self.report.record("valid", progress.step, values)
         say(f"validation at step {progress.step:,}: perplexity {values['perplexity']:.2f}, BLEU {values['bleu']:.2f}")
@@ -269,6 +272,7 @@ class Trainer:
     def _finish(self) -> None:
         """Leave the better model by validation BLEU: the best one seen, or the average of the last checkpoints."""
         self.world.wait()
+        self._all_is_saved(True)
         count = self.config.trainer.average_last
         folders = self.checkpoints.regular(self.config.trainer.save_every)[-count:] if count else []
         best = self.progress.best_bleu
