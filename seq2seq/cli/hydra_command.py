@@ -16,6 +16,7 @@ import seq2seq
 from seq2seq.config.compose import COMPOSING, checked, conf_dir, explained, options_of
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, exit_code_of
+from seq2seq.support.ranks import is_rank
 
 HELP = """{summary}
 
@@ -69,7 +70,7 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
         if failures:
             return
         try:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and "RANK" in os.environ:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and is_rank():
                 raise UserError("several runs under torchrun: start each by itself, or use trainer.devices=N")
             task(_of_job(composed, rows))
         except Exception as error:

@@ -9,14 +9,13 @@ from seq2seq.cli.hydra_command import run_hydra_command
 from seq2seq.cli.launch import launch
 from seq2seq.cli.rank import train_as_rank
 from seq2seq.config.schema import Config
+from seq2seq.support.ranks import is_rank
 
 SUMMARY = "Train a translation model; the result is a model directory, RUN_DIR/model, for seq2seq-translate."
 
 
 def train(config: Config) -> None:
     """Train in this process, or with `trainer.devices` ranks on this machine."""
-    from seq2seq.train.distributed import is_rank
-
     if config.trainer.devices > 1 and not is_rank():
         launch(config)
     else:
@@ -26,7 +25,7 @@ def train(config: Config) -> None:
 def main() -> None:
     """The command."""
     code = run_hydra_command("seq2seq-train", SUMMARY, train)
-    if code and "RANK" in os.environ:
+    if code and is_rank():
         # Not by the interpreter's own way out, which would wait for the other ranks.
         sys.stdout.flush()
         os._exit(code)

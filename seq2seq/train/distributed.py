@@ -27,6 +27,7 @@ from seq2seq.config.compose import differences
 from seq2seq.config.schema import Config
 from seq2seq.support import progress
 from seq2seq.support.errors import RunError, UserError
+from seq2seq.support.ranks import is_rank
 
 PREPARATION = timedelta(days=1)
 """How long the other ranks wait for rank 0 to prepare the data."""
@@ -104,11 +105,6 @@ class World:
             if differing:
                 lines = "; ".join(f"{key} is {found}, on rank 0 {expected}" for key, found, expected in differing)
                 raise UserError(f"rank {rank} ({host}) does not fit rank 0: {lines}; start all ranks alike")
-
-
-def is_rank() -> bool:
-    """Whether a launcher, such as torchrun, started this process as one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextlib.contextmanager
