@@ -42,7 +42,6 @@ class Job:
     contestant: str
     precision: str
     device: str
-    threads: int | None
     micro_batches: int
     vocab_size: int
     model: dict[str, Any]
@@ -74,7 +73,7 @@ class TrainingRun:
         self.parameters = learnt_parameters(self.model)
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
-        """Compute the updates; returns seconds, tokens of each side, FLOPs, and rows that entered linear layers."""
+        """Compute the updates; returns seconds, tokens without pads, FLOPs, and rows that entered linear layers."""
         store, updates = opened(stretch.store, stretch.batch_tokens)
         chosen = [updates[index % len(updates)] for index in range(stretch.first, stretch.first + stretch.count)]
         started = now(self.device)
@@ -82,13 +81,13 @@ class TrainingRun:
             self.update(store, pairs)
         seconds = now(self.device) - started
         lengths = [[side[pairs] for side in store.lengths] for pairs in chosen]
-        rows = (self.contestant.rows(batch) for pairs in chosen for batch in self.parts(store, pairs))
+        source_tokens, target_tokens = (sum(int(side.sum()) for side in sides) for sides in zip(*lengths, strict=True))
         return {
             "seconds": seconds,
-            "source_tokens": sum(int(source.sum()) for source, _ in lengths),
-            "target_tokens": sum(int(target.sum()) for _, target in lengths),
+            "tokens": source_tokens + target_tokens,
+            "target_tokens": target_tokens,
             "flops": sum(update_flops(self.config, self.job.vocab_size, *sides) for sides in lengths),
-            "rows": sum(rows),
+            "rows": sum(self.contestant.rows(batch) for pairs in chosen for batch in self.parts(store, pairs)),
         }
 
     def update(self, store: Store, pairs: NDArray[np.int64]) -> None:
@@ -121,7 +120,7 @@ class MatrixProducts:
         self.a, self.b = torch.randn(shape, device=device, dtype=getattr(torch, job.precision))
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
-        """As many products for each update asked for as take about as long as one on a processor."""
+        """Ten products for each update asked for."""
         count = 10 * stretch.count
         torch.mm(self.a, self.b)
         started = now(self.device)
@@ -156,8 +155,6 @@ def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The answer to each line."""
     commands = iter(lines)
     job = Job(**json.loads(next(commands)))
-    if job.threads:
-        torch.set_num_threads(job.threads)
     device = choose_device(job.device)
     if device.type == "cpu":
         keep_freed_memory()
