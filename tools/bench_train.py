@@ -152,6 +152,7 @@ def compare(jobs: list[Job], stretch: Stretch, rounds: int) -> dict[str, Any]:
     return {
         "device": matrix.built["device"],
         "threads": matrix.built["threads"],
+        "processors_busy_for_others": spread([load for worker in workers for load in worker.answered("others")]),
         "matrix_flops_per_second": spread(matrix.per_second("flops")),
         "contestants": {
             worker.job.contestant: {
@@ -202,6 +203,9 @@ def table(precision: str, figures: dict[str, Any]) -> str:
         rows.append((name, *cells))
     rate = figures["matrix_flops_per_second"]["median"] / 1e9
     head = f"{precision}, {figures['device']}, {figures['threads']} threads; matrix product {rate:,.0f} GFLOP/s"
+    head += "; processors busy for others: {median:.2f} ({min:.2f}-{max:.2f})".format(
+        **figures["processors_busy_for_others"]
+    )
     return "\n".join((head, *("{:<15}{:>24}{:>9}{:>11}{:>7}{:>8}{:>14}{:>19}".format(*row) for row in rows)))
 
 

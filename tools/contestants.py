@@ -135,10 +135,8 @@ def marian(attention: str) -> Callable[[ModelConfig, int], Contestant]:
             init_std=config.d_model**-0.5,
             max_position_embeddings=LONGEST,
             pad_token_id=PAD,
-            bos_token_id=BOS,
             eos_token_id=EOS,
             decoder_start_token_id=BOS,
-            forced_eos_token_id=None,
             use_cache=False,
             attn_implementation=attention,
         )

@@ -151,6 +151,13 @@ def peak_memory(device: torch.device) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def clocks() -> NDArray[np.float64]:
+    """Seconds of the clock, of all processors at work for anyone, and of those at work for this process."""
+    user, nice, system, _idle, _waiting, *rest = map(int, Path("/proc/stat").read_text("ascii").split()[1:9])
+    busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return np.array([time.monotonic(), busy, time.process_time()])
+
+
 def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The answer to each line."""
     commands = iter(lines)
@@ -167,8 +174,11 @@ def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         "threads": torch.get_num_threads(),
     }
     for line in commands:
-        answer = contestant.run(Stretch(**json.loads(line)))
-        yield {**answer, "ended": now(device), "peak_memory": peak_memory(device)}
+        stretch, before = Stretch(**json.loads(line)), clocks()
+        answer = contestant.run(stretch)
+        seconds, busy, own = clocks() - before
+        others = max(0.0, (busy - own) / seconds)
+        yield {**answer, "ended": now(device), "peak_memory": peak_memory(device), "others": float(others)}
 
 
 def main() -> None:

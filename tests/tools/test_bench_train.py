@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Stretch]]:
             made.append((self.job.contestant, stretch))
             seconds = SECONDS[self.job.contestant][max(0, (stretch.first - 1) // 4)]
             rows = {"tokens": 150.0, "target_tokens": 100.0, "rows": 200.0}
-            return {"seconds": seconds, "flops": 1000.0, "ended": 5.0, "peak_memory": 1 << 20, **rows}
+            state = {"ended": 5.0, "peak_memory": 1 << 20, "others": 0.25}
+            return {"seconds": seconds, "flops": 1000.0, **rows, **state}
 
         def __exit__(self, *error: object) -> None:
             pass
@@ -55,6 +57,7 @@ def test_rounds_rotate_and_ratios_are_within_a_round(calls: list[tuple[str, Stre
     assert ours["share_of_matrix_rate"]["median"] == 0.5
     assert ours["padding_share"] == 0.25
     assert ours["seconds_to_first_update"] == {"from_process_start": 4, "from_build": 3}
+    assert figures["processors_busy_for_others"]["median"] == 0.25
     assert figures["ours_over"] == {"nn.Transformer": {"median": 2, "min": 1, "max": 3}}
     assert "2.00 (1.00-3.00)" in bench_train.table("float32", figures)
 
@@ -81,6 +84,7 @@ def test_a_whole_run(
     assert json.loads(capsys.readouterr().out) == figures
     assert figures["corpus"] == "random"
     found = figures["formats"]["bfloat16"]
+    assert 0 <= found["processors_busy_for_others"]["median"] < (os.cpu_count() or 1)
     assert list(found["contestants"]) == ["ours", *peers]
     assert list(found["ours_over"]) == peers
     pads = {name: row["padding_share"] for name, row in found["contestants"].items()}
