@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -112,7 +112,7 @@ def micro_batches(
         yield parts[0][0], Batch.of(store, pairs[:1]), 0.0
 
 
-def prefetched(make: Callable[[T], Made], items: Sequence[T]) -> Iterator[Made]:
+def prefetched(make: Callable[[T], Made], items: Sequence[T]) -> Generator[Made]:
     """`make` of each item, in order, made by a thread up to two ahead of what is asked for."""
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(1, "prefetch") as pool:

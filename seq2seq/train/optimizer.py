@@ -20,7 +20,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     )
 
 
-def step(optimizer: torch.optim.Optimizer, rate: float, *, skip: Tensor) -> None:
+def change_weights(optimizer: torch.optim.Optimizer, rate: float, *, skip: Tensor) -> None:
     """Change the weights by their gradients at this learning rate, or nothing where `skip`, a boolean [], is true.
 
     The device itself looks at `skip`: the host does not wait for it.

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from seq2seq.train.checkpoint import REMEDY, Checkpoints, Progress
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, worst_part
 from seq2seq.train.loss import BatchLoss
-from seq2seq.train.optimizer import build_optimizer, step
+from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
 from seq2seq.train.validation import validate
@@ -49,14 +49,21 @@ Part = tuple[int, Batch, float]
 """A micro-batch of an update: its number, its pairs, its weight."""
 
 
-class _Pending(NamedTuple):
-    """An update whose outcome is still on the device: this rank's sums of loss and nll, the norm of the gradient."""
+class _Pending:
+    """An update whose outcome the device may still be computing: the sums of loss and nll, the norm of the gradient."""
 
-    step: int
-    rate: float
-    tokens: tuple[int, int]
-    sums: Tensor
-    norm: Tensor
+    def __init__(self, step: int, rate: float, tokens: tuple[int, int], outcome: Tensor) -> None:
+        self.step, self.rate, self.tokens = step, rate, tokens
+        self._outcome = outcome.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if outcome.is_cuda else None
+        if self._copied:
+            self._copied.record()
+
+    def outcome(self) -> list[float]:
+        """Loss, nll and norm, once they are there; nothing that came after them is waited for."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._outcome.tolist()
 
 
 class Trainer:
@@ -80,6 +87,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
         self.progress = Progress(data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or 0)
+        self.loss: nn.Module = BatchLoss(self.model)
         self._signal, self._signal_time, self._is_saved = 0, 0.0, False
         self._pending: _Pending | None = None
         self._since = time.monotonic()
@@ -115,7 +123,6 @@ class Trainer:
                 f"{count_parameters(self.model):,} parameters, {len(self.data.train):,} pairs, "
                 f"{self.world.size} x {self.device.type} in {str(self.precision).removeprefix('torch.')}"
             )
-        self.loss: nn.Module = BatchLoss(self.model)
         self._choose_micro_batches()
         require_shareable(self.progress.micro_batches, self.world.size)
         self.loss = self.world.synchronised(self.loss)
@@ -165,7 +172,7 @@ class Trainer:
         self.model.train()
         try:
             self._backward(batch, 0.0)
-            step(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
+            change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -232,7 +239,7 @@ class Trainer:
         # Asked before this update's weights are waited for: a rank that is gone shows here.
         signal_number = self._settle()
         norm = self._step(rate)
-        self._pending = _Pending(progress.step, rate, tokens, sums, norm)
+        self._pending = _Pending(progress.step, rate, tokens, torch.stack((*sums, norm)))
         return signal_number
 
     def _step(self, rate: float) -> Tensor:
@@ -242,7 +249,7 @@ class Trainer:
         norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
         if settings.clip_norm is not None:
             clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-        step(self.optimizer, rate, skip=~norm.isfinite())
+        change_weights(self.optimizer, rate, skip=~norm.isfinite())
         self.optimizer.zero_grad(set_to_none=True)
         if self.average and self.config.trainer.average_decay is not None:
             blend(self.average, self.model, self.config.trainer.average_decay, self.progress.step)
@@ -258,26 +265,24 @@ class Trainer:
         # Clocks and signals differ between ranks; max_minutes is by the clock of rank 0.
         seconds = now - self._since if self.world.is_main else 0.0
         self._since = now
-        sums = pending.sums.tolist() if pending else [0.0, 0.0]
+        *sums, norm = pending.outcome() if pending else [0.0, 0.0, 0.0]
         loss, nll, seconds, *caught = self.world.sum([*sums, seconds, *(float(self._signal == n) for n in SIGNALS)])
         progress.seconds += seconds
         if pending:
             progress.source_tokens += pending.tokens[0]
             progress.target_tokens += pending.tokens[1]
-            if self._is_finite(pending, loss):
+            if self._is_finite(pending.step, loss, norm):
                 left = self._left()
                 self.report.update(pending.step, (loss, nll), pending.tokens, pending.rate, left)
         return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
 
-    def _is_finite(self, pending: _Pending, loss: float) -> bool:
-        progress, limit, norm = self.progress, self.config.trainer.max_skipped, float(pending.norm)
+    def _is_finite(self, step: int, loss: float, norm: float) -> bool:
+        progress, limit = self.progress, self.config.trainer.max_skipped
         if math.isfinite(norm):
             progress.skipped = 0
             return True
         progress.skipped += 1
-        message = (
-            f"step {pending.step}: the loss is {loss}, the norm of its gradient {norm}; the weights were not updated"
-        )
+        message = f"step {step}: the loss is {loss}, the norm of its gradient {norm}; the weights were not updated"
         if progress.skipped >= limit:
             raise RunError(f"{message}; {limit} in a row are trainer.max_skipped. {REMEDY}")
         say(f"{message}; going on ({progress.skipped} in a row, trainer.max_skipped={limit})")
