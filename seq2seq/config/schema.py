@@ -326,7 +326,7 @@ class TrainerConfig:
         _at_least("trainer.patience", self.patience, 1)
         _at_least("trainer.samples", self.samples, 0)
         _share("trainer.label_smoothing", self.label_smoothing)
-        _one_of("trainer.precision", self.precision, ("auto", "float32", "bfloat16"))
+        _one_of("trainer.precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
         if self.average_last > self.keep_checkpoints:
             raise UserError(
                 f"trainer.average_last={self.average_last}: cannot be above "
