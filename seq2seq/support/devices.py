@@ -47,8 +47,8 @@ def has_native_bfloat16(device: torch.device) -> bool:
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The number format for matrix products: bfloat16 for `auto` where the hardware has it, else float32.
 
-    `tf32` is float32 in memory, of which a GPU multiplies the first ten bits of the mantissa; this sets it for the whole
-    process, and `float32` full products. What the hardware lacks is said on stderr. Raises UserError for other names.
+    `tf32` is float32 of which a GPU multiplies the first ten bits of the mantissa; this sets it for the whole process,
+    and `float32` full products. What the hardware lacks is said on stderr. Raises UserError for other names.
     """
     if name not in PRECISIONS:
         raise UserError(f"trainer.precision={name}: must be one of {', '.join(PRECISIONS)}")
