@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -36,9 +37,10 @@ from seq2seq.config.compose import compose
 from seq2seq.data.prepare import prepare
 from seq2seq.data.store import Store, write_store
 from seq2seq.data.tokenizer import EOS
+from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import RunError, exit_code_of
 from seq2seq.support.progress import say
-from tools.contestants import CONTESTANTS, OURS
+from tools.contestants import CONTESTANTS, OURS, RANKS
 from tools.figures import machine
 from tools.training_worker import MATRIX, Job, Stretch
 
@@ -82,19 +84,22 @@ def random_corpus(lengths: NDArray[np.int64], vocab_size: int, folder: Path) -> 
 
 
 class Worker:
-    """A contestant's process, and its answers in the rounds that count."""
+    """A contestant's process, or those of its ranks, and its answers in the rounds that count."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.answers = job, list[dict[str, Any]]()
         self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tools.training_worker"],
-            cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tools.training_worker"],
+                cwd=ROOT,
+                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), **environment},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for environment in environments(RANKS.get(job.contestant, 1))
+        ]
         self.built = self._ask(job)
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
@@ -110,23 +115,39 @@ class Worker:
         return quotients(self.answered(key), self.answered("seconds"))
 
     def _ask(self, question: Job | Stretch) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
         try:
-            print(json.dumps(asdict(question)), file=self.process.stdin, flush=True)
-            return json.loads(self.process.stdout.readline())
+            for process in self.processes:
+                print(json.dumps(asdict(question)), file=process.stdin, flush=True)
+            answers = [json.loads(process.stdout.readline()) for process in self.processes if process.stdout]
         except (BrokenPipeError, json.JSONDecodeError):
             raise RunError(
-                f"{self.job.contestant} in {self.job.precision} ended with code {self.process.wait()}, its words are "
-                "above; where memory ran out (code -9) type a smaller --batch-tokens, or --micro-batches=2"
+                f"{self.job.contestant} in {self.job.precision} ended with code {self.processes[0].wait()}, its words "
+                "are above; where memory ran out (code -9) type a smaller --batch-tokens, or --micro-batches=2"
             ) from None
+        memory = sum(answer.get("peak_memory", 0) for answer in answers)
+        own = answers[0].get("others", 0.0) - sum(1.0 for _ in answers[1:])
+        return {**answers[0], "peak_memory": memory, "others": max(0.0, own)}
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if any(error):
-            self.process.kill()
-        self.process.communicate()
+        for process in self.processes:
+            if any(error):
+                process.kill()
+            process.communicate()
+
+
+def environments(ranks: int) -> list[dict[str, str]]:
+    """What tells each process of a contestant which of its ranks it is."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    common = {"WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+    return [{name: str(value) for name, value in {**common, "RANK": rank}.items()} for rank in range(ranks)]
 
 
 def compare(jobs: list[Job], stretch: Stretch, rounds: int) -> dict[str, Any]:
@@ -167,6 +188,11 @@ def compare(jobs: list[Job], stretch: Stretch, rounds: int) -> dict[str, Any]:
             for worker in contestants
         },
         "ours_over": {name: spread(quotients(rates[OURS], rates[name])) for name in rates if name != OURS},
+        **{
+            f"{own}_over": {name: spread(quotients(rates[own], rates[name])) for name in rates if name != own}
+            for own in RANKS
+            if own in rates
+        },
     }
 
 
@@ -206,7 +232,12 @@ def table(precision: str, figures: dict[str, Any]) -> str:
     head += "; processors busy for others: {median:.2f} ({min:.2f}-{max:.2f})".format(
         **figures["processors_busy_for_others"]
     )
-    return "\n".join((head, *("{:<15}{:>24}{:>9}{:>11}{:>7}{:>8}{:>14}{:>19}".format(*row) for row in rows)))
+    ranks = (
+        f"{own} over {name}: " + "{median:.2f} ({min:.2f}-{max:.2f})".format(**ratio)
+        for own in RANKS
+        for name, ratio in figures.get(f"{own}_over", {}).items()
+    )
+    return "\n".join((head, *("{:<15}{:>24}{:>9}{:>11}{:>7}{:>8}{:>14}{:>19}".format(*row) for row in rows), *ranks))
 
 
 def growth(job: Job, corpus: Path, batch_tokens: int, limit: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -241,6 +272,8 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     else:
         corpus, store = "random", random_corpus(usual_lengths(30_000), vocab_size, folder / "random")
     peers = arguments.peers
+    if choose_device(arguments.device).type != "cpu":
+        peers = [name for name in peers if name not in RANKS]
     if not importlib.util.find_spec("transformers"):
         peers = [name for name in peers if not name.startswith("Marian")]
         say("Marian is left out: transformers is not installed; type, in the checkout: pip install './[bench]'")

@@ -21,7 +21,8 @@ from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import BOS, EOS, PAD
 from seq2seq.model.positions import sinusoids
 from seq2seq.model.translation import build_model
-from seq2seq.train.loss import batch_loss
+from seq2seq.train.distributed import World
+from seq2seq.train.loss import BatchLoss
 
 SMOOTHING = 0.1
 LONGEST = 1024
@@ -48,10 +49,11 @@ def padded_rows(batch: Batch) -> int:
     return sum(layout.batch_size * layout.max_length for layout in (batch.source_layout, batch.target_layout))
 
 
-def ours(config: ModelConfig, vocab_size: int) -> Contestant:
+def ours(config: ModelConfig, vocab_size: int, world: World) -> Contestant:
     """Our model and loss; our trainer also makes sure that the gradient is finite, so that is timed with it."""
     model = build_model(config, vocab_size, seed=1)
-    return Contestant(model, lambda batch: batch_loss(model, batch, SMOOTHING)[0], packed_rows, checks_gradient=True)
+    loss = world.synchronised(BatchLoss(model))
+    return Contestant(model, lambda batch: loss(batch, SMOOTHING)[0], packed_rows, checks_gradient=True)
 
 
 class PlainTransformer(nn.Module):
@@ -105,16 +107,16 @@ class PlainTransformer(nn.Module):
         return self.dropout(rows + self.positions[: tokens.shape[1]])
 
 
-def plain(config: ModelConfig, vocab_size: int) -> Contestant:
+def plain(config: ModelConfig, vocab_size: int, _: World) -> Contestant:
     """PyTorch's own Transformer."""
     model = PlainTransformer(config, vocab_size)
     return padded(model, model)
 
 
-def marian(attention: str) -> Callable[[ModelConfig, int], Contestant]:
+def marian(attention: str) -> Callable[[ModelConfig, int, World], Contestant]:
     """Hugging Face's Marian with this kind of attention, `sdpa` or `eager`."""
 
-    def build(config: ModelConfig, vocab_size: int) -> Contestant:
+    def build(config: ModelConfig, vocab_size: int, _: World) -> Contestant:
         from transformers import MarianConfig, MarianMTModel
 
         encoder, decoder = config.encoder, config.decoder
@@ -169,8 +171,11 @@ def padded(model: nn.Module, logits: Callable[[Tensor, Tensor, Tensor], Tensor])
 
 
 OURS = "ours"
-CONTESTANTS: dict[str, Callable[[ModelConfig, int], Contestant]] = {
+RANKS = {"ours, 2 ranks": 2}
+"""Contestants of several processes (`trainer.devices=2`), which share the threads that others have in one."""
+CONTESTANTS: dict[str, Callable[[ModelConfig, int, World], Contestant]] = {
     OURS: ours,
+    **dict.fromkeys(RANKS, ours),
     "nn.Transformer": plain,
     "Marian, sdpa": marian("sdpa"),
     "Marian, eager": marian("eager"),

@@ -20,12 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
 from seq2seq.data.batches import Batch, Sampler, micro_batches
 from seq2seq.data.store import Store
 from seq2seq.support.devices import autocast, choose_device, keep_freed_memory
+from seq2seq.support.ranks import is_rank
+from seq2seq.train.distributed import World
 from seq2seq.train.optimizer import build_optimizer
 from tools.contestants import CONTESTANTS, learnt_parameters, total_norm
 from tools.flops import update_flops
@@ -60,12 +63,13 @@ class Stretch:
 class TrainingRun:
     """Updates of a contestant's weights, as in `seq2seq.train.trainer`, without schedule, reports and saves."""
 
-    def __init__(self, job: Job, device: torch.device) -> None:
+    def __init__(self, job: Job, device: torch.device, world: World) -> None:
         self.job, self.device, self.precision = job, device, getattr(torch, job.precision)
+        self.world = world
         sides = {side: TransformerConfig(**job.model[side]) for side in ("encoder", "decoder")}
         self.config = ModelConfig(**{**job.model, **sides})
         torch.manual_seed(1)
-        self.contestant = CONTESTANTS[job.contestant](self.config, job.vocab_size)
+        self.contestant = CONTESTANTS[job.contestant](self.config, job.vocab_size, world)
         self.model = self.contestant.model.to(device).train()
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
         for group in self.optimizer.param_groups:
@@ -87,26 +91,28 @@ class TrainingRun:
             "tokens": source_tokens + target_tokens,
             "target_tokens": target_tokens,
             "flops": sum(update_flops(self.config, self.job.vocab_size, *sides) for sides in lengths),
-            "rows": sum(self.contestant.rows(batch) for pairs in chosen for batch in self.parts(store, pairs)),
+            "rows": sum(self.contestant.rows(batch) for pairs in chosen for batch in self.parts(store, pairs, World())),
         }
 
     def update(self, store: Store, pairs: NDArray[np.int64]) -> None:
         """One update by the mean loss of these pairs."""
         target_tokens = int(store.lengths[1][pairs].sum())
         losses = []
-        for batch in self.parts(store, pairs):
+        for batch in self.parts(store, pairs, self.world):
             with autocast(self.device, self.precision):
                 loss = self.contestant.loss(batch.to(self.device))
-            (loss / target_tokens).backward()
+            # Ranks are averaged, not summed.
+            (loss * self.world.size / target_tokens).backward()
             losses.append(loss.detach())
         if self.contestant.checks_gradient:
             assert math.isfinite(float(torch.stack(losses).sum() + total_norm(self.model)))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def parts(self, store: Store, pairs: NDArray[np.int64]) -> Iterator[Batch]:
-        """The micro-batches of an update."""
-        return (batch for _, batch, _ in micro_batches(store, pairs, self.job.micro_batches))
+    def parts(self, store: Store, pairs: NDArray[np.int64], world: World) -> Iterator[Batch]:
+        """The micro-batches of an update that a rank computes."""
+        count = self.job.micro_batches * self.world.size
+        return (batch for _, batch, _ in micro_batches(store, pairs, count, world.rank, world.size))
 
 
 class MatrixProducts:
@@ -158,6 +164,14 @@ def clocks() -> NDArray[np.float64]:
     return np.array([time.monotonic(), busy, time.process_time()])
 
 
+def joined() -> World:
+    """The ranks of this contestant, as the environment tells."""
+    if not is_rank():
+        return World()
+    dist.init_process_group("gloo")
+    return World(dist.get_rank(), dist.get_world_size())
+
+
 def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The answer to each line."""
     commands = iter(lines)
@@ -166,12 +180,13 @@ def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     if device.type == "cpu":
         keep_freed_memory()
     build_started = now(device)
-    contestant = MatrixProducts(job, device) if job.contestant == MATRIX else TrainingRun(job, device)
+    world = joined()
+    contestant = MatrixProducts(job, device) if job.contestant == MATRIX else TrainingRun(job, device, world)
     yield {
         "build_started": build_started,
         "parameters": contestant.parameters,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() * world.size,
     }
     for line in commands:
         stretch, before = Stretch(**json.loads(line)), clocks()

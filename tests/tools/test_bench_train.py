@@ -16,6 +16,8 @@ from tools import bench_train
 from tools.training_worker import MATRIX, Job, Stretch
 
 SECONDS = {MATRIX: [9.0, 1.0, 2.0, 1.0], "ours": [9.0, 2.0, 4.0, 2.0], "nn.Transformer": [9.0, 6.0, 8.0, 2.0]}
+THREE = list(SECONDS)
+SECONDS["ours, 2 ranks"] = SECONDS["ours"]
 """By contestant and round; the first is not to be counted."""
 
 
@@ -48,7 +50,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Stretch]]:
 
 
 def test_rounds_rotate_and_ratios_are_within_a_round(calls: list[tuple[str, Stretch]]) -> None:
-    figures = bench_train.compare([job(name) for name in SECONDS], Stretch("", 512, 0, 4), rounds=3)
+    figures = bench_train.compare([job(name) for name in THREE], Stretch("", 512, 0, 4), rounds=3)
     assert [name for name, _ in calls[3::3]] == [MATRIX, "ours", "nn.Transformer", MATRIX]
     assert {(stretch.first, stretch.count) for _, stretch in calls[3:]} == {(1, 4), (5, 4), (9, 4), (13, 4)}
     ours, plain = figures["contestants"]["ours"], figures["contestants"]["nn.Transformer"]
@@ -77,7 +79,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tiny: list[str], output: Path, *options
 def test_a_whole_run(
     monkeypatch: pytest.MonkeyPatch, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    peers = ["nn.Transformer"]
+    peers = ["ours, 2 ranks", "nn.Transformer"]
     if importlib.util.find_spec("transformers"):
         peers.append("Marian, eager")
     figures = run(monkeypatch, tiny, tmp_path / "figures.json", "--formats", "bfloat16", "--peers", *peers)
@@ -88,7 +90,8 @@ def test_a_whole_run(
     assert list(found["contestants"]) == ["ours", *peers]
     assert list(found["ours_over"]) == peers
     pads = {name: row["padding_share"] for name, row in found["contestants"].items()}
-    assert pads["ours"] == 0 < pads["nn.Transformer"] < 0.5
+    assert list(found["ours, 2 ranks_over"]) == ["ours", *peers[1:]]
+    assert pads["ours"] == pads["ours, 2 ranks"] == 0 < pads["nn.Transformer"] < 0.5
     for row in found["contestants"].values():
         assert row["parameters"] == found["contestants"]["ours"]["parameters"]
         assert row["peak_memory_bytes"] > 1 << 26
@@ -115,8 +118,8 @@ def test_a_missing_package_is_said_in_one_line(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else object())
     figures = run(monkeypatch, tiny, tmp_path / "figures.json", "--formats", "float32")
-    assert list(figures["formats"]["float32"]["contestants"]) == ["ours", "nn.Transformer"]
-    assert {name for name, _ in calls} == {MATRIX, "ours", "nn.Transformer"}
+    assert list(figures["formats"]["float32"]["contestants"]) == ["ours", "ours, 2 ranks", "nn.Transformer"]
+    assert {name for name, _ in calls} == {MATRIX, "ours", "ours, 2 ranks", "nn.Transformer"}
     assert "transformers" not in figures["versions"]
     assert "pip install './[bench]'" in capsys.readouterr().err
 

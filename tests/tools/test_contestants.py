@@ -17,7 +17,8 @@ from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import BOS
 from seq2seq.ops import dropout
 from seq2seq.ops.packing import Layout
-from tools.contestants import CONTESTANTS, Contestant, learnt_parameters
+from seq2seq.train.distributed import World
+from tools.contestants import CONTESTANTS, RANKS, Contestant, learnt_parameters
 
 VOCAB_SIZE = 50
 INNER = {"ours": "feed_forward.inner", "nn.Transformer": "linear1", "Marian, sdpa": "fc1", "Marian, eager": "fc1"}
@@ -29,7 +30,7 @@ def config(tiny: list[str]) -> ModelConfig:
     return compose(["+recipe=files", *tiny, "model.encoder.num_layers=2", "model.dropout=0.1"]).model
 
 
-@pytest.fixture(params=list(CONTESTANTS))
+@pytest.fixture(params=[name for name in CONTESTANTS if name not in RANKS])
 def name(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     if found.startswith("Marian"):
@@ -47,12 +48,12 @@ def batch() -> Batch:
 
 
 def test_as_many_weights(name: str, config: ModelConfig) -> None:
-    ours = learnt_parameters(CONTESTANTS["ours"](config, VOCAB_SIZE).model)
-    assert learnt_parameters(CONTESTANTS[name](config, VOCAB_SIZE).model) == ours
+    ours = learnt_parameters(CONTESTANTS["ours"](config, VOCAB_SIZE, World()).model)
+    assert learnt_parameters(CONTESTANTS[name](config, VOCAB_SIZE, World()).model) == ours
 
 
 def test_rows_are_those_that_enter_linear_layers(name: str, config: ModelConfig) -> None:
-    contestant = CONTESTANTS[name](config, VOCAB_SIZE)
+    contestant = CONTESTANTS[name](config, VOCAB_SIZE, World())
     seen: list[int] = []
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -84,7 +85,8 @@ def test_dropout_is_where_the_paper_has_it(name: str, config: ModelConfig, monke
 
     # Ours draws its own masks on a CPU.
     monkeypatch.setattr(dropout, "dropout", F.dropout)
-    contestant = CONTESTANTS[name](config, VOCAB_SIZE)
+    monkeypatch.setattr(dropout, "add_dropout", lambda x, y, p: x + F.dropout(y, p))
+    contestant = CONTESTANTS[name](config, VOCAB_SIZE, World())
     contestant.model.train()
     with Count():
         contestant.loss(batch())
@@ -93,7 +95,7 @@ def test_dropout_is_where_the_paper_has_it(name: str, config: ModelConfig, monke
 
 
 def test_plain_computes_what_ours_does(config: ModelConfig) -> None:
-    ours, plain = (CONTESTANTS[name](config, VOCAB_SIZE) for name in ("ours", "nn.Transformer"))
+    ours, plain = (CONTESTANTS[name](config, VOCAB_SIZE, World()) for name in ("ours", "nn.Transformer"))
     weights, given = ours.model.state_dict(), plain.model.state_dict()
     names = {
         "embedding": "target_embedding",
