@@ -240,53 +240,67 @@ def table(precision: str, figures: dict[str, Any]) -> str:
     return "\n".join((head, *("{:<15}{:>24}{:>9}{:>11}{:>7}{:>8}{:>14}{:>19}".format(*row) for row in rows), *ranks))
 
 
-def growth(job: Job, corpus: Path, batch_tokens: int, limit: int, rounds: int, folder: Path) -> dict[str, Any]:
+def growth(job: Job, stretch: Stretch, limit: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Microseconds for a target token of ours: by tokens of an update, and by length of sentences of random pieces."""
     sizes = [2**power for power in range(3, limit.bit_length())]
-    points = [("batch_tokens", size, Stretch(str(corpus), size, 0, 1)) for size in sizes if size >= 512]
+    points = [("batch_tokens", size, replace(stretch, batch_tokens=size)) for size in sizes if size >= 512]
     if limit not in sizes:
-        points.append(("batch_tokens", limit, Stretch(str(corpus), limit, 0, 1)))
+        points.append(("batch_tokens", limit, replace(stretch, batch_tokens=limit)))
     for length in (size for size in sizes if size <= LONGEST_SENTENCE):
-        tokens = max(length, batch_tokens)
+        tokens = max(length, stretch.batch_tokens)
         store = random_corpus(np.full((2, tokens // length), length), job.vocab_size, folder / str(length))
-        points.append(("sentence_length", length, Stretch(str(store), tokens, 0, 1)))
+        points.append(("sentence_length", length, replace(stretch, store=str(store), batch_tokens=tokens)))
     costs: dict[str, dict[str, list[float]]] = {axis: {} for axis, *_ in points}
     with Worker(job) as worker:
         for turn in range(rounds + 1):
-            for axis, size, stretch in points:
-                answer = worker.run(replace(stretch, first=turn))
+            for axis, size, point in points:
+                answer = worker.run(replace(point, first=turn * point.count))
                 if turn:
                     cost = 1e6 * answer["seconds"] / answer["target_tokens"]
                     costs[axis].setdefault(str(size), []).append(cost)
-    return {axis: {size: spread(values) for size, values in by_size.items()} for axis, by_size in costs.items()}
+    spreads = {axis: {size: spread(values) for size, values in by_size.items()} for axis, by_size in costs.items()}
+    return {"device": worker.built["device"], "microseconds_per_target_token": spreads}
+
+
+def corpus_of(arguments: argparse.Namespace, folder: Path) -> tuple[str, Path, int]:
+    """The name of the corpus to train on, its store, and its number of pieces."""
+    name, vocab_size, _ = DEFAULTS[arguments.model]
+    name, vocab_size = arguments.corpus or name, arguments.vocab_size or vocab_size
+    shared = os.environ.get("SEQ2SEQ_SHARED_DATA")
+    if shared:
+        return name, *real_corpus(name, Path(shared), vocab_size)
+    return "random", random_corpus(usual_lengths(30_000), vocab_size, folder / "random"), vocab_size
+
+
+def peers_of(arguments: argparse.Namespace) -> list[str]:
+    """The peers that were asked for and whose packages are here; several ranks on processors alone."""
+    on_gpu = choose_device(arguments.device).type != "cpu"
+    peers = [name for name in arguments.peers if not (on_gpu and name in RANKS)]
+    if importlib.util.find_spec("transformers"):
+        return peers
+    say("Marian is left out: transformers is not installed; type, in the checkout: pip install './[bench]'")
+    return [name for name in peers if not name.startswith("Marian")]
 
 
 def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All that was asked for."""
-    corpus, vocab_size, batch_tokens = DEFAULTS[arguments.model]
-    corpus, vocab_size = arguments.corpus or corpus, arguments.vocab_size or vocab_size
-    batch_tokens = arguments.batch_tokens or batch_tokens
-    shared = os.environ.get("SEQ2SEQ_SHARED_DATA")
-    if shared:
-        store, vocab_size = real_corpus(corpus, Path(shared), vocab_size)
-    else:
-        corpus, store = "random", random_corpus(usual_lengths(30_000), vocab_size, folder / "random")
-    peers = arguments.peers
-    if choose_device(arguments.device).type != "cpu":
-        peers = [name for name in peers if name not in RANKS]
-    if not importlib.util.find_spec("transformers"):
-        peers = [name for name in peers if not name.startswith("Marian")]
-        say("Marian is left out: transformers is not installed; type, in the checkout: pip install './[bench]'")
-    model = compose(["+recipe=files", f"model={arguments.model}", *arguments.set]).model
-    place = {"device": arguments.device, "micro_batches": arguments.micro_batches}
-    jobs = {
-        precision: [
-            Job(name, precision, vocab_size=vocab_size, model=asdict(model), **place) for name in (MATRIX, OURS, *peers)
-        ]
-        for precision in arguments.formats
-    }
-    lengths = Store(store).lengths
-    result: dict[str, Any] = {
+    corpus, store, vocab_size = corpus_of(arguments, folder)
+    batch_tokens = arguments.batch_tokens or DEFAULTS[arguments.model][2]
+    peers = peers_of(arguments)
+    model = asdict(compose(["+recipe=files", f"model={arguments.model}", *arguments.set]).model)
+    formats = {}
+    for precision in arguments.formats:
+        matrix, ours, *others = (
+            Job(name, precision, arguments.device, arguments.micro_batches, vocab_size, model)
+            for name in (MATRIX, OURS, *peers)
+        )
+        stretch = Stretch(str(store), batch_tokens, 0, arguments.updates)
+        if arguments.growth:
+            formats[precision] = growth(ours, stretch, arguments.growth, arguments.rounds, folder / precision)
+        else:
+            formats[precision] = compare([matrix, ours, *others], stretch, arguments.rounds)
+            print(table(precision, formats[precision]), file=sys.stderr, flush=True)
+    return {
         "date": date.today().isoformat(),
         "machine": machine(),
         "command": f"python {' '.join(sys.argv)}",
@@ -296,23 +310,13 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "settings": arguments.set,
         "corpus": corpus,
         "vocab_size": vocab_size,
-        "mean_lengths": [round(float(side.mean()), 1) for side in lengths],
+        "mean_lengths": [round(float(side.mean()), 1) for side in Store(store).lengths],
         "batch_tokens": batch_tokens,
         "micro_batches": arguments.micro_batches,
         "rounds": arguments.rounds,
-        "formats": {},
+        "updates_per_round": arguments.updates,
+        "formats": formats,
     }
-    for precision in arguments.formats:
-        if arguments.growth:
-            figures = growth(
-                jobs[precision][1], store, batch_tokens, arguments.growth, arguments.rounds, folder / precision
-            )
-            result["formats"][precision] = {"microseconds_per_target_token": figures}
-            continue
-        stretch = Stretch(str(store), batch_tokens, 0, arguments.updates)
-        result["formats"][precision] = compare(jobs[precision], stretch, arguments.rounds)
-        print(table(precision, result["formats"][precision]), file=sys.stderr, flush=True)
-    return result
 
 
 def main() -> None:
