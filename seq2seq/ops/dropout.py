@@ -14,7 +14,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each element with probability `p`, to 1/65536, and scale the others by 1/(1−p); any shape."""
     if p == 0.0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     return torch.where(keep_mask(x.shape, p), x, 0.0) * (1 / (1 - p))
 

@@ -34,6 +34,11 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
     return device
 
 
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """The generation of a GPU, such as (9, 0); None for the CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run in hardware, and so faster than in float32."""
     if device.type == "cuda":
@@ -50,6 +55,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def choose_compiling(setting: bool | str, device: torch.device) -> bool:
+    """Whether to compile the regions of a model: on GPUs alone for `auto`."""
+    return device.type == "cuda" if setting == "auto" else bool(setting)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
