@@ -80,9 +80,7 @@ def _packed_kernel_works(device: torch.device, dtype: torch.dtype, width: int) -
     return True
 
 
-def _packed_kernel(
-    q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, causal: bool
-) -> Tensor:
+def _packed_kernel(q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, causal: bool) -> Tensor:
     # Imported here because it takes more than a second.
     from torch.nn.attention.varlen import varlen_attn
 

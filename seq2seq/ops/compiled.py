@@ -1,7 +1,8 @@
 """Compiled regions: methods over packed rows that PyTorch's compiler fuses, each once for all layers and all shapes.
 
 A module names such methods in `regions`. What they take are tensors and layouts, so that the numbers of tokens, of
-sentences and of positions can stay variables of the compiled code: it is made in the first update and never again.
+sentences and of positions can stay variables of the compiled code. TorchInductor yet tells a few sizes apart (on the
+CPU sums over more than 4,096 rows): it compiles anew, once, when the first batch of another such class comes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
 
 
-def compile_regions(model: nn.Module, backend: str = "inductor") -> None:
+def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Run the methods that modules of `model` name in `regions` as compiled code, in training.
 
     Elsewhere (validation, search), and after a failure of the compiler, which one line on stderr tells of, they run as
@@ -36,7 +37,7 @@ def compile_regions(model: nn.Module, backend: str = "inductor") -> None:
 class Compiler:
     """Compiles functions; after a first failure it `works` no more."""
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str | Callable[..., Any]) -> None:
         self.backend = backend
         self.works = True
         self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
@@ -47,7 +48,7 @@ class Compiler:
             self._compiled[function] = torch.compile(function, backend=self.backend, dynamic=True, fullgraph=True)
         try:
             # Sizes that are equal in the first batch are not the same size for that.
-            with shapes.patch(use_duck_shape=False):
+            with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
                 return self._compiled[function](*arguments)
         except torch.OutOfMemoryError:
             raise
@@ -79,6 +80,6 @@ class Region:
 
 def _cause(error: BaseException) -> str:
     """What went wrong at the bottom of the compiler's errors, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while cause := getattr(error, "inner_exception", None) or error.__cause__:
+        error = cause
     return first_line(error)
