@@ -6,6 +6,7 @@ in values and outputs; S slots (sentences in search), K hypotheses of each, L ke
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,10 +38,8 @@ class MultiHeadAttention(nn.Module):
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
     ) -> Tensor:
         """Attend from each row of `x` to the rows of `memory` in the same sentence, [N, D]."""
-        k_MHE, v_MHE = self.keys_values(memory_MD)
-        return self.output(
-            attention(self._heads(self.query(x_ND)), k_MHE, v_MHE, queries, keys, causal=causal).flatten(1)
-        )
+        q_NHE, k_MHE, v_MHE = self._projected(x_ND, memory_MD)
+        return self.output(attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=causal).flatten(1))
 
     def weights(
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
@@ -63,6 +62,18 @@ class MultiHeadAttention(nn.Module):
         mask = None if mask_SL is None else mask_SL[:, None, None, :]
         out_SHKE = F.scaled_dot_product_attention(q_SHKE, k_SHLE, v_SHLE, attn_mask=mask)
         return self.output(out_SHKE.transpose(1, 2).flatten(2))
+
+    def _projected(self, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if memory_MD is not x_ND:
+            return self._heads(self.query(x_ND)), *self.keys_values(memory_MD)
+        # Self-attention: one product for all three, whose input is read once.
+        joined = F.linear(
+            x_ND,
+            torch.cat((self.query.weight, self.key_value.weight)),
+            torch.cat((self.query.bias, self.key_value.bias)),
+        )
+        queries, keys, values = joined.split((self.widths[0], *self.widths), -1)
+        return self._heads(queries), self._heads(keys), self._heads(values)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))

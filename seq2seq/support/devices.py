@@ -67,6 +67,12 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The format that matrix products of `x` are computed in: that of `autocast` where it is active, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next tensor: giving it back costs a page fault for every 4 KiB of it.
 

@@ -37,8 +37,8 @@ def test_forward_and_backward_are_the_reference(kind: str, width: int, dtype: to
         torch.randn(rows, 4, width, generator=generator, device=CUDA).to(dtype)
         for rows in (sum(queries), sum(keys), sum(keys), sum(queries))
     )
-    # Keys and values come out of one projection: views of its rows.
-    k, v = torch.cat((k, v), -1).split(width, -1)
+    # What a joint projection gives are views of its rows.
+    q, k, v = (torch.cat((side, side), -1)[..., :width] for side in (q, k, v))
     inputs = [side.detach().requires_grad_() for side in (q, k, v)]
     exact = [side.detach().double().requires_grad_() for side in (q, k, v)]
     causal = kind == "causal"
