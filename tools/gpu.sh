@@ -41,7 +41,7 @@ done
 if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
   data=$SEQ2SEQ_SHARED_DATA/multi30k
   run=$out/multi30k_en_de_gpu
-  step 120 python3 -m seq2seq.cli.train +recipe=multi30k_en_de_gpu "run_dir=$run" \
+  step 200 python3 -m seq2seq.cli.train +recipe=multi30k_en_de_gpu "run_dir=$run" trainer.max_minutes=2.5 \
     "data.train.source=$data/train.en" "data.train.target=$data/train.de" \
     "data.valid.source=$data/valid.en" "data.valid.target=$data/valid.de" \
     "data.test.source=$data/test_2016.en" "data.test.target=$data/test_2016.de" ${small[@]+"${small[@]}"}
