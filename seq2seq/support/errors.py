@@ -55,7 +55,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def exit_code_of(command: str, run: Callable[[], None]) -> int:

@@ -65,21 +65,14 @@ def graphs() -> int:
 
 
 def test_one_graph_for_each_kind_of_layer_serves_all_shapes(capsys: pytest.CaptureFixture[str]) -> None:
-    compiled = build(dropout=0.1)
+    plain, compiled = build(), build()
     compile_regions(compiled, "aot_eager")
     torch._dynamo.utils.counters.clear()
     for data in batches(30):
-        gradients(compiled, data)
-        assert graphs() == 2
-    assert capsys.readouterr().err == ""
-
-
-def test_the_graphs_compute_what_the_code_does() -> None:
-    plain, compiled = build(), build()
-    compile_regions(compiled, "aot_eager")
-    for data in batches(10):
         for own, expected in zip(gradients(compiled, data), gradients(plain, data), strict=True):
             torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
+        assert graphs() == 2
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow
@@ -107,7 +100,7 @@ def test_only_training_is_compiled() -> None:
 
 def test_a_copy_computes_with_its_own_weights() -> None:
     model = build()
-    compile_regions(model, "aot_eager")
+    compile_regions(model, "eager")
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -119,7 +112,7 @@ def test_a_copy_computes_with_its_own_weights() -> None:
 
 def test_dropout_follows_the_seed_and_the_share() -> None:
     model = build(dropout=0.5)
-    compile_regions(model, "aot_eager")
+    compile_regions(model, "eager")
     data = batches(1)[0]
     outputs = []
     for seed in (1, 1, 2):
