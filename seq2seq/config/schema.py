@@ -287,6 +287,8 @@ class ScheduleConfig:
 class TrainerConfig:
     """How long and where to train, what to keep and what to show. Steps are updates of the weights.
 
+    `compile` fuses the layers of Transformers with PyTorch's compiler; `auto` does on GPUs.
+
     `devices` is the number of ranks on this machine, one a device; one that does not answer the others within
     `timeout_minutes` ends the run.
 
@@ -307,6 +309,7 @@ class TrainerConfig:
     max_skipped: int = 3
     label_smoothing: float = 0.1
     precision: str = "auto"
+    compile: bool | str = "auto"
     device: str = "auto"
     devices: int = 1
     timeout_minutes: float = 10.0
@@ -327,6 +330,8 @@ class TrainerConfig:
         _at_least("trainer.samples", self.samples, 0)
         _share("trainer.label_smoothing", self.label_smoothing)
         _one_of("trainer.precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
+        if self.compile not in ("auto", True, False):
+            raise UserError(f"trainer.compile={self.compile}: must be one of auto, true, false")
         if self.average_last > self.keep_checkpoints:
             raise UserError(
                 f"trainer.average_last={self.average_last}: cannot be above "

@@ -23,6 +23,8 @@ Attend = Callable[[Tensor], Tensor]
 class DecoderLayer(nn.Module):
     """The three sub-layers with their residual connections; who attends to what is the caller's matter."""
 
+    regions = ("whole",)
+
     def __init__(self, d_model: int, config: TransformerConfig) -> None:
         super().__init__()
         self.self_attention = MultiHeadAttention(d_model, config.num_heads, config.d_k)
@@ -38,12 +40,12 @@ class DecoderLayer(nn.Module):
         x = self.cross_residual(x, attend_source)
         return self.feed_forward_residual(x, self.feed_forward)
 
-    def whole(self, x_MD: Tensor, layout: Layout, memory: Memory) -> Tensor:
+    def whole(self, x_MD: Tensor, layout: Layout, memory_ND: Tensor, source: Layout) -> Tensor:
         """All positions of packed sentences at once, each seeing those before it: [M, D] to [M, D]."""
         return self(
             x_MD,
             lambda y: self.self_attention(y, layout, y, layout, causal=True),
-            lambda y: self.cross_attention(y, layout, memory.rows, memory.layout),
+            lambda y: self.cross_attention(y, layout, memory_ND, source),
         )
 
     def step(self, x_SKD: Tensor, cache: LayerCache, source_mask: Tensor | None) -> Tensor:
@@ -74,7 +76,7 @@ class TransformerDecoder(nn.Module):
         """Packed target tokens [M] to hidden rows [M, D]."""
         x_MD = self.input(tokens, layout.positions, layout.max_length)
         for layer in cast("Iterable[DecoderLayer]", self.layers):
-            x_MD = layer.whole(x_MD, layout, memory)
+            x_MD = layer.whole(x_MD, layout, memory.rows, memory.layout)
         return self.norm(x_MD)
 
     def start(self, memory: Memory) -> DecoderCache:

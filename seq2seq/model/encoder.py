@@ -16,6 +16,8 @@ from seq2seq.ops.packing import Layout
 class EncoderLayer(nn.Module):
     """Self-attention, then feed-forward, each with its residual connection."""
 
+    regions = ("forward",)
+
     def __init__(self, d_model: int, config: TransformerConfig) -> None:
         super().__init__()
         self.self_attention = MultiHeadAttention(d_model, config.num_heads, config.d_k)

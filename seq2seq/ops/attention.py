@@ -1,24 +1,36 @@
 """Scaled dot-product attention over packed rows (Vaswani et al., 2017, section 3.2.1), beside its plain reference.
 
+On GPUs that have it, FlashAttention's kernel for packed rows (Dao, 2023), elsewhere PyTorch's attention over the padded
+grid. Which of them is a function of the device and the number format, never of a clock: a run that goes on computes
+what it would have computed. The backward pass of the packed kernel adds in no fixed order; with
+`torch.use_deterministic_algorithms(True)` it does.
+
 Shapes: N, M packed rows of queries and of keys; H heads; E width of a head, d_k in queries and keys, d_v in values and
 outputs; B, L, S the padded grid.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops.packing import Layout
+from seq2seq.support.devices import capability
+from seq2seq.support.errors import first_line
+from seq2seq.support.progress import say
 
 
 def attention(
     q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
 ) -> Tensor:
     """softmax(q·kᵀ / √d_k)·v within each sentence, [N, H, E]; with `causal`, row i sees keys up to position i only."""
+    if takes_packed_rows(q_NHE.device, q_NHE.dtype, q_NHE.shape[-1], v_MHE.shape[-1]):
+        return _packed_kernel(q_NHE, k_MHE, v_MHE, queries, keys, causal)
     q_BHLE, k_BHSE, v_BHSE = (
         layout.unpack(rows).transpose(1, 2) for rows, layout in ((q_NHE, queries), (k_MHE, keys), (v_MHE, keys))
     )
@@ -29,6 +41,60 @@ def attention(
     else:
         out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHSE, v_BHSE, attn_mask=mask, is_causal=causal)
     return queries.pack(out_BHLE.transpose(1, 2))
+
+
+def takes_packed_rows(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
+    """Whether the kernel for packed rows serves here; where it should and fails, one line on stderr says so."""
+    return suits_packed_kernel(capability(device), dtype, d_k, d_v) and _packed_kernel_works(device, dtype, d_k)
+
+
+def suits_packed_kernel(compute_capability: tuple[int, int] | None, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
+    """Whether the kernel for packed rows is made for a GPU of this generation, a number format, and widths of a head.
+
+    Above a width of 192 some of these GPUs have no backward pass.
+    """
+    return (
+        compute_capability is not None
+        and compute_capability >= (8, 0)
+        and dtype in (torch.float16, torch.bfloat16)
+        and d_k == d_v <= 192
+        and d_k % 8 == 0
+    )
+
+
+@functools.cache
+def _packed_kernel_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Try the kernel, forward and backward: an old driver, or a build without it, shows only then."""
+    rows = torch.zeros(3, 1, width, device=device, dtype=dtype, requires_grad=True)
+    layout = Layout.of([2, 1], device)
+    try:
+        with torch.enable_grad():
+            out = _packed_kernel(rows, rows, rows, layout, layout, causal=True)
+        # An error of the device is heard where its result is read.
+        torch.autograd.grad(out.sum(), rows)[0].sum().item()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        say(f"no attention over packed rows on {device} ({first_line(error)}); going on with padded sentences")
+        return False
+    return True
+
+
+def _packed_kernel(q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, causal: bool) -> Tensor:
+    # Imported here because it takes more than a second.
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        q_NHE,
+        k_MHE,
+        v_MHE,
+        queries.cu_lengths,
+        keys.cu_lengths,
+        queries.max_length,
+        keys.max_length,
+        window_size=(-1, 0) if causal else (-1, -1),
+    )
+    return cast(Tensor, out)
 
 
 def _batched_products(q_BHLE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

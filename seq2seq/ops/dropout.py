@@ -14,14 +14,14 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each element with probability `p`, to 1/65536, and scale the others by 1/(1−p); any shape."""
     if p == 0.0:
         return x
-    return F.dropout(x, p) if x.device.type != "cpu" else x * mask(x, p)
+    return x * mask(x, p) if _is_drawn_here(x) else F.dropout(x, p)
 
 
 def add_dropout(x: Tensor, y: Tensor, p: float) -> Tensor:
     """x + dropout(y), in one pass where it is drawn by this module; two tensors of one shape and format."""
     if p == 0.0:
         return x + y
-    return x + F.dropout(y, p) if y.device.type != "cpu" else torch.addcmul(x, y, mask(y, p))
+    return torch.addcmul(x, y, mask(y, p)) if _is_drawn_here(y) else x + F.dropout(y, p)
 
 
 def mask(like: Tensor, p: float) -> Tensor:
@@ -33,6 +33,11 @@ def mask(like: Tensor, p: float) -> Tensor:
     # Not by a comparison: the CPU's kernels for booleans are several times slower than those for numbers.
     kept = limit - draws.view(torch.int16)[:count].clamp_(limit - 1, limit)
     return kept.to(like.dtype).mul_(1 / (1 - p)).view(like.shape)
+
+
+def _is_drawn_here(x: Tensor) -> bool:
+    # Compiled code draws in the pass that uses the mask.
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class Dropout(nn.Module):

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,21 @@ class Layout:
 
     @property
     def is_rectangular(self) -> bool:
-        """Whether all sentences are equally long, so that padded and packed rows are the same."""
-        return self.total == self.batch_size * self.max_length
+        """Whether all sentences are equally long, so that padded and packed rows are the same.
+
+        Never so in compiled code, which would need a second form for it.
+        """
+        return not torch.compiler.is_compiling() and self.total == self.batch_size * self.max_length
 
     @cached_property
     def starts(self) -> Tensor:
         """The first row of each sentence, [B]."""
         return self.lengths.cumsum(0) - self.lengths
+
+    @cached_property
+    def cu_lengths(self) -> Tensor:
+        """Where each sentence begins and the last one ends, [B + 1], int32, as kernels for packed rows take it."""
+        return F.pad(self.lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
     @cached_property
     def positions(self) -> Tensor:
@@ -69,6 +78,11 @@ class Layout:
         """A padded grid [B, L, ...] as packed rows [N, ...]."""
         rows = grid.reshape(-1, *grid.shape[2:])
         return rows if self.is_rectangular else rows.index_select(0, self.padded_index)
+
+    def complete(self) -> Layout:
+        """This layout with all that attention reads computed: compiled code cannot do it at the first reading."""
+        _ = self.cu_lengths, self.padded_index, self.mask
+        return self
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""

@@ -35,6 +35,11 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
     return device
 
 
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """The generation of a GPU, such as (9, 0); None for the CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run in hardware, and so faster than in float32."""
     if device.type == "cuda":
@@ -69,6 +74,11 @@ def _has_gpu() -> bool:
     for warning in caught:
         say(f"{str(warning.message).partition(chr(10))[0].partition(' (Triggered')[0]}; going on with the CPU")
     return found
+
+
+def choose_compiling(setting: bool | str, device: torch.device) -> bool:
+    """Whether to compile the regions of a model: on GPUs alone for `auto`."""
+    return device.type == "cuda" if setting == "auto" else bool(setting)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

@@ -53,6 +53,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if len(names) <= 20 else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def exit_code_of(command: str, run: Callable[[], None]) -> int:
     """Run a command's body and turn whatever it raises into an exit code and a message on stderr."""
     try:

@@ -80,6 +80,7 @@ def test_a_kind_is_registered_under_its_own_name() -> None:
         (TrainerConfig, "trainer.patience", 0),
         (TrainerConfig, "trainer.label_smoothing", 1.0),
         (TrainerConfig, "trainer.precision", "float16"),
+        (TrainerConfig, "trainer.compile", "yes"),
         (TrainerConfig, "trainer.devices", 0),
         (TrainerConfig, "trainer.timeout_minutes", 0),
         (TrainerConfig, "trainer.average_decay", 1),

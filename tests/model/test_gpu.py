@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
 from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import build_model
+from seq2seq.ops.compiled import compile_regions
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.train.loss import batch_loss
@@ -36,6 +39,30 @@ def test_loss_and_gradients_are_those_of_the_processor() -> None:
         other = there.get_parameter(name).grad
         assert parameter.grad is not None and other is not None
         torch.testing.assert_close(other.cpu(), parameter.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_compiled_layers_compute_what_plain_ones_do_and_are_made_once(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, compiled = (build_model(MODEL, 100, 1).to(CUDA).train() for _ in range(2))
+    compile_regions(compiled)
+    rng = random.Random(1)
+    graphs = []
+    for _ in range(20):
+        layouts = [Layout.of([rng.randint(1, 60) for _ in range(50)]) for _ in range(2)]
+        source, target = (torch.randint(4, 100, (layout.total,)) for layout in layouts)
+        data = Batch(source, layouts[0], target, target.roll(1), layouts[1]).to(CUDA)
+        for model in (plain, compiled):
+            model.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = batch_loss(model, data, 0.1)[0]
+            loss.backward()
+        own, expected = (
+            torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+            for model in (compiled, plain)
+        )
+        assert (own - expected).norm() <= 0.05 * expected.norm()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0 and graphs[-1] == graphs[1]
+    assert "uncompiled" not in capsys.readouterr().err
 
 
 def test_search_finds_the_same() -> None:

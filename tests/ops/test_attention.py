@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import varlen
 
 from seq2seq.ops import attention as module
-from seq2seq.ops.attention import attention, attention_reference
+from seq2seq.ops.attention import attention, attention_reference, suits_packed_kernel
 from seq2seq.ops.packing import Layout
 
 HEADS, WIDTH = 3, 8
@@ -172,3 +174,109 @@ def test_sentences_do_not_see_each_other(training: bool) -> None:
     after = attention(q, other_k, other_v, layout, layout)
     torch.testing.assert_close(after[:4], before[:4], atol=1e-6, rtol=0)
     assert not torch.allclose(after[4:], before[4:])
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "d_k", "d_v", "suits"),
+    [
+        ((9, 0), torch.bfloat16, 64, 64, True),
+        ((8, 0), torch.float16, 8, 8, True),
+        ((10, 0), torch.bfloat16, 192, 192, True),
+        ((7, 5), torch.float16, 64, 64, False),
+        (None, torch.bfloat16, 64, 64, False),
+        ((9, 0), torch.float32, 64, 64, False),
+        ((9, 0), torch.bfloat16, 256, 256, False),
+        ((9, 0), torch.bfloat16, 60, 60, False),
+        ((9, 0), torch.bfloat16, 16, 64, False),
+    ],
+)
+def test_what_suits_the_packed_kernel(
+    capability: tuple[int, int] | None, dtype: torch.dtype, d_k: int, d_v: int, suits: bool
+) -> None:
+    assert suits_packed_kernel(capability, dtype, d_k, d_v) is suits
+
+
+class PackedKernel:
+    """Stands for PyTorch's kernel on the processor: the same contract, computed sentence by sentence."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, ...]] = []
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        window_size: tuple[int, int],
+    ) -> Tensor:
+        assert cu_q.dtype == cu_k.dtype == torch.int32
+        queries, keys = cu_q.diff().tolist(), cu_k.diff().tolist()
+        assert (max(queries), max(keys)) == (max_q, max_k)
+        self.calls.append((len(q), len(k), *window_size))
+        return pytorch_by_sentence(q, k, v, queries, keys, causal=window_size == (-1, 0))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> PackedKernel:
+    """The processor taken for a GPU of generation 9.0."""
+    kernel = PackedKernel()
+    module._packed_kernel_works.cache_clear()
+    monkeypatch.setattr(module, "capability", lambda _: (9, 0))
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    return kernel
+
+
+@pytest.mark.parametrize(("queries", "keys", "causal"), CASES)
+def test_the_packed_kernel_gets_what_it_wants(
+    gpu: PackedKernel, queries: list[int], keys: list[int], causal: bool
+) -> None:
+    layouts = Layout.of(queries), Layout.of(keys)
+    inputs = draw(queries, keys, torch.bfloat16)
+    out = attention(*inputs, *layouts, causal=causal)
+    expected = attention_reference(*draw(queries, keys), *layouts, causal=causal)[0]
+    torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0)
+    # The first call is the trial.
+    assert gpu.calls == [(3, 3, -1, 0), (sum(queries), sum(keys), -1, 0 if causal else -1)]
+
+
+def test_what_does_not_suit_the_packed_kernel_is_padded(gpu: PackedKernel) -> None:
+    layout = Layout.of([3, 1])
+    attention(*draw([3, 1], [3, 1]), layout, layout)
+    attention(*draw([3, 1], [3, 1], torch.bfloat16, d_v=16), layout, layout)
+    assert gpu.calls == []
+
+
+def test_a_packed_kernel_that_fails_is_told_of_once_and_not_asked_again(
+    gpu: PackedKernel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: Any, **__: Any) -> Tensor:
+        gpu.calls.append(())
+        raise RuntimeError("no kernel image is available for execution on the device\nand more")
+
+    monkeypatch.setattr(varlen, "varlen_attn", missing)
+    lengths = [3, 1, 5]
+    layout = Layout.of(lengths)
+    for _ in range(2):
+        out = attention(*draw(lengths, lengths, torch.bfloat16), layout, layout)
+        expected = attention_reference(*draw(lengths, lengths), layout, layout)[0]
+        torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0)
+    assert len(gpu.calls) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "no kernel image" in lines[0] and "padded" in lines[0]
+
+
+def test_a_full_device_is_not_a_missing_kernel(gpu: PackedKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(varlen, "varlen_attn", full)
+    layout = Layout.of([2])
+    with pytest.raises(torch.OutOfMemoryError):
+        attention(*draw([2], [2], torch.bfloat16), layout, layout)
+    assert gpu.calls == []

@@ -51,6 +51,8 @@ def test_rows_know_their_place(lengths: list[int]) -> None:
     assert layout.is_rectangular == (len(set(lengths)) == 1)
     assert layout.positions.tolist() == [position for length in lengths for position in range(length)]
     assert layout.starts.tolist() == [sum(lengths[:index]) for index in range(len(lengths))]
+    assert layout.cu_lengths.tolist() == [sum(lengths[:index]) for index in range(len(lengths) + 1)]
+    assert layout.cu_lengths.dtype == torch.int32
     assert layout.mask.tolist() == [[place < length for place in range(max(lengths))] for length in lengths]
 
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from seq2seq.support import devices
-from seq2seq.support.devices import choose_device, choose_precision, has_native_bfloat16, keep_freed_memory
+from seq2seq.support.devices import (
+    choose_compiling,
+    choose_device,
+    choose_precision,
+    has_native_bfloat16,
+    keep_freed_memory,
+)
 from seq2seq.support.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -86,6 +92,12 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose_precision("float32", CPU) == torch.float32
     with pytest.raises(UserError, match="float16"):
         choose_precision("float16", CPU)
+
+
+def test_compiling_is_for_gpus_where_nothing_is_said() -> None:
+    assert choose_compiling("auto", CUDA) and not choose_compiling("auto", CPU)
+    for setting in (True, False):
+        assert choose_compiling(setting, CUDA) is choose_compiling(setting, CPU) is setting
 
 
 def test_native_bfloat16_is_told_by_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

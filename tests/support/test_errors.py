@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq.support.errors import RunError, Stopped, UserError, exit_code_of, missing_extra, nearest
+from seq2seq.support.errors import RunError, Stopped, UserError, exit_code_of, first_line, missing_extra, nearest
 
 
 def ended(error: BaseException) -> int:
@@ -53,6 +53,11 @@ def test_a_defect_shows_its_trace(error: Exception, capsys: pytest.CaptureFixtur
 def test_nothing_raised_is_success(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of("seq2seq-test", lambda: print("result")) == 0
     assert capsys.readouterr() == ("result\n", "")
+
+
+def test_the_first_line_of_an_error_is_one_that_says_something() -> None:
+    assert first_line(RuntimeError("\n  no kernel\nmore")) == "no kernel"
+    assert first_line(RuntimeError()) == "RuntimeError"
 
 
 def test_nearest_names_the_close_one_and_lists_a_few_others() -> None:

@@ -1,0 +1,147 @@
+"""Compiled regions: the numbers of the plain code, made once for all shapes, left aside where they cannot be had."""
+
+from __future__ import annotations
+
+import copy
+import random
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seq2seq.config.schema import ModelConfig, TransformerConfig
+from seq2seq.data.batches import Batch
+from seq2seq.model.translation import TranslationModel, build_model
+from seq2seq.ops.compiled import compile_regions
+from seq2seq.ops.packing import Layout
+
+VOCABULARY = 50
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_code() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def build(dropout: float = 0.0) -> TranslationModel:
+    layers = TransformerConfig(num_layers=2, num_heads=2, d_ff=32, dropout=dropout)
+    return build_model(ModelConfig(d_model=16, dropout=dropout, encoder=layers, decoder=layers), VOCABULARY, 1)
+
+
+def batch(source: list[int], target: list[int]) -> Batch:
+    layouts = Layout.of(source), Layout.of(target)
+    tokens = torch.randint(4, VOCABULARY, (sum(source) + sum(target),), generator=torch.Generator().manual_seed(1))
+    source_tokens, target_tokens = tokens.split([sum(source), sum(target)])
+    return Batch(source_tokens, layouts[0], target_tokens, target_tokens.roll(1), layouts[1])
+
+
+def batches(count: int) -> list[Batch]:
+    """Of all kinds, those first whose sizes coincide: five sentences, at most five long, equally many tokens."""
+    rng = random.Random(1)
+    found = [
+        batch([5, 1, 2, 5, 2], [1, 5, 5, 2, 2]),
+        batch([1], [1]),
+        batch([3, 3], [3, 3]),
+        batch([1, 1, 1], [2, 1, 4]),
+    ]
+    while len(found) < count:
+        sentences = rng.randint(1, 9)
+        found.append(batch(*([rng.randint(1, 20) for _ in range(sentences)] for _ in range(2))))
+    return found
+
+
+def gradients(model: nn.Module, data: Batch) -> list[Tensor]:
+    out = model(data)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+    return [out, *torch.autograd.grad(out, list(model.parameters()), upstream)]
+
+
+def graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_one_graph_for_each_kind_of_layer_serves_all_shapes(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, compiled = build(), build()
+    compile_regions(compiled, "aot_eager")
+    torch._dynamo.utils.counters.clear()
+    for data in batches(30):
+        for own, expected in zip(gradients(compiled, data), gradients(plain, data), strict=True):
+            torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
+        assert graphs() == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+def test_so_does_compiled_code(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, compiled = build(), build()
+    compile_regions(compiled)
+    torch._dynamo.utils.counters.clear()
+    for data in batches(20):
+        for own, expected in zip(gradients(compiled, data), gradients(plain, data), strict=True):
+            torch.testing.assert_close(own, expected, atol=1e-3, rtol=1e-3)
+        assert graphs() == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_only_training_is_compiled() -> None:
+    model = build()
+    compile_regions(model, "aot_eager")
+    torch._dynamo.utils.counters.clear()
+    model.eval()(batches(1)[0])
+    with torch.no_grad():
+        model.train()(batches(1)[0])
+    assert graphs() == 0
+
+
+def test_a_copy_computes_with_its_own_weights() -> None:
+    model = build()
+    compile_regions(model, "eager")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    data = batches(1)[0]
+    assert model(data).any()
+    assert not other(data).any()
+
+
+def test_dropout_follows_the_seed_and_the_share() -> None:
+    model = build(dropout=0.5)
+    compile_regions(model, "eager")
+    data = batches(1)[0]
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(model(data))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2])
+
+
+def test_where_the_compiler_fails_one_line_says_why_and_the_code_runs_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no C++ compiler found\nand much more")
+
+    plain, model = build(), build()
+    compile_regions(model, broken)
+    for data in batches(4):
+        for own, expected in zip(gradients(model, data), gradients(plain, data), strict=True):
+            assert torch.equal(own, expected)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "no C++ compiler found" in lines[0] and "trainer.compile=false" in lines[0]
+
+
+def test_an_error_of_the_code_itself_is_not_taken_for_one_of_the_compiler(capsys: pytest.CaptureFixture[str]) -> None:
+    model = build()
+    compile_regions(model, "aot_eager")
+    model.encoder.get_submodule("layers.0.feed_forward").inner = nn.Linear(7, 32)
+    with pytest.raises(RuntimeError, match="shapes"):
+        model(batches(1)[0])
+    assert capsys.readouterr().err == ""
