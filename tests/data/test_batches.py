@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(folder)
 
 
-def listed(updates: list[NDArray[np.int64]]) -> list[list[int]]:
+def listed(updates: Iterable[NDArray[np.int64]]) -> list[list[int]]:
     return [pairs.tolist() for pairs in updates]
 
 
