@@ -16,7 +16,7 @@ from seq2seq.data.store import Store
 from seq2seq.data.tokenizer import BOS
 from seq2seq.ops.packing import Layout
 
-WINDOW = 1 << 16
+WINDOW = 1 << 13
 """Pairs worked on at a time, where all at once would take memory that grows with the corpus."""
 
 
@@ -115,15 +115,13 @@ def sort_by_length(order: NDArray[np.int32], lengths: list[NDArray[Any]]) -> Non
     order[:] = keys
 
 
-def run_bounds(
-    count: int, lengths_of: Callable[[int, int], list[NDArray[Any]]], limit: int, window: int = WINDOW
-) -> NDArray[np.int64]:
+def run_bounds(count: int, lengths_of: Callable[[int, int], list[NDArray[Any]]], limit: int) -> NDArray[np.int64]:
     """Where runs of pairs begin, and the end: each as long as can be with at most `limit` tokens on each side.
 
-    `lengths_of(start, end)` gives the lengths of pairs start to end - 1, of each side; it is asked for about `window`
+    `lengths_of(start, end)` gives the lengths of pairs start to end - 1, of each side; it is asked for about WINDOW
     pairs at a time, so that no sums over all pairs need be held.
     """
-    bounds, start, size = [0], 0, window
+    bounds, start, size = [0], 0, WINDOW
     while start < count:
         sides = lengths_of(start, min(start + size, count))
         sums = [np.concatenate([np.zeros(1, np.int64), side.cumsum(dtype=np.int64)]) for side in sides]
@@ -135,7 +133,7 @@ def run_bounds(
                 break  # The run may go on beyond the window: the next one begins with it.
             bounds.append(start + end)
             begin = end
-        start, size = start + begin, window if begin else 2 * size
+        start, size = start + begin, WINDOW if begin else 2 * size
     return np.array(bounds, np.int64)
 
 

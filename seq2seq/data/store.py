@@ -45,6 +45,7 @@ class CheckedArray:
         self._check_block(0)
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         self._header = mapped.offset
+        assert self._header <= BLOCK, "the header must lie in the first block"
         # A plain array: each slice of a memmap costs a microsecond of Python.
         self.array: NDArray[Any] = np.asarray(mapped)
 
