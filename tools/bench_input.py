@@ -1,7 +1,7 @@
 """The way of data from disk into batches: speed, start-up, memory, and encoding beside SentencePiece alone.
 
     python -m tools.bench_input [--pairs 100000 1000000 10000000] [--start-pairs 5000000] [--text FILE ...]
-                                 [--rounds 5] [--output FILE]
+                                 [--parts encoding batches start] [--rounds 5] [--output FILE]
 
 Prints a table to stderr and the figures as JSON to stdout. Stores are generated, with lengths as of real text (26
 tokens a side on average, 37,000 pieces), in a temporary folder, and read back from the page cache. Start-up, memory and
@@ -49,8 +49,10 @@ from seq2seq.data.store import Store, StoreWriter
 from seq2seq.data.text_files import read_lines
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.support.files import write_json
+from seq2seq.support.progress import bars_of_datasets, silence
 from tools.figures import machine
 
+PARTS = ["encoding", "batches", "start"]
 VOCAB_SIZE = 37_000
 BATCH_TOKENS = 25_000
 BLOCK = 100_000
@@ -71,13 +73,24 @@ def generate(directory: Path, pairs: int) -> None:
     writer.finish()
 
 
-def generate_prepared(directory: Path, pairs: int, tokenizer: Tokenizer) -> None:
+def write_tokenizer(directory: Path, lines: list[str]) -> None:
+    """Train a vocabulary and put it where preparation does."""
+    (directory / "tokenizer").mkdir(parents=True)
+    model = train_tokenizer(lines, TokenizerConfig(vocab_size=8000)).model
+    (directory / "tokenizer" / "tokenizer.model").write_bytes(model)
+
+
+def phrases(count: int) -> list[str]:
+    """Sources and targets of the embedded corpus."""
+    return [side for phrase in itertools.islice(draw(1, held_out=False), count) for side in phrase[:2]]
+
+
+def generate_prepared(directory: Path, pairs: int) -> None:
     """A directory as `seq2seq-prepare` leaves it, as far as opening it goes."""
     for split, count in (("train", pairs), ("valid", 1000)):
         generate(directory / split, count)
     write_json(directory / "valid" / "text.json", [])
-    (directory / "tokenizer").mkdir()
-    (directory / "tokenizer" / "tokenizer.model").write_bytes(tokenizer.model)
+    write_tokenizer(directory, phrases(10_000))
 
 
 def rss_anon() -> int:
@@ -185,40 +198,44 @@ def median(rounds: list[dict[str, float]], digits: int) -> dict[str, float]:
     return {name: round(statistics.median(found[name] for found in rounds), digits) for name in rounds[0]}
 
 
-def corpus_to_encode(folder: Path, files: list[Path], lines: int) -> Tokenizer:
+def corpus_to_encode(folder: Path, files: list[Path], lines: int) -> None:
     """A clean table and a vocabulary, as preparation has them before it encodes."""
     import datasets
 
-    text = [line for path in files for line in read_lines(path)] or [
-        side for phrase in itertools.islice(draw(1, held_out=False), lines) for side in (phrase.source, phrase.target)
-    ]
+    text = [line for path in files for line in read_lines(path)]
+    if not files:
+        both = phrases(lines)
+        text = both[::2] + both[1::2]
     half = len(text) // 2
     table = datasets.Dataset.from_dict({"source": text[:half], "target": text[half : 2 * half]})
-    table.save_to_disk(folder / "clean" / "train")
-    tokenizer = train_tokenizer(text[:: max(1, len(text) // 200_000)], TokenizerConfig(vocab_size=8000))
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.model").write_bytes(tokenizer.model)
-    return tokenizer
+    with bars_of_datasets(shown=False):
+        table.save_to_disk(folder / "clean" / "train")
+    write_tokenizer(folder, text[:: max(1, len(text) // 100_000)])
 
 
 def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """All figures."""
-    tokenizer = corpus_to_encode(root / "text", options.text, 100_000)
+    """The figures of the parts asked for."""
+    silence()
     repeat = range(options.rounds)
-    encoding = [measure_encoding(root / "text", os.cpu_count() or 1) for _ in repeat]
-    generate(root / "few", 1000)
-    figures: dict[str, Any] = {"encoding_lines_per_second": median(encoding, 0)}
-    shares = [found["whole"] / found["sentencepiece"] for found in encoding]
-    figures["encoding_share"] = round(statistics.median(shares), 3)
-    figures["tokens_per_second"], figures["bytes_per_pair"] = {}, {}
-    for pairs in options.pairs:
-        generate(root / "store", pairs)
-        figures["tokens_per_second"][pairs] = median([in_a_process("rate", root / "store") for _ in repeat], 0)
-        figures["bytes_per_pair"][pairs] = median([in_a_process("memory", root / "store") for _ in repeat], 2)
-        shutil.rmtree(root / "store")
-    generate_prepared(root / "prepared", options.start_pairs, tokenizer)
-    starts = median([in_a_process("start", root / "prepared") for _ in repeat], 3)
-    figures["start_seconds"] = {options.start_pairs: starts}
+    figures: dict[str, Any] = {}
+    if "encoding" in options.parts:
+        corpus_to_encode(root / "text", options.text, 100_000)
+        rounds = [measure_encoding(root / "text", os.cpu_count() or 1) for _ in repeat]
+        figures["encoding_lines_per_second"] = median(rounds, 0)
+        shares = [found["whole"] / found["sentencepiece"] for found in rounds]
+        figures["encoding_share"] = round(statistics.median(shares), 3)
+    if "batches" in options.parts:
+        generate(root / "few", 1000)
+        figures |= {"tokens_per_second": {}, "bytes_per_pair": {}}
+        for pairs in options.pairs:
+            generate(root / "store", pairs)
+            figures["tokens_per_second"][pairs] = median([in_a_process("rate", root / "store") for _ in repeat], 0)
+            figures["bytes_per_pair"][pairs] = median([in_a_process("memory", root / "store") for _ in repeat], 2)
+            shutil.rmtree(root / "store")
+    if "start" in options.parts:
+        generate_prepared(root / "prepared", options.start_pairs)
+        starts = median([in_a_process("start", root / "prepared") for _ in repeat], 3)
+        figures["start_seconds"] = {options.start_pairs: starts}
     return figures
 
 
@@ -228,6 +245,7 @@ def main() -> None:
     options.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     options.add_argument("--start-pairs", type=int, default=5_000_000)
     options.add_argument("--text", type=Path, nargs="*", default=[])
+    options.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--output", type=Path)
     options.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
