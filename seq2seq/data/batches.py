@@ -98,8 +98,8 @@ class Updates:
 def sort_by_length(order: NDArray[np.int32], lengths: list[NDArray[Any]]) -> None:
     """Sort pairs in place by target length, then source length; equally long ones stay as they are.
 
-    The same as `order[np.lexsort((source, target))]`, which takes three times the time and 36 bytes a pair: here a key
-    of 8 bytes holds both lengths and the place in `order`.
+    The same as `order[np.lexsort((source, target))]` of the lengths in that order, in 12 bytes a pair, `order` included,
+    where that takes 24: a key of 8 bytes holds both lengths and the place in `order`. It takes three times the time.
     """
     if max(int(side.max(initial=0)) for side in lengths) >= 1 << 16:
         order[:] = order[np.lexsort([side[order] for side in lengths])]
