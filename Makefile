@@ -6,7 +6,7 @@ GATE := build/gate
 MODEL := runs/quickstart/model
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint type format bench bench-train wheel gate clean
+.PHONY: help quickstart test lint type format bench bench-train bench-input wheel gate clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,8 @@ bench: $(VENV)/dev ## measure training and translation speed
 
 bench-train: $(VENV)/bench ## measure training beside peers (nn.Transformer, Hugging Face Marian)
 	GOMP_SPINCOUNT=10000 $(BIN)/python tools/bench_train.py
+bench-input: $(VENV)/dev ## measure the way of data from disk into batches
+	$(BIN)/python -m tools.bench_input
 
 wheel: $(VENV)/dev ## build dist/seq2seq-*.whl
 	rm -rf dist

@@ -36,7 +36,7 @@ class Contestant:
     model: nn.Module
     loss: Callable[[Batch], Tensor]
     rows: Callable[[Batch], int]
-    checks_gradient: bool = False
+    is_ours: bool = False
 
 
 def packed_rows(batch: Batch) -> int:
@@ -53,7 +53,7 @@ def ours(config: ModelConfig, vocab_size: int, world: World) -> Contestant:
     """Our model and loss; our trainer also makes sure that the gradient is finite, so that is timed with it."""
     model = build_model(config, vocab_size, seed=1)
     loss = world.synchronised(BatchLoss(model))
-    return Contestant(model, lambda batch: loss(batch, SMOOTHING)[0], packed_rows, checks_gradient=True)
+    return Contestant(model, lambda batch: loss(batch, SMOOTHING)[0], packed_rows, is_ours=True)
 
 
 class PlainTransformer(nn.Module):

@@ -36,7 +36,10 @@ step() {
 step 120 python3 -m pytest -m gpu tests >"$out/tests.log" 2>&1
 cat "$out/tests.log"
 for model in "${models[@]}"; do
-  step 75 python3 tools/bench_train.py --model "$model" --rounds "$rounds" --output "$out/bench-train-$model.json"
+  size=(--batch-tokens 25000 --updates 4)
+  [ -z "${GPU_SMOKE:-}" ] || size=()
+  step 75 python3 tools/bench_train.py --model "$model" --formats bfloat16 --rounds "$rounds" \
+    ${size[@]+"${size[@]}"} --output "$out/bench-train-$model.json"
 done
 if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
   data=$SEQ2SEQ_SHARED_DATA/multi30k

@@ -24,9 +24,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
-from seq2seq.data.batches import Batch, Sampler, micro_batches
+from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches
 from seq2seq.data.store import Store
-from seq2seq.support.devices import autocast, choose_device, keep_freed_memory
+from seq2seq.ops.compiled import compile_regions
+from seq2seq.support.devices import autocast, choose_compiling, choose_device, keep_freed_memory
 from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
 from seq2seq.train.optimizer import build_optimizer
@@ -71,6 +72,8 @@ class TrainingRun:
         torch.manual_seed(1)
         self.contestant = CONTESTANTS[job.contestant](self.config, job.vocab_size, world)
         self.model = self.contestant.model.to(device).train()
+        if self.contestant.is_ours and choose_compiling("auto", device):
+            compile_regions(self.model)
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-4
@@ -104,7 +107,7 @@ class TrainingRun:
             # Ranks are averaged, not summed.
             (loss * self.world.size / target_tokens).backward()
             losses.append(loss.detach())
-        if self.contestant.checks_gradient:
+        if self.contestant.is_ours:
             assert math.isfinite(float(torch.stack(losses).sum() + total_norm(self.model)))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -136,7 +139,7 @@ class MatrixProducts:
 
 
 @cache
-def opened(store: str, batch_tokens: int) -> tuple[Store, list[NDArray[np.int64]]]:
+def opened(store: str, batch_tokens: int) -> tuple[Store, Updates]:
     """A store with the updates of its first epoch, the same in every process."""
     pairs = Store(Path(store))
     return pairs, Sampler(pairs, batch_tokens, seed=1).epoch(0)

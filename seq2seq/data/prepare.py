@@ -8,13 +8,17 @@ valid/       the encoded store, and the raw text for BLEU
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +27,17 @@ from seq2seq.config.schema import Config, DataConfig
 from seq2seq.data import corpus
 from seq2seq.data.clean import Report, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
-from seq2seq.data.store import Store, write_store
+from seq2seq.data.store import FORMAT, Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import new_directory, read_json, remove_leftovers, sha256_of, sha256_of_json, write_json
 from seq2seq.support.progress import bar, bars_of_datasets, say
 
-BLOCK = 10_000
-PARALLEL_FROM = 100_000
+BLOCK = 2_000
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Prepared:
@@ -46,7 +52,7 @@ class Prepared:
         self.valid = Store(directory / "valid")
         self.valid_text: list[Pair] = [Pair(*row) for row in read_json(directory / "valid" / "text.json")]
         self.longest_source = int(self.train.lengths[0].max(initial=2)) - 1
-        self.data_sha256 = sha256_of_json([sha256_of(path) for path in sorted((directory / "train").glob("*.npy"))])
+        self.data_sha256 = self.train.sha256
 
 
 def prepare(config: Config) -> Prepared:
@@ -72,7 +78,7 @@ def prepare(config: Config) -> Prepared:
     )
     # Without a limit in the rules, that of a batch drops pairs too.
     limit = config.data.batch_tokens if config.data.cleaning.max_pieces is None else None
-    encoding = {"cleaned": cleaned, "tokenizer": trained, "rules": rules, "limit": limit}
+    encoding = {"format": FORMAT, "cleaned": cleaned, "tokenizer": trained, "rules": rules, "limit": limit}
     _stage(root / "train", encoding, lambda folder: _encode(folder, root, "train", config.data))
     _stage(root / "valid", encoding, lambda folder: _encode(folder, root, "valid", config.data))
     prepared = Prepared(root)
@@ -224,15 +230,13 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
 
     tokenizer = Tokenizer.load(root / "tokenizer" / "tokenizer.model")
     table = datasets.load_from_disk(str(root / "clean" / split))
-    workers = min(data.workers or os.cpu_count() or 1, max(1, len(table) // PARALLEL_FROM))
     report = Report()
 
     def blocks() -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        with tempfile.TemporaryDirectory(dir=folder) as cache:
-            for texts, sources, targets in _encoded(table, tokenizer, workers, cache):
-                if split == "train":
-                    sources, targets = _short_enough(texts, sources, targets, data, report)
-                yield sources, targets
+        for texts, sources, targets in _encoded(table, tokenizer, data.workers or os.cpu_count() or 1):
+            if split == "train":
+                sources, targets = _short_enough(texts, sources, targets, data, report)
+            yield sources, targets
 
     write_store(folder, blocks(), tokenizer.vocab_size, EOS)
     if split == "valid":
@@ -243,38 +247,53 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
             say(str(report))
 
 
-_Block = tuple[list[tuple[str, str]], list[list[int]], list[list[int]]]
+_Block = tuple[dict[str, list[str]], list[list[int]], list[list[int]]]
 
 
-def _encoded(table: Any, tokenizer: Tokenizer, workers: int, cache: str) -> Iterator[_Block]:
-    def encode(block: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {f"{side}_ids": tokenizer.encode(block[side]) for side in ("source", "target")}
+def _encoded(table: Any, tokenizer: Tokenizer, workers: int) -> Iterator[_Block]:
+    """Blocks of texts with the piece ids of sources and targets, in order.
 
-    if workers > 1:
-        file = f"{cache}/ids.arrow"
-        with bars_of_datasets(shown=True):
-            table = table.map(
-                encode, batched=True, batch_size=BLOCK, num_proc=workers, cache_file_name=file, desc="encoding"
-            )
+    Threads do, for SentencePiece lets go of the interpreter's lock; processes would send every id through Arrow.
+    """
+
+    def encode(texts: dict[str, list[str]]) -> _Block:
+        return texts, tokenizer.encode(texts["source"]), tokenizer.encode(texts["target"])
+
+    columns = table.select_columns(["source", "target"])
     with bar("encoding", len(table), unit="pairs") as progress:
-        for block in table.iter(BLOCK):
-            ids = block if workers > 1 else encode(block)
-            yield list(zip(block["source"], block["target"], strict=True)), ids["source_ids"], ids["target_ids"]
-            progress.update(len(block["source"]))
+        for block in _in_threads(encode, columns.iter(BLOCK), workers):
+            yield block
+            progress.update(len(block[1]))
+
+
+def _in_threads(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """`map(work, items)` by several threads, without running far ahead of whoever takes the results."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers) as threads:
+        for item in items:
+            waiting.append(threads.submit(work, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _short_enough(
-    texts: list[tuple[str, str]], sources: list[list[int]], targets: list[list[int]], data: DataConfig, report: Report
+    texts: dict[str, list[str]],
+    sources: list[list[int]],
+    targets: list[list[int]],
+    data: DataConfig,
+    report: Report,
 ) -> tuple[list[list[int]], list[list[int]]]:
-    kept_sources, kept_targets = [], []
-    for (source_text, target_text), source, target in zip(texts, sources, targets, strict=True):
-        reason = length_reason(len(source), len(target), data.cleaning)
-        if not reason and max(len(source), len(target)) >= data.batch_tokens:
-            reason = "batch_tokens"
+    @functools.cache
+    def reason_of(source: int, target: int) -> str | None:
+        reason = length_reason(source, target, data.cleaning)
+        return reason or ("batch_tokens" if max(source, target) >= data.batch_tokens else None)
+
+    reasons = list(map(reason_of, map(len, sources), map(len, targets)))
+    report.kept += reasons.count(None)
+    for row, reason in enumerate(reasons):
         if reason:
-            report.drop(reason, source_text, target_text)
-        else:
-            report.kept += 1
-            kept_sources.append(source)
-            kept_targets.append(target)
-    return kept_sources, kept_targets
+            report.drop(reason, texts["source"][row], texts["target"][row])
+    kept = [reason is None for reason in reasons]
+    return list(itertools.compress(sources, kept)), list(itertools.compress(targets, kept))

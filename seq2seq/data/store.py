@@ -1,48 +1,120 @@
-"""Encoded pairs on disk: flat arrays of token ids with offsets, memory-mapped; no Python object per sentence."""
+"""Encoded pairs on disk: flat arrays of token ids with offsets, memory-mapped; no Python object per sentence.
+
+Beside the arrays stand checksums of their blocks: nothing is used of a block that was not held against its own.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import shutil
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seq2seq.support.errors import UserError
+from seq2seq.support.files import read_json, sha256_of_json, write_json
 
 SIDES = ("source", "target")
+CHECKSUMS = "checksums.json"
+FORMAT = 2
+"""Raised whenever what a store holds changes, so that older ones are made anew."""
+BLOCK = 1 << 16
+"""Bytes with one checksum. A first batch touches as many blocks as it has sentences, so small ones start sooner."""
+
+
+class CheckedArray:
+    """A memory-mapped .npy file of one dimension; `check` must come before what is read.
+
+    CRC-32 misses no damage of up to 32 bits in a row, and of any other one in 2^32. Raises UserError for a file of
+    another size than recorded, or with a damaged header.
+    """
+
+    def __init__(self, path: Path, recorded: dict[str, Any]) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        if len(self._bytes) != recorded["bytes"]:
+            raise _damaged(path.parent, f"{path.name} has {len(self._bytes):,} bytes, not {recorded['bytes']:,}")
+        self._crc32 = np.frombuffer(bytes.fromhex(recorded["crc32"]), ">u4")
+        self._unchecked = np.ones(len(self._crc32), bool)
+        self._check_block(0)
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._header = mapped.offset
+        assert self._header <= BLOCK, "the header must lie in the first block"
+        # A plain array: each slice of a memmap costs a microsecond of Python.
+        self.array: NDArray[Any] = np.asarray(mapped)
+
+    def check(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        """Check the blocks under elements starts[i] to ends[i] - 1 that were not checked before.
+
+        Raises UserError with the file and the bytes of a damaged block.
+        """
+        if not self._unchecked.any():
+            return
+        count, size = len(self._unchecked) + 1, self.array.itemsize
+        first, last = (self._header + starts * size) // BLOCK, (self._header + ends * size - 1) // BLOCK
+        depth = (np.bincount(first, minlength=count) - np.bincount(last + 1, minlength=count)).cumsum()
+        for block in np.flatnonzero(self._unchecked & (depth[:-1] > 0)):
+            self._check_block(int(block))
+
+    def checked(self) -> NDArray[Any]:
+        """The array, all of it checked."""
+        for block in np.flatnonzero(self._unchecked):
+            self._check_block(int(block))
+        return self.array
+
+    def _check_block(self, block: int) -> None:
+        data = self._bytes[block * BLOCK : (block + 1) * BLOCK]
+        if zlib.crc32(data) != self._crc32[block]:
+            start, found = block * BLOCK, f"CRC-32 {zlib.crc32(data):08x}, not {self._crc32[block]:08x}"
+            what = f"{self._path.name}: block {block}, bytes {start:,} to {start + len(data) - 1:,}, has {found}"
+            raise _damaged(self._path.parent, what)
+        self._unchecked[block] = False
 
 
 class Store:
     """The encoded pairs of one split; every sentence ends in eos.
 
-    `lengths` are the token counts of sources and targets, int32, [pairs] each, eos counted.
+    `lengths` are the token counts of sources and targets, [pairs] each, eos counted; uint16 where they fit, else int32,
+    and mapped, not read. `sha256` is the hash of tokens and offsets as they were written.
+
+    Raises UserError when the store is missing or damaged; damaged tokens are found when they are first asked for.
     """
 
     def __init__(self, directory: Path) -> None:
         try:
-            self._tokens = [
-                np.load(directory / f"{side}.tokens.npy", mmap_mode="r", allow_pickle=False) for side in SIDES
-            ]
-            self._offsets = [
-                np.load(directory / f"{side}.offsets.npy", mmap_mode="r", allow_pickle=False) for side in SIDES
-            ]
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{directory}: prepared data missing or damaged ({error}); "
-                "delete the directory and type the command again"
-            ) from None
-        self.lengths = [np.diff(offsets).astype(np.int32) for offsets in self._offsets]
+            recorded = read_json(directory / CHECKSUMS)
+            files = recorded["files"]
+            if recorded["sha256"] != sha256_of_json(files):
+                raise ValueError(f"{CHECKSUMS} has not the hash that it says")
+            self._tokens, offsets, lengths = (
+                [CheckedArray(directory / name, files[name]) for name in (f"{side}.{kind}.npy" for side in SIDES)]
+                for kind in ("tokens", "offsets", "lengths")
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(directory, str(error)) from None
+        self._offsets = [side.checked() for side in offsets]
+        self.lengths = [side.checked() for side in lengths]
+        hashed = sorted(name for name in files if "lengths" not in name)
+        self.sha256 = sha256_of_json([files[name]["sha256"] for name in hashed])
 
     def __len__(self) -> int:
         return len(self.lengths[0])
 
     def gather(self, side: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The tokens of these sentences of a side (0 source, 1 target), one after another."""
-        lengths = self.lengths[side][pairs].astype(np.int64)
-        shift = self._offsets[side][pairs] - (lengths.cumsum() - lengths)
-        return self._tokens[side][np.arange(lengths.sum()) + shift.repeat(lengths)].astype(np.int64)
+        """The tokens of these sentences of a side (0 source, 1 target), one after another.
+
+        Raises UserError when they are damaged on disk.
+        """
+        lengths, starts = self.lengths[side][pairs].astype(np.int64), self._offsets[side][pairs]
+        self._tokens[side].check(starts, starts + lengths)
+        shift = starts - (lengths.cumsum() - lengths)
+        return self._tokens[side].array[np.arange(lengths.sum()) + shift.repeat(lengths)].astype(np.int64)
 
 
 class StoreWriter:
@@ -52,26 +124,33 @@ class StoreWriter:
         self._directory = directory
         self._dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
         self._raw = [(directory / f"{side}.raw").open("wb") for side in SIDES]
-        self._lengths: list[list[NDArray[np.int64]]] = [[], []]
+        self._lengths: list[list[NDArray[np.int32]]] = [[], []]
 
-    def write(self, side: int, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-        """Append the sentences of a block: their tokens one after another, and the length of each."""
+    def write(self, side: int, tokens: NDArray[Any], lengths: NDArray[Any]) -> None:
+        """Append the sentences of a block: their tokens one after another, and the length of each, at least 1."""
         self._raw[side].write(tokens.astype(self._dtype).tobytes())
-        self._lengths[side].append(lengths)
+        self._lengths[side].append(lengths.astype(np.int32))
 
     def finish(self) -> None:
-        """Put the arrays under their names."""
+        """Put the arrays under their names, and their checksums beside them."""
+        files = {}
         for side, name in enumerate(SIDES):
             self._raw[side].close()
             raw = self._directory / f"{name}.raw"
-            offsets = np.concatenate([np.zeros(1, np.int64), *self._lengths[side]]).cumsum()
+            lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths[side]])
+            offsets = np.concatenate([np.zeros(1, np.int64), lengths.cumsum(dtype=np.int64)])
+            fits = lengths.max(initial=0) < 1 << 16
             header = {"descr": np.dtype(self._dtype).str, "fortran_order": False, "shape": (int(offsets[-1]),)}
             # Written, not mapped: on a full disk a write raises, where a page of a map kills the process.
             with raw.open("rb") as tokens, (self._directory / f"{name}.tokens.npy").open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 shutil.copyfileobj(tokens, file, 1 << 22)
-            np.save(self._directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
             raw.unlink()
+            np.save(self._directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
+            np.save(self._directory / f"{name}.lengths.npy", lengths.astype(np.uint16) if fits else lengths)
+            for kind in ("tokens", "offsets", "lengths"):
+                files[f"{name}.{kind}.npy"] = _checksums(self._directory / f"{name}.{kind}.npy")
+        write_json(self._directory / CHECKSUMS, {"files": files, "sha256": sha256_of_json(files)})
 
 
 def write_store(
@@ -81,7 +160,26 @@ def write_store(
     writer = StoreWriter(directory, vocab_size)
     for block in blocks:
         for side in (0, 1):
-            lengths = np.array([len(sentence) + 1 for sentence in block[side]], np.int64)
-            tokens = np.array([token for sentence in block[side] for token in (*sentence, eos)], np.int64)
-            writer.write(side, tokens, lengths)
+            tokens: list[int] = []
+            for sentence in block[side]:
+                tokens += sentence
+                tokens.append(eos)
+            lengths = np.fromiter(map(len, block[side]), np.int32, len(block[side])) + 1
+            writer.write(side, np.fromiter(tokens, np.uint32, len(tokens)), lengths)
     writer.finish()
+
+
+def _checksums(path: Path) -> dict[str, Any]:
+    """What is recorded of a file: its size, its SHA-256, and the CRC-32 of each block, eight hex digits each."""
+    digest, sums = hashlib.sha256(), []
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            sums.append(f"{zlib.crc32(block):08x}")
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest(), "crc32": "".join(sums)}
+
+
+def _damaged(directory: Path, what: str) -> UserError:
+    return UserError(
+        f"{directory}: prepared data missing or damaged ({what}); delete the directory and type the command again"
+    )

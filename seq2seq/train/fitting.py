@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from seq2seq.data.batches import Batch
+from seq2seq.data.batches import Batch, Updates
 from seq2seq.data.store import Store
 from seq2seq.ops.packing import Layout
 from seq2seq.support.errors import RunError
@@ -37,7 +36,7 @@ def fitting_parts(trial: Callable[[int], None], least: int, most: int) -> int:
             parts = min(2 * parts, least * -(-most // least))
 
 
-def worst_part(store: Store, updates: Sequence[NDArray[np.int64]], parts: int) -> Batch:
+def worst_part(store: Store, updates: Updates, parts: int) -> Batch:
     """A batch that needs no less memory than any part of `updates`: as many tokens as the largest has on each side, in
     sentences as long as the longest.
 

@@ -26,7 +26,8 @@ from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
 from seq2seq.model.directory import fill, own_weights, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
-from seq2seq.support.devices import autocast, choose_device, choose_precision, keep_freed_memory
+from seq2seq.ops.compiled import compile_regions
+from seq2seq.support.devices import autocast, choose_compiling, choose_device, choose_precision, keep_freed_memory
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
@@ -84,6 +85,8 @@ class Trainer:
         if config.init_from and not self.checkpoints.all():
             fill(self.model, starting_weights(config), Path(config.init_from))
         self.average = copy.deepcopy(self.model) if config.trainer.average_decay is not None else None
+        if choose_compiling(config.trainer.compile, self.device):
+            compile_regions(self.model)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
         self.progress = Progress(data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or 0)
@@ -210,7 +213,8 @@ class Trainer:
             return (source, target), list(parts)
 
         while True:
-            yield from prefetched(make, self.sampler.epoch(progress.epoch)[progress.update :])
+            updates = self.sampler.epoch(progress.epoch)
+            yield from prefetched(make, (updates[index] for index in range(progress.update, len(updates))))
             progress.epoch, progress.update = progress.epoch + 1, 0
 
     def _is_due(self) -> bool:

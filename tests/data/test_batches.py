@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from seq2seq.data.batches import Batch, Sampler, cut, in_order, micro_batches, prefetched
+from seq2seq.data import batches
+from seq2seq.data.batches import Batch, Sampler, cut, in_order, micro_batches, prefetched, sort_by_length
 from seq2seq.data.store import Store, write_store
 from seq2seq.data.tokenizer import BOS, EOS
 
@@ -30,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(folder)
 
 
-def listed(updates: list[NDArray[np.int64]]) -> list[list[int]]:
+def listed(updates: Iterable[NDArray[np.int64]]) -> list[list[int]]:
     return [pairs.tolist() for pairs in updates]
 
 
@@ -59,6 +61,50 @@ def test_the_order_is_a_function_of_seed_and_epoch(store: Store) -> None:
     assert all(sorted(map(sorted, other)) != sorted(map(sorted, first)) for other in others), "other neighbours too"
 
 
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), max_size=60),
+    longest=st.sampled_from([1, 65_535, 65_536, 2**31 - 1]),
+    window=st.integers(1, 70),
+    data=st.data(),
+)
+def test_sorting_in_place_is_the_plain_sort(
+    lengths: list[tuple[int, int]], longest: int, window: int, data: st.DataObject
+) -> None:
+    sides = [np.array([pair[side] for pair in lengths] + [longest], np.int32) for side in (0, 1)]
+    order = np.array(data.draw(st.permutations(range(len(lengths) + 1))), np.int32)
+    plain = order[np.lexsort([side[order] for side in sides])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "WINDOW", window)
+        sort_by_length(order, sides)
+    assert order.tolist() == plain.tolist()
+
+
+def plain_epoch(store: Store, limit: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """The same epoch without care for memory, as it was first written."""
+    rng = np.random.default_rng((seed, epoch))
+    shuffled = rng.permutation(len(store))
+    order = shuffled[np.lexsort([side[shuffled] for side in store.lengths])]
+    runs, start = [], 0
+    sums = [np.concatenate([[0], side[order].cumsum(dtype=np.int64)]) for side in store.lengths]
+    while start < len(order):
+        end = min(int(np.searchsorted(side, side[start] + limit, side="right")) - 1 for side in sums)
+        runs.append(order[start:end])
+        start = end
+    return [runs[index] for index in rng.permutation(len(runs))]
+
+
+@pytest.mark.parametrize("limit", [40, 300, 100_000])
+@pytest.mark.parametrize("window", [7, 100, 1 << 16])
+def test_an_epoch_is_the_one_that_the_plain_code_makes(
+    store: Store, limit: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "WINDOW", window)
+    updates = Sampler(store, limit, seed=5).epoch(2)
+    assert listed(updates) == listed(plain_epoch(store, limit, 5, 2))
+    assert [updates[index].tolist() for index in range(len(updates))] == listed(updates)
+    assert updates[0].dtype == np.int64
+
+
 def test_neighbours_are_similarly_long_and_lengths_come_mixed(store: Store) -> None:
     updates = Sampler(store, 200, seed=1).epoch(0)
     spread = [int(np.ptp(store.lengths[1][pairs])) for pairs in updates]
@@ -70,12 +116,17 @@ def test_neighbours_are_similarly_long_and_lengths_come_mixed(store: Store) -> N
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=40),
     limit=st.integers(9, 30),
+    window=st.integers(1, 45),
     data=st.data(),
 )
-def test_cut_makes_the_longest_runs(lengths: list[tuple[int, int]], limit: int, data: st.DataObject) -> None:
+def test_cut_makes_the_longest_runs(
+    lengths: list[tuple[int, int]], limit: int, window: int, data: st.DataObject
+) -> None:
     order = np.array(data.draw(st.permutations(range(len(lengths)))), np.int64)
     sides = [np.array([pair[side] for pair in lengths], np.int32)[order] for side in (0, 1)]
-    runs = cut(order, sides, limit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "WINDOW", window)
+        runs = cut(order, sides, limit)
     assert [pair for run in listed(runs) for pair in run] == order.tolist()
     for run in listed(runs):
         assert run
@@ -133,12 +184,12 @@ def test_a_batch_shifts_the_target(tmp_path: Path) -> None:
 
 
 def test_in_order_is_everything_once_shortest_first(store: Store) -> None:
-    batches = list(in_order(store, 300))
-    numbers = [int(batch.source[start]) - 100 for batch in batches for start in batch.source_layout.starts]
+    everything = list(in_order(store, 300))
+    numbers = [int(batch.source[start]) - 100 for batch in everything for start in batch.source_layout.starts]
     assert sorted(numbers) == list(range(500))
     targets = store.lengths[1][numbers].tolist()
     assert targets == sorted(targets)
-    assert max(max(batch.source_layout.total, batch.target_layout.total) for batch in batches) <= 300
+    assert max(max(batch.source_layout.total, batch.target_layout.total) for batch in everything) <= 300
 
 
 def test_what_is_prefetched_comes_in_order_and_only_so_far_ahead() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from seq2seq.data import corpus
 from seq2seq.data import prepare as preparing
 from seq2seq.data.clean import text_hash
 from seq2seq.data.prepare import Prepared, prepare
-from seq2seq.data.tokenizer import EOS
+from seq2seq.data.store import FORMAT, SIDES
+from seq2seq.data.tokenizer import EOS, Tokenizer
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import read_json, write_json
 
@@ -69,7 +69,8 @@ def test_what_is_prepared(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> N
     expected = {"clean/report.json", "train/report.json", "tokenizer/tokenizer.model", "valid/text.json"}
     expected |= {f"{stage}/stage.json" for stage in ("clean", "tokenizer", "train", "valid")}
     for split in ("train", "valid"):
-        expected |= {f"{split}/{side}.{kind}.npy" for side in ("source", "target") for kind in ("tokens", "offsets")}
+        expected |= {f"{split}/{side}.{kind}.npy" for side in SIDES for kind in ("tokens", "offsets", "lengths")}
+        expected.add(f"{split}/checksums.json")
         expected |= {
             f"clean/{split}/{name}" for name in ("dataset_info.json", "state.json", "data-00000-of-00001.arrow")
         }
@@ -333,40 +334,64 @@ def test_too_few_sources_to_hold_any_out(tmp_path: Path) -> None:
         prepare(config(tmp_path, [("a", "b"), ("a", "c")]))
 
 
-# Many processes.
+# Many threads.
 
-SCRIPT = """
-import os, sys
-from pathlib import Path
-from seq2seq.config.compose import compose
-from seq2seq.data import prepare
 
-if __name__ == "__main__":
-    prepare.PARALLEL_FROM = prepare.BLOCK = 50
-    parent, encode = os.getpid(), prepare.Tokenizer.encode
-    def noted(tokenizer, texts):
-        Path(sys.argv[1], f"process-{os.getpid()}").touch()
+def test_the_number_of_threads_does_not_show(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "BLOCK", 20)
+    threads: list[set[int]] = []
+    encode = Tokenizer.encode
+
+    def noted(tokenizer: Any, texts: Any) -> list[list[int]]:
+        threads[-1].add(threading.get_ident())
+        time.sleep(0.001)  # Others come to their turn.
         return encode(tokenizer, texts)
-    prepare.Tokenizer.encode = noted
-    for workers in (1, 2):
-        settings = [f"data.prepared_dir={sys.argv[1]}/{workers}", f"data.workers={workers}"]
-        prepare.prepare(compose([*sys.argv[2:], *settings]))
-"""
+
+    monkeypatch.setattr(Tokenizer, "encode", noted)
+    made = []
+    for workers in (1, 3):
+        threads.append(set())
+        settings = config(tmp_path, toy_pairs, toy_pairs[:20])
+        settings.data.prepared_dir = str(tmp_path / str(workers))
+        settings.data.workers = workers
+        prepare(settings)
+        root = tmp_path / str(workers)
+        made.append({path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()})
+    assert made[0].keys() == made[1].keys()
+    assert [name for name in made[0] if made[0][name] != made[1][name] and name.name != "dataset_info.json"] == []
+    assert len(threads[1]) > len(threads[0])
 
 
-def test_two_processes_make_the_same_bytes(tmp_path: Path, toy_corpus: tuple[Path, Path]) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    source, target = toy_corpus
-    overrides = [f"data.train.source={source}", f"data.train.target={target}", "tokenizer.vocab_size=310"]
-    subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path), "+recipe=files", *overrides],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    one, two = (
-        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-        for root in (tmp_path / "1", tmp_path / "2")
-    )
-    assert one.keys() == two.keys()
-    assert len(list(tmp_path.glob("process-*"))) == 3, "the first run in one process, the second in two more"
-    assert [name for name in one if one[name] != two[name] and name.name != "dataset_info.json"] == []
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_threads_keep_the_order_and_do_not_run_ahead(workers: int) -> None:
+    asked = []
+
+    def items() -> Iterator[int]:
+        for item in range(40):
+            asked.append(item)
+            yield item
+
+    found = []
+    for result in preparing._in_threads(lambda item: item * item, items(), workers):
+        found.append(result)
+        assert len(asked) <= len(found) + 2 * workers
+    assert found == [item * item for item in range(40)]
+
+
+def test_an_error_in_a_thread_ends_the_stage() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(preparing._in_threads(lambda item: 1 // item, [1, 0, 1], 2))
+
+
+def test_stores_of_an_older_format_are_made_anew(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    monkeypatch.setattr(preparing, "FORMAT", FORMAT - 1)
+    prepare(settings)
+    before = stamps(tmp_path)
+    monkeypatch.undo()
+    prepare(settings)
+    assert changed(before, stamps(tmp_path)) == {"train", "valid"}
