@@ -215,6 +215,7 @@ class Trainer:
         while True:
             updates = self.sampler.epoch(progress.epoch)
             yield from prefetched(make, (updates[index] for index in range(progress.update, len(updates))))
+            del updates  # before those of the next epoch are made: they are most of what a large corpus needs
             progress.epoch, progress.update = progress.epoch + 1, 0
 
     def _is_due(self) -> bool:

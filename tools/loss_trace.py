@@ -1,0 +1,115 @@
+"""The losses of the first updates of a training, by the fast path and by the plain one, beside each other.
+
+    python tools/loss_trace.py [--steps 200] [--output FILE] +recipe=NAME [key=value ...]
+
+Both train the same model on the same batches with the same dropout masks. Plain is: the textbook's attention, sentence
+by sentence, with a product for each projection; all logits at once in PyTorch's cross entropy; dropout, then the sum;
+everything in float32. Prints JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from seq2seq.config.compose import compose
+from seq2seq.config.schema import Config
+from seq2seq.data.batches import Batch, Sampler
+from seq2seq.data.prepare import Prepared, prepare
+from seq2seq.model.attention import MultiHeadAttention
+from seq2seq.model.translation import build_model
+from seq2seq.ops import dropout
+from seq2seq.ops.attention import attention_reference
+from seq2seq.ops.linear_cross_entropy import linear_cross_entropy_reference
+from seq2seq.support.devices import autocast, choose_device, choose_precision
+from seq2seq.train.loss import batch_loss
+from seq2seq.train.optimizer import build_optimizer, change_weights
+from seq2seq.train.schedule import learning_rate
+from tools.figures import machine
+
+
+@contextlib.contextmanager
+def plain_path() -> Iterator[None]:
+    """Within it, training computes by the references of the fast operations."""
+
+    def attention(*arguments: Any, **settings: Any) -> Tensor:
+        return attention_reference(*arguments, **settings)[0]
+
+    def projected(self: MultiHeadAttention, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._heads(self.query(x_ND)), *self.keys_values(memory_MD)
+
+    with (
+        mock.patch("seq2seq.model.attention.attention", attention),
+        mock.patch.object(MultiHeadAttention, "_projected", projected),
+        mock.patch("seq2seq.train.loss.linear_cross_entropy", linear_cross_entropy_reference),
+        mock.patch.object(dropout, "add_dropout", lambda x, y, p: x + dropout.dropout(y, p)),
+    ):
+        yield
+
+
+def trace(config: Config, data: Prepared, steps: int, precision: torch.dtype) -> list[float]:
+    """The mean smoothed loss, in nats a token, of each of the first updates."""
+    device = choose_device(config.trainer.device)
+    model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(device).train()
+    optimizer = build_optimizer(model, config.optimizer)
+    sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
+    updates = (pairs for epoch in range(steps) for pairs in sampler.epoch(epoch))
+    losses = []
+    for step, pairs in zip(range(1, steps + 1), updates, strict=False):
+        batch = Batch.of(data.train, pairs).to(device)
+        torch.manual_seed(step)
+        with autocast(device, precision):
+            loss, _ = batch_loss(model, batch, config.trainer.label_smoothing)
+        mean = loss / batch.target_layout.total
+        mean.backward()
+        rate = learning_rate(step, config.schedule, config.model.d_model, config.trainer.max_steps)
+        change_weights(optimizer, rate, skip=~mean.isfinite())
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(mean.detach()))
+    return losses
+
+
+def compared(config: Config, data: Prepared, steps: int, precision: torch.dtype) -> dict[str, Any]:
+    """Both traces, and the largest and the last relative difference between them."""
+    fast = trace(config, data, steps, precision)
+    with plain_path():
+        plain = trace(config, data, steps, torch.float32)
+    apart = [abs(one - other) / other for one, other in zip(fast, plain, strict=True)]
+    return {"largest": max(apart), "last": apart[-1], "fast": fast, "plain": plain}
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--steps", type=int, default=200)
+    options.add_argument("--output", type=Path)
+    arguments, overrides = options.parse_known_args()
+    config = compose(overrides)
+    data = prepare(config)
+    precision = choose_precision(config.trainer.precision, choose_device(config.trainer.device))
+    result = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "torch": torch.__version__,
+        "command": f"python {' '.join(sys.argv)}",
+        "precision": str(precision).removeprefix("torch."),
+        **compared(config, data, arguments.steps, precision),
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
