@@ -124,9 +124,10 @@ class Worker:
                 f"{self.job.contestant} in {self.job.precision} ended with code {self.processes[0].wait()}, its words "
                 "are above; where memory ran out (code -9) type a smaller --batch-tokens, or --micro-batches=2"
             ) from None
-        memory = sum(answer.get("peak_memory", 0) for answer in answers)
-        own = answers[0].get("others", 0.0) - sum(1.0 for _ in answers[1:])
-        return {**answers[0], "peak_memory": memory, "others": max(0.0, own)}
+        # Ranks share the work and its time.
+        summed = {key: sum(answer[key] for answer in answers) for key in ("peak_memory", "rows") if key in answers[0]}
+        own = {"others": max(0.0, answers[0]["others"] - len(answers) + 1)} if "others" in answers[0] else {}
+        return {**answers[0], **summed, **own}
 
     def __enter__(self) -> Worker:
         return self

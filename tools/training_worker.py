@@ -7,7 +7,6 @@ what they took.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
@@ -24,17 +23,18 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
-from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches
+from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches, prefetched
 from seq2seq.data.store import Store
 from seq2seq.ops.compiled import compile_regions
 from seq2seq.support.devices import autocast, choose_compiling, choose_device, keep_freed_memory
 from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
-from seq2seq.train.optimizer import build_optimizer
+from seq2seq.train.optimizer import build_optimizer, change_weights
 from tools.contestants import CONTESTANTS, learnt_parameters, total_norm
 from tools.flops import update_flops
 
 MATRIX = "matrix product"
+RATE = 1e-4
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices that give the machine's rate."""
 
@@ -76,16 +76,18 @@ class TrainingRun:
             compile_regions(self.model)
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
         for group in self.optimizer.param_groups:
-            group["lr"] = 1e-4
+            group["lr"] = RATE
         self.parameters = learnt_parameters(self.model)
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
         """Compute the updates; returns seconds, tokens without pads, FLOPs, and rows that entered linear layers."""
         store, updates = opened(stretch.store, stretch.batch_tokens)
         chosen = [updates[index % len(updates)] for index in range(stretch.first, stretch.first + stretch.count)]
+        rows = 0
         started = now(self.device)
-        for pairs in chosen:
-            self.update(store, pairs)
+        for parts in prefetched(lambda pairs: self.parts(store, pairs), chosen):
+            self.update(parts)
+            rows += sum(self.contestant.rows(batch) for batch in parts)
         seconds = now(self.device) - started
         lengths = [[side[pairs] for side in store.lengths] for pairs in chosen]
         source_tokens, target_tokens = (sum(int(side.sum()) for side in sides) for sides in zip(*lengths, strict=True))
@@ -94,28 +96,27 @@ class TrainingRun:
             "tokens": source_tokens + target_tokens,
             "target_tokens": target_tokens,
             "flops": sum(update_flops(self.config, self.job.vocab_size, *sides) for sides in lengths),
-            "rows": sum(self.contestant.rows(batch) for pairs in chosen for batch in self.parts(store, pairs, World())),
+            "rows": rows,
         }
 
-    def update(self, store: Store, pairs: NDArray[np.int64]) -> None:
-        """One update by the mean loss of these pairs."""
-        target_tokens = int(store.lengths[1][pairs].sum())
-        losses = []
-        for batch in self.parts(store, pairs, self.world):
+    def parts(self, store: Store, pairs: NDArray[np.int64]) -> list[Batch]:
+        """The micro-batches of an update that this rank computes."""
+        world, count = self.world, self.job.micro_batches * self.world.size
+        batches = (batch for _, batch, _ in micro_batches(store, pairs, count, world.rank, world.size))
+        return [batch.pinned() if self.device.type == "cuda" else batch for batch in batches]
+
+    def update(self, parts: list[Batch]) -> None:
+        """One update by the mean loss of its parts; ranks are averaged."""
+        target_tokens = sum(batch.target_layout.total for batch in parts)
+        for batch in parts:
             with autocast(self.device, self.precision):
                 loss = self.contestant.loss(batch.to(self.device))
-            # Ranks are averaged, not summed.
-            (loss * self.world.size / target_tokens).backward()
-            losses.append(loss.detach())
+            (loss / target_tokens).backward()
         if self.contestant.is_ours:
-            assert math.isfinite(float(torch.stack(losses).sum() + total_norm(self.model)))
-        self.optimizer.step()
+            change_weights(self.optimizer, RATE, skip=~total_norm(self.model).isfinite())
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def parts(self, store: Store, pairs: NDArray[np.int64], world: World) -> Iterator[Batch]:
-        """The micro-batches of an update that a rank computes."""
-        count = self.job.micro_batches * self.world.size
-        return (batch for _, batch, _ in micro_batches(store, pairs, count, world.rank, world.size))
 
 
 class MatrixProducts:
