@@ -30,9 +30,8 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """Target tokens to hidden rows, whole sentences at once (`__call__`) or one step at a time (`start`, `step`).
 
-    The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` — a row number of the
-    step before, its slot · K + its place — with `tokens[s, k]`; all rows of a slot come from one slot before, so a
-    slot that no parent names is released. K may change from step to step.
+    The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` of slot s (its place in
+    the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go.
     """
 
     def __call__(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
@@ -43,3 +42,6 @@ class Decoder(Protocol):
 
     def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
         """Advance `state` by one token a hypothesis: hidden rows [S, K, D] for tokens [S, K]."""
+
+    def keep(self, state: Any, slots: Tensor) -> None:
+        """Go on with these slots alone, [S] numbers before, in this order."""

@@ -17,6 +17,7 @@ from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.interfaces import Decoder, Encoder, Memory
 from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.quantized_linear import QuantizedLinear, quantize_linears
 
 ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
     "transformer": TransformerEncoder,
@@ -42,6 +43,7 @@ class TranslationModel(nn.Module):
         self.decoder = DECODERS[config.decoder.kind](config.decoder, self.target_embedding)
         if config.tie_embeddings == "none":
             self.output = Embedding(vocab_size, config.d_model)
+        self.projection: QuantizedLinear | None = None
 
     @property
     def output_weight(self) -> nn.Parameter:
@@ -63,7 +65,17 @@ class TranslationModel(nn.Module):
 
     def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
         """Logits [S, K, V] after the tokens [S, K]; see `interfaces.Decoder.step`."""
-        return F.linear(cast(Decoder, self.decoder).step(state, tokens, parents), self.output_weight)
+        h_SKD = cast(Decoder, self.decoder).step(state, tokens, parents)
+        return F.linear(h_SKD, self.output_weight) if self.projection is None else self.projection(h_SKD)
+
+    def keep(self, state: Any, slots: Tensor) -> None:
+        """Let all slots but these go; see `interfaces.Decoder.keep`."""
+        cast(Decoder, self.decoder).keep(state, slots)
+
+    def quantize(self) -> None:
+        """Compute linear layers and logits in int8 from now on, for translation. Raises UserError."""
+        quantize_linears(self)
+        self.projection = QuantizedLinear(self.output_weight)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -37,10 +37,9 @@ def row_of(seed: int, source: Prefix, prefix: Prefix) -> tuple[float, ...]:
 
 @dataclass
 class ToyState:
-    """The source and what was fed so far, of each row; K; and how many slots each step had."""
+    """Of each slot the source and what was fed so far to each hypothesis; and how many slots each step had."""
 
-    rows: list[tuple[Prefix, Prefix]]
-    width: int
+    rows: list[tuple[Prefix, list[Prefix]]]
     slots: list[int]
 
 
@@ -55,22 +54,21 @@ class ToyModel:
         return [tuple(source.tolist()) for source in tokens.split(layout.lengths.tolist())]
 
     def start(self, memory: list[Prefix]) -> ToyState:
-        self.state = ToyState([(source, ()) for source in memory], 1, [])
+        self.state = ToyState([(source, [()]) for source in memory], [])
         return self.state
 
     def step(self, state: ToyState, tokens: Tensor, parents: Tensor) -> Tensor:
-        before = state.rows
-        for row in parents.tolist():
-            assert len({parent // state.width for parent in row}) == 1, "the parents of a row come from one slot"
         state.rows = [
-            (before[parent][0], (*before[parent][1], token))
-            for parent, token in zip(parents.flatten().tolist(), tokens.flatten().tolist(), strict=True)
+            (source, [(*before[parent], token) for parent, token in zip(of_slot, new, strict=True)])
+            for (source, before), of_slot, new in zip(state.rows, parents.tolist(), tokens.tolist(), strict=True)
         ]
-        state.width = parents.shape[1]
-        state.slots.append(parents.shape[0])
-        assert all(fed[0] == BOS for _, fed in state.rows)
-        logits = [row_of(self.seed, source, fed[1:]) for source, fed in state.rows]
-        return torch.tensor(logits).view(*parents.shape, VOCABULARY)
+        state.slots.append(len(state.rows))
+        assert all(fed[0] == BOS for _, of_slot in state.rows for fed in of_slot)
+        return torch.tensor([[row_of(self.seed, source, fed[1:]) for fed in of_slot] for source, of_slot in state.rows])
+
+    def keep(self, state: ToyState, slots: Tensor) -> None:
+        assert len(slots) < len(state.rows), "it is called to let slots go"
+        state.rows = [state.rows[slot] for slot in slots.tolist()]
 
 
 class Exact(NamedTuple):
@@ -251,8 +249,9 @@ class EndsOnSchedule(ToyModel):
 
     def step(self, state: ToyState, tokens: Tensor, parents: Tensor) -> Tensor:
         logits = super().step(state, tokens, parents)
-        for row, (source, fed) in zip(logits.flatten(0, 1), state.rows, strict=True):
-            row[EOS] += 40.0 if len(fed) > (0 if source == (4, 3) else len(source)) else -40.0
+        for rows, (source, of_slot) in zip(logits, state.rows, strict=True):
+            for row, fed in zip(rows, of_slot, strict=True):
+                row[EOS] += 40.0 if len(fed) > (0 if source == (4, 3) else len(source)) else -40.0
         return logits
 
 
@@ -272,7 +271,7 @@ def test_stopping_early_does_not_change_the_result(
     config = SearchConfig(beam_size=beam_size, length_penalty=alpha, max_length_offset=8, n_best=n_best)
     model, patient = ToyModel(seed), ToyModel(seed)
     found = run(model, SOURCES, config)
-    monkeypatch.setattr(module._Beams, "_decided", lambda beams: beams.limits <= beams.length)
+    monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.limits <= beams.length)
     assert run(patient, SOURCES, config) == found
     assert model.state is not None
     assert patient.state is not None
@@ -283,7 +282,7 @@ def test_stopping_early_saves_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = []
     for patient in (False, True):
         if patient:
-            monkeypatch.setattr(module._Beams, "_decided", lambda beams: beams.limits <= beams.length)
+            monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.limits <= beams.length)
         model = ToyModel(1)
         run(model, SOURCES, SearchConfig(beam_size=2, max_length_offset=8))
         assert model.state is not None
