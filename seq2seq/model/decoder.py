@@ -68,6 +68,7 @@ class TransformerDecoder(nn.Module):
         self.input = PositionedEmbedding(embedding, config)
         self.layers = nn.ModuleList(DecoderLayer(d_model, config) for _ in range(config.num_layers))
         self.norm = final_norm(d_model, config.norm)
+        self.cache_dtype: torch.dtype | None = None
 
     def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Packed target tokens [M] to hidden rows [M, D]."""
@@ -81,7 +82,10 @@ class TransformerDecoder(nn.Module):
         layers = []
         for layer in cast("Iterable[DecoderLayer]", self.layers):
             keys, values = layer.cross_attention.keys_values(memory.rows)
-            layers.append(LayerCache.of(padded_heads(keys, memory.layout), padded_heads(values, memory.layout)))
+            keys, values = (
+                padded_heads(rows, memory.layout).to(self.cache_dtype or rows.dtype) for rows in (keys, values)
+            )
+            layers.append(LayerCache.of(keys, values))
         return DecoderCache.of(layers, memory.layout)
 
     def step(self, state: DecoderCache, tokens: Tensor, parents: Tensor) -> Tensor:

@@ -34,10 +34,11 @@ def step_attention_reference(q_SHKE: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mas
 
 
 def step_attention(q_SHKE: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mask: Tensor | None) -> Tensor:
-    """The same, in two batched products on the CPU, the softmax in float32."""
+    """The same, in two batched products in the format of the keys on the CPU, the softmax in float32."""
     if q_SHKE.device.type != "cpu":
         return step_attention_reference(q_SHKE, k_SHCE, v_SHCE, mask)
-    weights_SHKC = torch.matmul(q_SHKE * q_SHKE.shape[-1] ** -0.5, k_SHCE.transpose(-1, -2)).float()
+    q_SHKE = (q_SHKE * q_SHKE.shape[-1] ** -0.5).to(k_SHCE.dtype)
+    weights_SHKC = torch.matmul(q_SHKE, k_SHCE.transpose(-1, -2)).float()
     if mask is not None:
         weights_SHKC += mask
     return torch.matmul(weights_SHKC.softmax(-1).to(v_SHCE.dtype), v_SHCE)

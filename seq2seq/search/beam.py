@@ -17,6 +17,9 @@ from seq2seq.ops.topk import best_continuations
 from seq2seq.search.hypotheses import Hypothesis, SearchModel
 from seq2seq.search.penalties import gnmt
 
+ROWS = 128
+"""How many rows of the vocabulary are looked at together on a processor."""
+
 
 class BeamSearch:
     """Finds the outputs of highest log-probability / length penalty (Wu et al., 2016, section 7).
@@ -41,7 +44,7 @@ class BeamSearch:
         beams = _Beams(self, limits)
         state = model.start(model.encode(source, layout))
         while True:
-            beams.advance(model.step(state, beams.tokens, beams.parents))
+            beams.advance(model, model.step(state, beams.tokens, beams.parents))
             done_S = beams.decided()
             if done_S.all():
                 break
@@ -71,32 +74,44 @@ class _Beams:
         self.finished = torch.full((slots, n), -math.inf, device=device)
         self.outputs = torch.full((slots, n, 0), search.eos, device=device)
 
-    def advance(self, logits_SKV: Tensor) -> None:
+    def advance(self, model: SearchModel, hidden: Tensor) -> None:
         """Extend all live hypotheses by one token."""
         self.length += 1
-        _, width, vocabulary = logits_SKV.shape
         beam = self.search.config.beam_size
-        # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
-        # Greedy search looks at the best one only: an eos in second place ends nothing.
-        count = 1 if beam == 1 else min(2 * beam, width * vocabulary)
-        scores_SC, flat_SC = best_continuations(self._log_probabilities(logits_SKV), self.scores, count)
-        places_SC, tokens_SC = flat_SC // vocabulary, flat_SC % vocabulary
+        scores_SC, places_SC, tokens_SC = self._candidates(model, hidden)
         prefixes_SCT = torch.cat((_pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
         ends_SC = tokens_SC == self.search.eos
         self._finish(scores_SC.masked_fill(~ends_SC, -math.inf), prefixes_SCT)
 
-        self.scores, kept_SK = scores_SC.masked_fill(ends_SC, -math.inf).topk(min(beam, count))
+        self.scores, kept_SK = scores_SC.masked_fill(ends_SC, -math.inf).topk(min(beam, scores_SC.shape[1]))
         self.tokens = tokens_SC.gather(1, kept_SK)
         self.prefixes = _pick(prefixes_SCT, kept_SK)
         self.parents = places_SC.gather(1, kept_SK)
 
-    def _log_probabilities(self, logits_SKV: Tensor) -> Tensor:
+    def _candidates(self, model: SearchModel, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best continuations of each slot: score, place of the parent, token, [S, C] each."""
+        width, beam = hidden.shape[1], self.search.config.beam_size
+        found = []
+        # Slot by slot as far as the cache of a processor reaches: the log-probabilities of all never exist together.
+        slots = hidden.shape[0] if hidden.is_cuda else -(-ROWS // width)
+        for start in range(0, hidden.shape[0], slots):
+            part = slice(start, start + slots)
+            scores_SKV = self._log_probabilities(model.logits(hidden[part]), part)
+            vocabulary = scores_SKV.shape[2]
+            # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
+            # Greedy search looks at the best one only: an eos in second place ends nothing.
+            count = 1 if beam == 1 else min(2 * beam, width * vocabulary)
+            found.append(best_continuations(scores_SKV, self.scores[part], count))
+        scores_SC, flat_SC = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return scores_SC, flat_SC // vocabulary, flat_SC % vocabulary
+
+    def _log_probabilities(self, logits_SKV: Tensor, slots: slice) -> Tensor:
         scores_SKV = logits_SKV.log_softmax(-1, dtype=torch.float32)
         scores_SKV.index_fill_(2, self.never_generated, -math.inf)
         if self.first_limit <= self.length:
             only_eos_V = torch.full_like(scores_SKV[0, 0], -math.inf)
             only_eos_V[self.search.eos] = 0.0
-            scores_SKV[self.limits <= self.length] += only_eos_V
+            scores_SKV[self.limits[slots] <= self.length] += only_eos_V
         return scores_SKV
 
     def _finish(self, scores_SC: Tensor, prefixes_SCT: Tensor) -> None:

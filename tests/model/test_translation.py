@@ -169,7 +169,7 @@ def test_steps_of_search_are_the_full_forward_pass(encoder: str, decoder: str, n
         sources_before, sources = sources, [sources[slot] for slot in slots]
         if slots != list(range(len(sources_before))):
             model.keep(state, torch.tensor(slots))
-        logits = model.step(state, torch.tensor(tokens), torch.tensor(places))
+        logits = model.logits(model.step(state, torch.tensor(tokens), torch.tensor(places)))
         torch.testing.assert_close(logits, expected_logits(model, sources, prefixes), atol=1e-5, rtol=0)
         width = new_width
 
@@ -189,7 +189,9 @@ def test_steps_in_bfloat16_are_near(encoder: str, decoder: str, norm: str) -> No
         ([[0, 0], [0, 0]], [[4, 5], [6, 7]]),
         ([[1, 0], [1, 1]], [[9, 9], [8, 4]]),
     ):
-        expected, out = (model.step(state, torch.tensor(tokens), torch.tensor(parents)) for model, state in states)
+        expected, out = (
+            model.logits(model.step(state, torch.tensor(tokens), torch.tensor(parents))) for model, state in states
+        )
         assert out.dtype == torch.bfloat16
         torch.testing.assert_close(out.float(), expected, atol=0.1, rtol=0)
 

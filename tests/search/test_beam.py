@@ -66,6 +66,9 @@ class ToyModel:
         assert all(fed[0] == BOS for _, of_slot in state.rows for fed in of_slot)
         return torch.tensor([[row_of(self.seed, source, fed[1:]) for fed in of_slot] for source, of_slot in state.rows])
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
     def keep(self, state: ToyState, slots: Tensor) -> None:
         assert len(slots) < len(state.rows), "it is called to let slots go"
         state.rows = [state.rows[slot] for slot in slots.tolist()]

@@ -152,7 +152,7 @@ def test_a_score_is_the_log_probability_over_the_penalty(translator: Translator,
         state = model.start(model.encode(source, Layout.of([len(source)])))
         total = 0.0
         for fed, chosen in itertools.pairwise(target):
-            logits = model.step(state, torch.tensor([[fed]]), torch.tensor([[0]]))
+            logits = model.logits(model.step(state, torch.tensor([[fed]]), torch.tensor([[0]])))
             total += float(logits[0, 0].log_softmax(-1)[chosen])
     penalty = ((5 + len(target) - 1) / 6) ** translator.search.length_penalty
     assert hypothesis.score == pytest.approx(total / penalty, abs=1e-4)
