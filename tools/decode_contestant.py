@@ -1,4 +1,4 @@
-"""One contestant of tools/bench_decode.py: reads a job as a line of JSON, then translates once for each line it gets."""
+"""One contestant of tools/bench_decode.py: reads a job as a line of JSON, then translates once for each line."""
 
 from __future__ import annotations
 

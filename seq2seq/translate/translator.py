@@ -27,7 +27,9 @@ from seq2seq.translate.splitting import split
 from seq2seq.translate.workers import Workers
 
 BATCH_TOKENS = 4096
-BATCHES_OF_A_WORKER = 3
+BATCHES_OF_A_WORKER = 2
+TOKENS_OF_A_WORKER = 1000
+"""Source tokens under which one more worker is not worth starting."""
 LONGEST = 250
 
 
@@ -113,15 +115,14 @@ class Translator:
         lengths = np.array([len(ids) for ids in sources], np.int32)
         # The longest first: what is left at the end, where some workers have nothing to do, is short.
         order = np.argsort(-lengths, kind="stable")
+        workers = min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
         # Each worker has several batches to do, so that all end at about the same time.
-        share = (
-            int(lengths.sum()) // (self.workers * BATCHES_OF_A_WORKER) + 1 if self.workers > 1 else self.batch_tokens
-        )
+        share = self.batch_tokens if workers == 1 else int(lengths.sum()) // (workers * BATCHES_OF_A_WORKER) + 1
         most = max(min(self.batch_tokens, share), int(lengths.max(initial=0)))
         runs = list(cut(order, [lengths[order]], most))
         results: list[list[Hypothesis]] = [[] for _ in sources]
         with bar("translating", len(sources)) as progress:
-            for done, found in self._map([[sources[index] for index in run] for run in runs]):
+            for done, found in self._map([[sources[index] for index in run] for run in runs], workers):
                 for index, hypotheses in zip(runs[done], found, strict=True):
                     results[index] = hypotheses
                 progress.update(len(runs[done]))
@@ -131,9 +132,9 @@ class Translator:
             )
         return results
 
-    def _map(self, batches: list[list[list[int]]]) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
+    def _map(self, batches: list[list[list[int]]], workers: int) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
         """The number of each batch of sources and what was found for it, as they are done."""
-        if self.workers == 1 or len(batches) < 2:
+        if workers == 1:
             return enumerate(map(self._search_batch, batches))
         if self._started is None:
             self._started = Workers(self.workers, self._search_batch)

@@ -74,7 +74,7 @@ def test_workers_end_with_the_process_that_made_them(end: signal.Signals) -> Non
 
 
 def test_workers_translate_as_one_process_does(tiny_model: Path, toy_pairs: list[tuple[str, str]]) -> None:
-    texts = [source for source, _ in toy_pairs[:60]] + ["", "  "]
+    texts = [source for source, _ in toy_pairs[:150]] + ["", "  "]
     translator = Translator.load(tiny_model, device="cpu")
     shared = Translator.load(tiny_model, device="cpu")
     shared.workers = 2
