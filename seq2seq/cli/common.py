@@ -48,6 +48,11 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes of one thread that share the work (default: as many as processors; 1 with --threads or a GPU)",
     )
+    options.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="search each line by itself, several times slower: scores are the same to the last bit in any company",
+    )
     options.add_argument("--threads", type=int, metavar="N", help="processor threads, in one process (default: all)")
     options.add_argument(
         "--batch-tokens", type=int, default=4096, metavar="N", help="source tokens searched at once (default: 4096)"
@@ -78,6 +83,7 @@ def load_translator(arguments: argparse.Namespace, n_best: int = 1) -> Translato
         directory, device=arguments.device, dtype=getattr(torch, arguments.dtype), n_best=n_best, **search
     )
     translator.batch_tokens = arguments.batch_tokens
+    translator.deterministic = arguments.deterministic
     on_gpu = translator.model.output_weight.is_cuda
     if arguments.workers and (on_gpu or arguments.threads):
         raise UserError("--workers is for processes of one thread on the CPU; leave it, or --threads and --device, out")

@@ -52,7 +52,8 @@ class Translator:
 
     Texts of more than `longest` pieces are cut; no output has more than `longest_output`, eos counted (None: any).
     `workers` is the number of processes that share the work; with more than one they are forked at the first texts
-    that make several batches, and keep the model and the settings of then.
+    that make several batches, and keep the model and the settings of then. With `deterministic` each text is searched
+    by itself, which makes scores the same to the last bit whatever other texts there are.
     """
 
     model: TranslationModel
@@ -62,6 +63,7 @@ class Translator:
     longest: int = LONGEST
     longest_output: int | None = None
     workers: int = 1
+    deterministic: bool = False
     _started: Workers | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
@@ -119,7 +121,7 @@ class Translator:
         # Each worker has several batches to do, so that all end at about the same time.
         share = self.batch_tokens if workers == 1 else int(lengths.sum()) // (workers * BATCHES_OF_A_WORKER) + 1
         most = max(min(self.batch_tokens, share), int(lengths.max(initial=0)))
-        runs = list(cut(order, [lengths[order]], most))
+        runs = order[:, None].tolist() if self.deterministic else list(cut(order, [lengths[order]], most))
         results: list[list[Hypothesis]] = [[] for _ in sources]
         with bar("translating", len(sources)) as progress:
             for done, found in self._map([[sources[index] for index in run] for run in runs], workers):
