@@ -6,10 +6,10 @@ GATE := build/gate
 MODEL := runs/quickstart/model
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint type format bench wheel gate clean
+.PHONY: help quickstart test lint type format bench bench-decode wheel gate clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/quickstart ## install, train a small translator in minutes, translate with it, score it
 	$(BIN)/seq2seq-train +recipe=quickstart
@@ -36,6 +36,10 @@ format: $(VENV)/dev ## put the code into the project's style
 
 bench: $(VENV)/dev ## measure training and translation speed
 	GOMP_SPINCOUNT=10000 $(BIN)/python tools/bench.py
+
+bench-decode: $(VENV)/dev ## measure translation beside CTranslate2: MODEL=dir SOURCE=file REFERENCE=file
+	$(BIN)/pip install --quiet ctranslate2
+	GOMP_SPINCOUNT=10000 $(BIN)/python -m tools.bench_decode $(MODEL) $(SOURCE) $(REFERENCE)
 
 wheel: $(VENV)/dev ## build dist/seq2seq-*.whl
 	rm -rf dist

@@ -1,7 +1,7 @@
-"""Translation speed on this machine's processors: ours beside CTranslate2 and Hugging Face, on the same weights.
+"""Translation speed on this machine's processors: ours beside CTranslate2, on the same weights.
 
     python -m tools.bench_decode MODEL_DIR SOURCE REFERENCE [--rounds 5] [--rows beam greedy product base latency]
-        [--hugging-face] [--output FILE]
+        [--contestants NAME ...] [--output FILE]
 
 Each contestant lives in a process of its own and works only when it is its turn; a round is one turn each, the figure
 the median of the rounds. Beside each speed: BLEU, the share of lines that are those of our float32, the rows that its
@@ -108,8 +108,9 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
 def show(row: str, figures: dict[str, Any]) -> None:
     """The figures of one row, for people."""
     for name, values in figures.items():
-        latency = f"  p50 {values['p50_milliseconds']} p99 {values['p99_milliseconds']} ms" if "each" in row else ""
-        latency = latency or ("" if "p50_milliseconds" not in values else f"  p50 {values['p50_milliseconds']} ms")
+        latency = ""
+        if "p50_milliseconds" in values:
+            latency = f"  p50 {values['p50_milliseconds']} p99 {values['p99_milliseconds']} ms"
         print(
             f"{row:<8} {name:<20} {values['sentences_per_second']:>8} lines/s {values['tokens_per_second']:>7} tokens/s"
             f"  BLEU {values['bleu']}  same {values['same_lines']}  rows {values['decoder_rows']}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.step_attention import pad_mask
 
-FIRST_COLUMNS = 64
+FIRST_COLUMNS = 128
 
 
 def move(x: Tensor, slots: Tensor) -> Tensor:
