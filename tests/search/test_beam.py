@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.schema import ModelConfig, RecurrentConfig, SearchConfig, TransformerConfig
-from seq2seq.model.translation import build_model
+from seq2seq.data.batches import Batch
+from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops.packing import Layout
 from seq2seq.search import beam as module
 from seq2seq.search.beam import BeamSearch
@@ -294,7 +295,7 @@ def test_stopping_early_saves_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def real_model(kind: str) -> SearchModel:
+def real_model(kind: str) -> TranslationModel:
     settings = TransformerConfig(num_layers=2, num_heads=2, d_ff=32) if kind == "transformer" else RecurrentConfig()
     config = ModelConfig(d_model=16, tie_embeddings="none", encoder=settings, decoder=settings)
     model = build_model(config, 20, seed=2).eval()
@@ -334,3 +335,47 @@ def test_searching_leaves_no_gradient() -> None:
             return logits
 
     assert run(Learnt(1), SOURCES, SearchConfig())[0]
+
+
+class Uncached:
+    """A translation model without memory: each step computes the whole prefix of each hypothesis anew."""
+
+    def __init__(self, model: TranslationModel) -> None:
+        self.model = model
+
+    def encode(self, tokens: Tensor, layout: Layout) -> list[Tensor]:
+        return list(tokens.split(layout.lengths.tolist()))
+
+    def start(self, memory: list[Tensor]) -> list[tuple[Tensor, list[list[int]]]]:
+        return [(source, [[]]) for source in memory]
+
+    def step(self, state: list[tuple[Tensor, list[list[int]]]], tokens: Tensor, parents: Tensor) -> Tensor:
+        for slot, (source, prefixes) in enumerate(state):
+            new = zip(parents[slot].tolist(), tokens[slot].tolist(), strict=True)
+            state[slot] = source, [[*prefixes[parent], token] for parent, token in new]
+        return torch.stack([torch.stack([self._last(source, prefix) for prefix in found]) for source, found in state])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.model.logits(hidden)
+
+    def keep(self, state: list[tuple[Tensor, list[list[int]]]], slots: Tensor) -> None:
+        state[:] = [state[slot] for slot in slots.tolist()]
+
+    def _last(self, source: Tensor, prefix: list[int]) -> Tensor:
+        target = torch.tensor(prefix)
+        batch = Batch(source, Layout.of([len(source)]), target, target, Layout.of([len(prefix)]))
+        return self.model(batch)[-1]
+
+
+@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_the_fast_path_finds_what_whole_passes_find(kind: str, beam_size: int) -> None:
+    draw = random.Random(8)
+    sources = [(*(draw.randrange(4, 20) for _ in range(length)), EOS) for length in (1, 7, 3, 12, 5, 9)]
+    config = SearchConfig(beam_size=beam_size, max_length_offset=20, length_penalty=1.0)
+    model = real_model(kind)
+    plain = run(Uncached(model), sources, config)
+    assert len({len(found[0].tokens) for found in plain}) > 2, "outputs of several lengths are needed to show it"
+    for found, expected in zip(run(model, sources, config), plain, strict=True):
+        assert [hypothesis.tokens for hypothesis in found] == [hypothesis.tokens for hypothesis in expected]
+        assert found[0].score == pytest.approx(expected[0].score, abs=1e-4)
