@@ -6,7 +6,7 @@ GATE := build/gate
 MODEL := runs/quickstart/model
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint type format bench bench-decode wheel gate clean
+.PHONY: help quickstart test lint type format bench bench-train bench-decode wheel gate clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,10 @@ format: $(VENV)/dev ## put the code into the project's style
 bench: $(VENV)/dev ## measure training and translation speed
 	GOMP_SPINCOUNT=10000 $(BIN)/python tools/bench.py
 
-bench-decode: $(VENV)/dev ## measure translation beside CTranslate2: MODEL=dir SOURCE=file REFERENCE=file
-	$(BIN)/pip install --quiet ctranslate2
+bench-train: $(VENV)/bench ## measure training beside peers (nn.Transformer, Hugging Face Marian)
+	GOMP_SPINCOUNT=10000 $(BIN)/python tools/bench_train.py
+
+bench-decode: $(VENV)/bench ## measure translation beside CTranslate2: MODEL=dir SOURCE=file REFERENCE=file
 	GOMP_SPINCOUNT=10000 $(BIN)/python -m tools.bench_decode $(MODEL) $(SOURCE) $(REFERENCE)
 
 wheel: $(VENV)/dev ## build dist/seq2seq-*.whl
@@ -70,3 +72,7 @@ $(VENV)/quickstart: $(VENV)/python pyproject.toml constraints.txt
 $(VENV)/dev: $(VENV)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e './[dev]'
 	@touch $@ $(VENV)/quickstart
+
+$(VENV)/bench: $(VENV)/dev
+	$(BIN)/pip install --quiet -c constraints.txt -e './[dev,bench]'
+	@touch $@

@@ -292,7 +292,8 @@ class TrainerConfig:
 
     `average_last` averages that many last checkpoints into the final model. `average_decay` keeps an exponential moving
     average of the weights, which is then what is validated and kept as the best model. `patience` stops after so many
-    validations without a better BLEU.
+    validations without a better BLEU. An update whose gradient is not finite changes no weights; `max_skipped` of them
+    in a row end the run.
     """
 
     max_steps: int = 100_000
@@ -303,6 +304,7 @@ class TrainerConfig:
     average_last: int = 5
     average_decay: float | None = None
     patience: int | None = None
+    max_skipped: int = 3
     label_smoothing: float = 0.1
     precision: str = "auto"
     device: str = "auto"
@@ -316,7 +318,7 @@ class TrainerConfig:
         for key in ("max_minutes", "timeout_minutes"):
             _above(f"trainer.{key}", getattr(self, key), 0)
         _at_least("trainer.log_seconds", self.log_seconds, 0)
-        for key in ("save_every", "validate_every", "keep_checkpoints", "devices"):
+        for key in ("save_every", "validate_every", "keep_checkpoints", "devices", "max_skipped"):
             _at_least(f"trainer.{key}", getattr(self, key), 1)
         _at_least("trainer.average_last", self.average_last, 0)
         if self.average_decay is not None:
@@ -324,7 +326,7 @@ class TrainerConfig:
         _at_least("trainer.patience", self.patience, 1)
         _at_least("trainer.samples", self.samples, 0)
         _share("trainer.label_smoothing", self.label_smoothing)
-        _one_of("trainer.precision", self.precision, ("auto", "float32", "bfloat16"))
+        _one_of("trainer.precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
         if self.average_last > self.keep_checkpoints:
             raise UserError(
                 f"trainer.average_last={self.average_last}: cannot be above "

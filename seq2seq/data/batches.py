@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +16,10 @@ from torch import Tensor
 from seq2seq.data.store import Store
 from seq2seq.data.tokenizer import BOS
 from seq2seq.ops.packing import Layout
+
+AHEAD = 2
+T = TypeVar("T")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,16 @@ class Batch:
             self.target_in.to(device, non_blocking=True),
             self.target_out.to(device, non_blocking=True),
             self.target_layout.to(device),
+        )
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory, from which `to` copies while the device computes."""
+        return Batch(
+            self.source.pin_memory(),
+            self.source_layout.pinned(),
+            self.target_in.pin_memory(),
+            self.target_out.pin_memory(),
+            self.target_layout.pinned(),
         )
 
 
@@ -93,6 +110,22 @@ def micro_batches(
             yield index, Batch.of(store, part), 1.0
     if not len(parts[0][1]):
         yield parts[0][0], Batch.of(store, pairs[:1]), 0.0
+
+
+def prefetched(make: Callable[[T], Made], items: Sequence[T]) -> Generator[Made]:
+    """`make` of each item, in order, made by a thread up to two ahead of what is asked for."""
+    waiting: deque[Future[Made]] = deque()
+    with ThreadPoolExecutor(1, "prefetch") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def in_order(store: Store, batch_tokens: int) -> Iterator[Batch]:

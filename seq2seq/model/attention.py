@@ -6,7 +6,9 @@ in values and outputs; S slots (sentences in search), K hypotheses of each, C ke
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seq2seq.ops.attention import attention, attention_reference
 from seq2seq.ops.packing import Layout
@@ -37,10 +39,8 @@ class MultiHeadAttention(nn.Module):
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
     ) -> Tensor:
         """Attend from each row of `x` to the rows of `memory` in the same sentence, [N, D]."""
-        k_MHE, v_MHE = self.keys_values(memory_MD)
-        return self.output(
-            attention(self._heads(self.query(x_ND)), k_MHE, v_MHE, queries, keys, causal=causal).flatten(1)
-        )
+        q_NHE, k_MHE, v_MHE = self._projected(x_ND, memory_MD)
+        return self.output(attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=causal).flatten(1))
 
     def weights(
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
@@ -61,6 +61,19 @@ class MultiHeadAttention(nn.Module):
         """Attend from K rows of each slot to its C given keys and values; mask as in `step_attention`: [S, K, D]."""
         q_SHKE = self._heads(self.query(x_SKD)).transpose(1, 2)
         return self.output(step_attention(q_SHKE, k_SHCE, v_SHCE, mask).transpose(1, 2).flatten(2))
+
+    def _projected(self, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # One by one also in translation, where these may be layers in int8.
+        if memory_MD is not x_ND or not torch.is_grad_enabled():
+            return self._heads(self.query(x_ND)), *self.keys_values(memory_MD)
+        # Self-attention in training: one product for all three, whose input is read once.
+        joined = F.linear(
+            x_ND,
+            torch.cat((self.query.weight, self.key_value.weight)),
+            torch.cat((self.query.bias, self.key_value.bias)),
+        )
+        queries, keys, values = joined.split((self.widths[0], *self.widths), -1)
+        return self._heads(queries), self._heads(keys), self._heads(values)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))

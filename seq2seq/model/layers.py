@@ -40,8 +40,10 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """[..., d_model] to [..., d_model]."""
         if self.normalise_first:
-            return x + self.dropout(sublayer(self.norm(x)))
-        return self.norm(x + self.dropout(sublayer(x)))
+            return self.dropout.add(x, sublayer(self.norm(x)))
+        x = self.dropout.add(x, sublayer(x))
+        # autocast leaves the norm in float32 on a GPU
+        return self.norm(x).to(x.dtype)
 
 
 def final_norm(d_model: int, norm: str) -> nn.Module:

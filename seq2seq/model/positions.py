@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.embedding import Embedding
 from seq2seq.ops.dropout import Dropout
+from seq2seq.support.devices import compute_dtype
 from seq2seq.support.errors import UserError
 
 
@@ -71,5 +72,7 @@ class PositionedEmbedding(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor, max_length: int) -> Tensor:
-        """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model]."""
-        return self.dropout(self.embedding(tokens) + self.positions(positions, max_length))
+        """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model], in the format that the
+        layers compute in."""
+        x = self.embedding(tokens) + self.positions(positions, max_length)
+        return self.dropout(x.to(compute_dtype(x)))

@@ -34,12 +34,12 @@ def attention(
 def _batched_products(q_BHLE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """The formula in whole-batch products: at a sentence's length its backward pass in bfloat16 is six times that of
     PyTorch's fused kernel for the CPU (docs/log.md, 2026-11-22)."""
-    scores_BHLS = torch.matmul(q_BHLE * q_BHLE.shape[-1] ** -0.5, k_BHSE.transpose(-1, -2)).float()
+    scores_BHLS = torch.matmul(q_BHLE * q_BHLE.shape[-1] ** -0.5, k_BHSE.transpose(-1, -2))
     if causal:
         mask = torch.ones(scores_BHLS.shape[-2:], dtype=torch.bool).tril()
     if mask is not None:
         scores_BHLS = scores_BHLS.masked_fill(~mask, -math.inf)
-    return torch.matmul(scores_BHLS.softmax(-1).to(v_BHSE.dtype), v_BHSE)
+    return torch.matmul(scores_BHLS.softmax(-1), v_BHSE)
 
 
 def attention_reference(

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seq2seq.support.devices import compute_dtype
+
 CHUNK = 2048
 
 
@@ -37,7 +39,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h_ND: Tensor, w_VD: Tensor, target_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         device = h_ND.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
+        dtype = compute_dtype(h_ND)
         with torch.autocast(device, enabled=False):
             weight = w_VD.to(dtype)
             need_h, need_w = ctx.needs_input_grad[:2]
@@ -46,30 +48,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
             smoothed = torch.zeros((), device=h_ND.device)
             plain = torch.zeros((), device=h_ND.device)
             mean_D = w_VD.float().mean(0)
+            uniform_D = torch.zeros_like(mean_D)
             for start in range(0, h_ND.shape[0], CHUNK):
                 rows = slice(start, start + CHUNK)
                 h_CD, target_C1 = h_ND[rows].to(dtype), target_N[rows, None]
                 logits_CV = F.linear(h_CD, weight)
                 p_CV = logits_CV.softmax(-1, dtype=torch.float32)
                 # log Σexp from the largest logit: its probability is at least 1/V, so its logarithm is safe.
-                top_C1, index_C1 = logits_CV.max(-1, keepdim=True)
-                lse_C1 = top_C1.float() - p_CV.gather(1, index_C1).log()
-                nll = (lse_C1 - logits_CV.gather(1, target_C1)).sum()
+                lse_C = logits_CV.amax(-1).float() - p_CV.amax(-1).log()
+                nll = (lse_C - logits_CV.gather(1, target_C1)[:, 0]).sum()
                 # Σ_v of the logits needs no pass over them: it is V times h · mean(W).
-                uniform = lse_C1.sum() - torch.dot(h_ND[rows].float().sum(0), mean_D)
+                sum_D = h_ND[rows].float().sum(0)
+                uniform = lse_C.sum() - torch.dot(sum_D, mean_D)
                 plain += nll
                 smoothed += (1 - smoothing) * nll + smoothing * uniform
                 if not (need_h or need_w):
                     continue
-                # p − q, the gradient of the loss by the logits
-                if smoothing:
-                    p_CV.sub_(smoothing / w_VD.shape[0])
-                p_CV.scatter_add_(1, target_C1, torch.full_like(lse_C1, smoothing - 1))
+                # p − q is the gradient of the loss by the logits; the part of it that is the same everywhere, −ε/V,
+                # needs no pass over them either.
+                p_CV.scatter_add_(1, target_C1, p_CV.new_full(target_C1.shape, smoothing - 1))
                 grad_CV = p_CV.to(dtype)
                 if grad_h is not None:
-                    grad_h[rows] = grad_CV @ weight
+                    grad_h[rows] = (grad_CV @ weight) - (smoothing * mean_D).to(dtype)
                 if grad_w is not None:
                     grad_w += grad_CV.T @ h_CD
+                    uniform_D += sum_D
+            if grad_w is not None:
+                grad_w -= smoothing / w_VD.shape[0] * uniform_D
         ctx.save_for_backward(grad_h, grad_w)
         ctx.mark_non_differentiable(plain)
         return smoothed, plain

@@ -73,3 +73,7 @@ class Layout:
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
         return Layout(self.lengths.to(device, non_blocking=True), self.max_length, self.total)
+
+    def pinned(self) -> Layout:
+        """The same layout in page-locked memory."""
+        return Layout(self.lengths.pin_memory(), self.max_length, self.total)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
 
 import torch
 
 from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 
 
 def choose_device(name: str, index: int | None = None) -> torch.device:
@@ -18,7 +19,7 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
 
     `index` is the GPU to take where the name does not tell. Raises UserError for a name that is no device.
     """
-    if name == "auto" and not torch.cuda.is_available():
+    if name == "auto" and not _has_gpu():
         return torch.device("cpu")
     if name in ("auto", "cuda"):
         name = "cuda" if index is None else f"cuda:{index}"
@@ -44,17 +45,41 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The number format for matrix products: bfloat16 for `auto` where the hardware has it, else float32."""
+    """The number format for matrix products: bfloat16 for `auto` where the hardware has it, else float32.
+
+    `tf32` is float32 of which a GPU multiplies the first ten bits of the mantissa; this sets it for the whole process,
+    and `float32` full products. What the hardware lacks is said on stderr. Raises UserError for other names.
+    """
     if name not in PRECISIONS:
         raise UserError(f"trainer.precision={name}: must be one of {', '.join(PRECISIONS)}")
-    if name == "auto":
-        return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    native = has_native_bfloat16(device)
+    if name == "auto" and device.type == "cuda" and not native:
+        say(f"{device} has no bfloat16; computing in float32 (trainer.precision=float32 says so without this line)")
+    if name == "bfloat16" and not native:
+        say(f"this {device.type} has no bfloat16: it is emulated, slower than trainer.precision=float32")
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and native) else torch.float32
+
+
+def _has_gpu() -> bool:
+    """Whether PyTorch can compute on a GPU; where it found one that it cannot use, its reason is said on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = torch.cuda.is_available()
+    for warning in caught:
+        say(f"{str(warning.message).partition(chr(10))[0].partition(' (Triggered')[0]}; going on with the CPU")
+    return found
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """The context in which matrix products are computed in `precision`."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The format that matrix products of `x` are computed in: that of `autocast` where it is active, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def keep_freed_memory() -> None:

@@ -29,7 +29,8 @@ class Progress:
     """Where a run stands; the next update is number `update` of `epoch`.
 
     `seconds` of training and tokens trained on are counted over all stops. `micro_batches` are the parts of an update,
-    chosen at the start; `validated` is the last step that was.
+    chosen at the start; `validated` is the last step that was; `skipped` are the
+    latest updates in a row whose gradients were not finite.
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class Progress:
     data_sha256: str = ""
     micro_batches: int = 0
     validated: int = 0
+    skipped: int = 0
 
 
 class Checkpoints:

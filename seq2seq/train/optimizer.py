@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seq2seq.config.schema import OptimizerConfig
 
@@ -18,3 +18,15 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def change_weights(optimizer: torch.optim.Optimizer, rate: float, *, skip: Tensor) -> None:
+    """Change the weights by their gradients at this learning rate, or nothing where `skip`, a boolean [], is true.
+
+    The device itself looks at `skip`: the host does not wait for it.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    # Where torch's gradient scaler leaves word for fused optimizers.
+    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+    optimizer.step()

@@ -7,6 +7,7 @@ import copy
 import math
 import signal
 import time
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seq2seq.config.compose import to_yaml
 from seq2seq.config.schema import Config
-from seq2seq.data.batches import Batch, Sampler, micro_batches
+from seq2seq.data.batches import Batch, Sampler, micro_batches, prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
 from seq2seq.model.directory import fill, own_weights, save_model_directory
@@ -32,8 +33,9 @@ from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights, blend
 from seq2seq.train.checkpoint import REMEDY, Checkpoints, Progress
 from seq2seq.train.distributed import World, require_shareable
+from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, worst_part
 from seq2seq.train.loss import BatchLoss
-from seq2seq.train.optimizer import build_optimizer
+from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
 from seq2seq.train.validation import validate
@@ -42,6 +44,26 @@ from seq2seq.train.warm_start import starting_weights
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_SIGNAL = 5.0
 """Seconds within which a second signal is taken for the same one: launchers pass on what the rank got already."""
+
+Part = tuple[int, Batch, float]
+"""A micro-batch of an update: its number, its pairs, its weight."""
+
+
+class _Pending:
+    """An update whose outcome the device may still be computing: the sums of loss and nll, the norm of the gradient."""
+
+    def __init__(self, step: int, rate: float, tokens: tuple[int, int], outcome: Tensor) -> None:
+        self.step, self.rate, self.tokens = step, rate, tokens
+        self._outcome = outcome.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if outcome.is_cuda else None
+        if self._copied:
+            self._copied.record()
+
+    def outcome(self) -> list[float]:
+        """Loss, nll and norm, once they are there; nothing that came after them is waited for."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._outcome.tolist()
 
 
 class Trainer:
@@ -64,10 +86,11 @@ class Trainer:
         self.average = copy.deepcopy(self.model) if config.trainer.average_decay is not None else None
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
-        self.progress = Progress(
-            data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or self.world.size
-        )
+        self.progress = Progress(data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or 0)
+        self.loss: nn.Module = BatchLoss(self.model)
         self._signal, self._signal_time, self._is_saved = 0, 0.0, False
+        self._pending: _Pending | None = None
+        self._since = time.monotonic()
 
     def run(self) -> None:
         """Train to the end and leave the final model in `run_dir/model`.
@@ -100,8 +123,9 @@ class Trainer:
                 f"{count_parameters(self.model):,} parameters, {len(self.data.train):,} pairs, "
                 f"{self.world.size} x {self.device.type} in {str(self.precision).removeprefix('torch.')}"
             )
+        self._choose_micro_batches()
         require_shareable(self.progress.micro_batches, self.world.size)
-        self.loss = self.world.synchronised(BatchLoss(self.model))
+        self.loss = self.world.synchronised(self.loss)
         if self.world.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
@@ -125,9 +149,35 @@ class Trainer:
         state = {**asdict(self.progress), "data_sha256": self.data.data_sha256, "end": end}
         self.world.require_same({"device": self.device.type, "precision": str(self.precision), **state})
 
+    def _choose_micro_batches(self) -> None:
+        """Cut updates into as few parts as fit the memory; parts that are given, or were chosen before, are tried."""
+        size, tokens, given = self.world.size, self.config.data.batch_tokens, self.progress.micro_batches
+        parts = given or size * -(-tokens // (CPU_TOKENS * size))
+        if self.device.type != "cpu":
+            updates = self.sampler.epoch(0)
+            longest = max(int(lengths.max()) for lengths in self.data.train.lengths)
+            parts = fitting_parts(
+                lambda parts: self._try(worst_part(self.data.train, updates, parts)),
+                least=given or size,
+                most=given or -(-tokens // longest),
+            )
+            # Memory differs between ranks.
+            parts = max(self.world.gather(parts))
+        if parts not in (given, size):
+            say(f"updates of {tokens:,} tokens a side are computed in {parts} parts (data.micro_batches={parts})")
+        self.progress.micro_batches = parts
+
+    def _try(self, batch: Batch) -> None:
+        """A whole update that changes nothing, to see that it fits; the optimizer's state is made with it."""
+        self.model.train()
+        try:
+            self._backward(batch, 0.0)
+            change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
     def _train(self) -> None:
         settings, progress = self.config.trainer, self.progress
-        updates = self.sampler.epoch(progress.epoch)
         self.model.train()
         if self.world.size > 1:
             # The graph is recorded in the first backward pass, which must be one that synchronises.
@@ -135,18 +185,33 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         if progress.step and progress.validated < progress.step and self._is_due():
             self._validate()
-        while not self._finished():
-            if progress.update >= len(updates):
-                progress.epoch, progress.update = progress.epoch + 1, 0
-                updates = self.sampler.epoch(progress.epoch)
-            stop = self._update(updates[progress.update])
-            progress.update += 1
-            if progress.step % settings.save_every == 0 or stop or self._is_due():
-                self._save()
-            if stop:
-                raise self._stopped(stop)
-            if self._is_due():
-                self._validate()
+        self._skip_pause()
+        with contextlib.closing(self._prepared()) as updates:
+            while not self._finished():
+                stop = self._update(*next(updates))
+                progress.update += 1
+                if progress.step % settings.save_every == 0 or stop or self._is_due():
+                    stop = self._settle() or stop
+                    self._save()
+                if stop:
+                    raise self._stopped(stop)
+                if self._is_due():
+                    self._validate()
+
+    def _prepared(self) -> Generator[tuple[tuple[int, int], list[Part]]]:
+        """The updates from where the run stands: tokens of each side, and this rank's parts, made ahead by a thread."""
+        data, progress, world = self.data.train, self.progress, self.world
+
+        def make(pairs: NDArray[np.int64]) -> tuple[tuple[int, int], list[Part]]:
+            source, target = (int(lengths[pairs].sum()) for lengths in data.lengths)
+            parts = micro_batches(data, pairs, progress.micro_batches, world.rank, world.size)
+            if self.device.type == "cuda":
+                parts = ((index, batch.pinned(), weight) for index, batch, weight in parts)
+            return (source, target), list(parts)
+
+        while True:
+            yield from prefetched(make, self.sampler.epoch(progress.epoch)[progress.update :])
+            progress.epoch, progress.update = progress.epoch + 1, 0
 
     def _is_due(self) -> bool:
         """Whether this step is one to validate."""
@@ -162,50 +227,74 @@ class Trainer:
         name = signal.Signals(number).name
         return Stopped(number, f"stopped by {name} at step {self.progress.step:,}, saved; the same command goes on")
 
-    def _update(self, pairs: NDArray[np.int64]) -> int:
-        """One update by all ranks; returns the signal that any of them got, or 0."""
-        started = time.monotonic()
+    def _update(self, tokens: tuple[int, int], parts: list[Part]) -> int:
+        """One update by all ranks, of `tokens` source and target tokens; returns the signal that any of them got, or 0.
+
+        Nothing in it waits for the device: whether the gradient was finite is decided there, and read an update later.
+        """
         config, progress = self.config, self.progress
         progress.step += 1
         rate = learning_rate(progress.step, config.schedule, config.model.d_model, config.trainer.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        source_tokens, target_tokens = (int(lengths[pairs].sum()) for lengths in self.data.train.lengths)
-        sums = self._gradients(pairs, target_tokens)
-        # Signals differ between ranks. Asked before anything waits for the device: a rank that is gone shows here.
-        caught = self.world.sum([float(self._signal == number) for number in SIGNALS])
-        loss_sum, nll_sum = self.world.sum(sums.tolist())
+        sums = self._gradients(parts, tokens[1])
+        # Asked before this update's weights are waited for: a rank that is gone shows here.
+        signal_number = self._settle()
+        norm = self._step(rate)
+        self._pending = _Pending(progress.step, rate, tokens, torch.stack((*sums, norm)))
+        return signal_number
+
+    def _step(self, rate: float) -> Tensor:
+        """Change the weights by their gradients, unless one is not finite; returns the norm of all gradients."""
+        settings = self.config.optimizer
         parameters = list(self.model.parameters())
         norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
-        if not math.isfinite(loss_sum + float(norm)):
-            raise RunError(
-                f"step {progress.step}: the loss is {loss_sum}, the norm of its gradient {float(norm)}; "
-                f"the weights were not updated. {REMEDY}"
-            )
-        if config.optimizer.clip_norm is not None:
-            clip_grads_with_norm_(parameters, config.optimizer.clip_norm, norm)
-        self.optimizer.step()
+        if settings.clip_norm is not None:
+            clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+        change_weights(self.optimizer, rate, skip=~norm.isfinite())
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average and config.trainer.average_decay is not None:
-            blend(self.average, self.model, config.trainer.average_decay, progress.step)
-        # Clocks differ between ranks too; max_minutes is by that of rank 0.
-        (seconds,) = self.world.sum([time.monotonic() - started if self.world.is_main else 0.0])
+        if self.average and self.config.trainer.average_decay is not None:
+            blend(self.average, self.model, self.config.trainer.average_decay, self.progress.step)
+        return norm
+
+    def _settle(self) -> int:
+        """Share what the ranks know of the update before, and count it; returns the signal that any of them got, or 0.
+
+        Raises RunError after `trainer.max_skipped` updates in a row whose gradients were not finite.
+        """
+        pending, self._pending = self._pending, None
+        progress, now = self.progress, time.monotonic()
+        # Clocks and signals differ between ranks; max_minutes is by the clock of rank 0.
+        seconds = now - self._since if self.world.is_main else 0.0
+        self._since = now
+        *sums, norm = pending.outcome() if pending else [0.0, 0.0, 0.0]
+        loss, nll, seconds, *caught = self.world.sum([*sums, seconds, *(float(self._signal == n) for n in SIGNALS)])
         progress.seconds += seconds
-        progress.source_tokens += source_tokens
-        progress.target_tokens += target_tokens
-        self.report.update(progress.step, (loss_sum, nll_sum), (source_tokens, target_tokens), rate, self._left())
+        if pending:
+            progress.source_tokens += pending.tokens[0]
+            progress.target_tokens += pending.tokens[1]
+            if self._is_finite(pending.step, loss, norm):
+                left = self._left()
+                self.report.update(pending.step, (loss, nll), pending.tokens, pending.rate, left)
         return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
 
-    def _gradients(self, pairs: NDArray[np.int64], target_tokens: int) -> Tensor:
+    def _is_finite(self, step: int, loss: float, norm: float) -> bool:
+        progress, limit = self.progress, self.config.trainer.max_skipped
+        if math.isfinite(norm):
+            progress.skipped = 0
+            return True
+        progress.skipped += 1
+        message = f"step {step}: the loss is {loss}, the norm of its gradient {norm}; the weights were not updated"
+        if progress.skipped >= limit:
+            raise RunError(f"{message}; {limit} in a row are trainer.max_skipped. {REMEDY}")
+        say(f"{message}; going on ({progress.skipped} in a row, trainer.max_skipped={limit})")
+        return False
+
+    def _gradients(self, parts: list[Part], target_tokens: int) -> Tensor:
         """Leave the gradients of the mean loss of an update in the model; returns this rank's sums of loss and nll."""
         sums = torch.zeros(2, device=self.device)
-        mine = list(
-            micro_batches(self.data.train, pairs, self.progress.micro_batches, self.world.rank, self.world.size)
-        )
-        for index, batch, weight in mine:
+        for index, batch, weight in parts:
             # Dropout depends on (seed, update, micro-batch) alone: neither on stops nor on the number of ranks.
             torch.manual_seed(_seed_of(self.config.seed, self.progress.step, index))
-            last = index == mine[-1][0]
+            last = index == parts[-1][0]
             with contextlib.nullcontext() if last else self.world.alone(self.loss):
                 # Ranks are averaged, not summed.
                 sums += weight * self._backward(batch, weight * self.world.size / target_tokens)
@@ -244,16 +333,21 @@ class Trainer:
             progress.validations_since_best += 1
         self._save()
 
+    def _skip_pause(self) -> None:
+        """Leave what was done since the last update out of rates and of the time trained."""
+        self.report.skip_pause()
+        self._since = time.monotonic()
+
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
         values = validate(model, self.data, self.config, self.world, self.precision)
-        self.report.skip_pause()
+        self._skip_pause()
         counts = {key: getattr(self.progress, key) for key in ("epoch", "source_tokens", "target_tokens")}
         return {**values, **counts, "minutes_trained": self.progress.seconds / 60}
 
     def _save(self) -> None:
         if self.world.is_main:
             self.checkpoints.save(self.model, self.optimizer, self.progress, self.config, self.average)
-        self.report.skip_pause()
+        self._skip_pause()
 
     def _save_model(self, model: TranslationModel, values: dict[str, Any]) -> None:
         if not self.world.is_main:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from seq2seq.ops.dropout import Dropout, dropout, keep_mask
+from seq2seq.ops.dropout import Dropout, add_dropout, dropout, mask
 
 COUNT = 200_000
 
@@ -36,7 +36,7 @@ def test_moments_are_those_of_pytorch(p: float) -> None:
 def test_neighbours_are_dropped_independently() -> None:
     # Four elements share one draw of the generator.
     torch.manual_seed(3)
-    kept = keep_mask(torch.Size([COUNT]), 0.3).float() - 0.7
+    kept = mask(torch.ones(COUNT), 0.3) * 0.7 - 0.7
     for lag in range(1, 9):
         correlation = float((kept[:-lag] * kept[lag:]).mean()) / (0.3 * 0.7)
         assert abs(correlation) < 5 / COUNT**0.5, lag
@@ -44,7 +44,7 @@ def test_neighbours_are_dropped_independently() -> None:
 
 def test_each_place_in_a_draw_has_the_same_rate() -> None:
     torch.manual_seed(4)
-    rates = keep_mask(torch.Size([COUNT]), 0.3).view(-1, 4).float().mean(0)
+    rates = (mask(torch.ones(COUNT), 0.3) * 0.7).view(-1, 4).mean(0)
     torch.testing.assert_close(rates, torch.full((4,), 0.7), atol=0.009, rtol=0)
 
 
@@ -95,3 +95,21 @@ def test_the_module_drops_in_training_only() -> None:
     module, x = Dropout(0.5), torch.ones(1000)
     assert 300 < int((module.train()(x) == 0).sum()) < 700
     assert module.eval()(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_added_in_one_pass_it_is_the_sum(dtype: torch.dtype) -> None:
+    x, y = (torch.randn(40, 9).to(dtype).requires_grad_() for _ in range(2))
+    torch.manual_seed(8)
+    expected = x + dropout(y, 0.3)
+    torch.manual_seed(8)
+    out = add_dropout(x, y, 0.3)
+    # One rounding in place of two.
+    near = 0.02 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(out, expected, atol=near, rtol=near)
+    weights = torch.randn(40, 9).to(dtype)
+    for own, reference in zip(
+        torch.autograd.grad(out, (x, y), weights), torch.autograd.grad(expected, (x, y), weights), strict=True
+    ):
+        torch.testing.assert_close(own, reference)
+    assert torch.equal(add_dropout(x, y, 0.0), x + y)

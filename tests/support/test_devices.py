@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -41,6 +43,39 @@ def test_a_gpu_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_device_of_that_name(name: str) -> None:
     with pytest.raises(UserError, match=f"device={name}: no such device; type auto, cpu"):
         choose_device(name)
+
+
+def test_a_gpu_that_cannot_be_used_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def old_driver() -> bool:
+        warnings.warn(
+            "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).\nPlease update "
+            "your GPU driver (Triggered internally at /c10/cuda/CUDAFunctions.cpp:109.)",
+            stacklevel=1,
+        )
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", old_driver)
+    assert choose_device("auto") == CPU
+    reason = "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)."
+    assert capsys.readouterr().err == f"{reason}; going on with the CPU\n"
+
+
+def test_what_the_hardware_lacks_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(devices, "has_native_bfloat16", lambda _: False)
+    assert choose_precision("auto", CUDA) == torch.float32
+    assert "cuda has no bfloat16; computing in float32" in capsys.readouterr().err
+    assert choose_precision("bfloat16", CPU) == torch.bfloat16
+    assert "this cpu has no bfloat16: it is emulated, slower than trainer.precision=float32" in capsys.readouterr().err
+    assert choose_precision("auto", CPU) == choose_precision("float32", CUDA) == torch.float32
+    assert capsys.readouterr().err == ""
+
+
+def test_tf32_is_taken_when_asked_for_alone() -> None:
+    for name, products in (("tf32", "high"), ("float32", "highest")):
+        assert choose_precision(name, CPU) == torch.float32
+        assert torch.get_float32_matmul_precision() == products
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:

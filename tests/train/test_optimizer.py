@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from seq2seq.config.compose import compose
 from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
 from seq2seq.model.translation import build_model, count_parameters
-from seq2seq.train.optimizer import build_optimizer
+from seq2seq.train.optimizer import build_optimizer, change_weights
 
 
 def stepped(config: OptimizerConfig, gradients: list[float], rate: float) -> float:
@@ -55,3 +57,18 @@ def test_every_weight_is_optimized_once() -> None:
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len({id(parameter) for parameter in held}) == len(held)
     assert sum(parameter.numel() for parameter in held) == count_parameters(model)
+
+
+def test_a_skipped_step_leaves_weights_and_moments_and_their_count() -> None:
+    def trained(gradients: list[float]) -> dict[str, torch.Tensor]:
+        module = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(module.weight)
+        optimizer = build_optimizer(module, OptimizerConfig())
+        for gradient in gradients:
+            module.weight.grad = torch.tensor([[gradient]])
+            change_weights(optimizer, 0.1, skip=~module.weight.grad.isfinite().all())
+        return {"weight": module.weight.detach(), **optimizer.state[module.weight]}
+
+    expected = trained([0.5, -0.25])
+    assert float(expected["step"]) == 2
+    torch.testing.assert_close(trained([math.nan, 0.5, math.inf, -0.25, -math.inf]), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -11,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from seq2seq.config.compose import compose
@@ -25,8 +24,9 @@ from seq2seq.model.directory import load_model_directory, own_weights
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.train.averaging import average_weights
+from seq2seq.train.fitting import worst_part
 from seq2seq.train.loss import batch_loss
-from seq2seq.train.trainer import Trainer
+from seq2seq.train.trainer import Part, Trainer
 from seq2seq.translate.translator import Translator
 
 LETTERS = "abcdefghij"
@@ -146,13 +146,15 @@ def test_every_update_of_every_epoch_is_made_once(make: Make, monkeypatch: pytes
     made: list[list[int]] = []
     update = trainer._update
 
-    def record(pairs: NDArray[np.int64]) -> None:
-        made.append(pairs.tolist())
-        update(pairs)
+    def record(tokens: tuple[int, int], parts: list[Part]) -> int:
+        made.append(parts[0][1].target_out.tolist())
+        assert tokens == (parts[0][1].source_layout.total, parts[0][1].target_layout.total)
+        return update(tokens, parts)
 
     monkeypatch.setattr(trainer, "_update", record)
     trainer.run()
-    epochs = [pairs.tolist() for epoch in range(12) for pairs in trainer.sampler.epoch(epoch)]
+    data = trainer.data.train
+    epochs = [data.gather(1, pairs).tolist() for epoch in range(12) for pairs in trainer.sampler.epoch(epoch)]
     assert made == epochs[:12]
 
 
@@ -169,10 +171,10 @@ def test_a_signal_stops_after_the_step_is_saved(
 ) -> None:
     update = Trainer._update
 
-    def interrupted(trainer: Trainer, pairs: NDArray[np.int64]) -> int:
+    def interrupted(trainer: Trainer, tokens: tuple[int, int], parts: list[Part]) -> int:
         if trainer.progress.step == 2:
             signal.raise_signal(number)
-        return update(trainer, pairs)
+        return update(trainer, tokens, parts)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patched, pytest.raises(Stopped) as stopped:
@@ -228,7 +230,7 @@ def test_a_changed_configuration_is_refused(make: Make, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(make: Make, tmp_path: Path) -> None:
     # After a first step as large as this, the products of the second overflow.
-    overrides = ["schedule.peak=1e30", "schedule.warmup_steps=1", "trainer.save_every=1"]
+    overrides = ["schedule.peak=1e30", "schedule.warmup_steps=1", "trainer.save_every=1", "trainer.max_skipped=1"]
     for _ in range(2):  # going on changes nothing
         trainer = make("run", *overrides)
         with pytest.raises(RunError, match=r"step 2: the loss is (nan|inf)"):
@@ -237,6 +239,64 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(m
         saved = tensors(tmp_path / "run", 1)
         for name, parameter in trainer.model.named_parameters():
             assert torch.equal(parameter, saved[f"model/{name}"]), "the weights were updated"
+
+
+def breaking(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the gradients of these steps infinite."""
+    gradients = trainer._gradients
+
+    def broken(parts: list[Part], target_tokens: int) -> Tensor:
+        sums = gradients(parts, target_tokens)
+        if trainer.progress.step in steps:
+            next(iter(trainer.model.parameters())).grad.view(-1)[3] = math.inf  # type: ignore[union-attr]
+        return sums
+
+    monkeypatch.setattr(trainer, "_gradients", broken)
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_the_run_goes_on(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make("run", "trainer.max_steps=7", "trainer.save_every=1", "trainer.keep_checkpoints=10")
+    breaking(trainer, monkeypatch, {2, 3, 5})
+    trainer.run()
+    states = [tensors(tmp_path / "run", step) for step in range(1, 8)]
+    same = [all(torch.equal(old[name], new[name]) for name in old) for old, new in itertools.pairwise(states)]
+    assert same == [True, True, False, True, False, False]
+    pattern = r"step (\d): .* gradient inf; the weights were not updated; going on \((\d) in a row"
+    assert re.findall(pattern, capsys.readouterr().err) == [("2", "1"), ("3", "2"), ("5", "1")]
+
+
+def test_too_many_of_them_in_a_row_end_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make("run", "trainer.max_skipped=2", "trainer.save_every=2")
+    breaking(trainer, monkeypatch, {2, 4, 5})
+    with pytest.raises(RunError, match=r"^step 5: .* not updated; 2 in a row are trainer.max_skipped\. Try a lower"):
+        trainer.run()
+    # Also over a stop: the count is a part of the state.
+    assert steps_saved(tmp_path / "run") == [2, 4]
+    trainer = make("run", "trainer.max_skipped=2", "trainer.save_every=2")
+    breaking(trainer, monkeypatch, {5})
+    with pytest.raises(RunError, match=r"^step 5: "):
+        trainer.run()
+
+
+def test_trying_whether_an_update_fits_changes_nothing(make: Make, tmp_path: Path) -> None:
+    make("plain").run()
+    trainer = make("tried")
+    trainer._try(worst_part(trainer.data.train, trainer.sampler.epoch(0), 1))
+    assert all(weight.grad is None for weight in trainer.model.parameters())
+    trainer.run()
+    assert_same_state(tmp_path / "plain", tmp_path / "tried", 12)
+
+
+def test_an_update_larger_than_pays_on_the_cpu_is_cut(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("seq2seq.train.trainer.CPU_TOKENS", 200)
+    trainer = make("run", "trainer.max_steps=1")
+    trainer.run()
+    assert trainer.progress.micro_batches == 3
+    assert "updates of 500 tokens a side are computed in 3 parts (data.micro_batches=3)" in capsys.readouterr().err
 
 
 def collect_gradients(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:

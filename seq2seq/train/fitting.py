@@ -1,0 +1,54 @@
+"""How many parts an update is cut into, so that each fits the memory of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seq2seq.data.batches import Batch
+from seq2seq.data.store import Store
+from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import RunError
+
+CPU_TOKENS = 4096
+"""Tokens of a part on the CPU, where running out of memory cannot be tried: larger ones are no faster (docs/log.md)."""
+
+
+def fitting_parts(trial: Callable[[int], None], least: int, most: int) -> int:
+    """The smallest of least, 2·least, 4·least, … parts for which `trial` does not run out of memory.
+
+    Raises RunError where even `most` parts are too few.
+    """
+    parts = least
+    while True:
+        try:
+            trial(parts)
+            return parts
+        except torch.OutOfMemoryError:
+            if parts >= most:
+                raise RunError(
+                    f"an update in {parts} parts does not fit the device's memory; take a smaller model, "
+                    "data.cleaning.max_pieces=N for shorter sentences, or another device"
+                ) from None
+            torch.cuda.empty_cache()
+            parts = min(2 * parts, least * -(-most // least))
+
+
+def worst_part(store: Store, updates: Sequence[NDArray[np.int64]], parts: int) -> Batch:
+    """A batch that needs no less memory than any part of `updates`: as many tokens as the largest has on each side, in
+    sentences as long as the longest.
+
+    The updates of one epoch stand for all: pairs are sorted by length, so that all epochs have the same shapes.
+    """
+    most = [
+        max(int(lengths[part].sum()) for pairs in updates for part in np.array_split(pairs, parts))
+        for lengths in store.lengths
+    ]
+    longest = [int(lengths.max()) for lengths in store.lengths]
+    count = max(-(-tokens // length) for tokens, length in zip(most, longest, strict=True))
+    source, target = (Layout.of([length] * count) for length in longest)
+    tokens = [torch.zeros(layout.total, dtype=torch.int64) for layout in (source, target)]
+    return Batch(tokens[0], source, tokens[1], tokens[1], target)

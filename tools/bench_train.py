@@ -1,0 +1,310 @@
+"""Training speed beside that of peers: the same data, batches, sizes, optimizer and threads.
+
+    python tools/bench_train.py [--model small|base|big] [--formats float32 bfloat16] [--rounds 11] [--output FILE]
+    python tools/bench_train.py --growth
+
+Prints a table to stderr and the figures as JSON to stdout. Every contestant is a process of its own, asleep while
+another computes; a round runs each of them once over the same updates, and the next one begins with another. Figures
+are medians of the rounds, ratios medians of the ratios within a round. `--growth` shows instead how our time for a
+token grows with the batch and with the length of sentences. Text comes from the folder $SEQ2SEQ_SHARED_DATA; without
+it, random pieces in sentences of usual lengths take its place, and the figures say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seq2seq.config.compose import compose
+from seq2seq.data.prepare import prepare
+from seq2seq.data.store import Store, write_store
+from seq2seq.data.tokenizer import EOS
+from seq2seq.support.errors import RunError, exit_code_of
+from seq2seq.support.progress import say
+from tools.contestants import CONTESTANTS, OURS
+from tools.figures import machine
+from tools.training_worker import MATRIX, Job, Stretch
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = [name for name in CONTESTANTS if name != OURS]
+LONGEST_SENTENCE = 4096
+DEFAULTS = {"small": ("multi30k", 8000, 4096), "base": ("ende", 37_000, 2048), "big": ("ende", 37_000, 2048)}
+"""Corpus, vocabulary and tokens of an update for each size."""
+ENVIRONMENT = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
+"""As our commands set it, for all."""
+
+
+def real_corpus(name: str, shared: Path, vocab_size: int) -> tuple[Path, int]:
+    """Multi30k or all of ende, prepared as for training: its encoded store, and its number of pieces."""
+    files = {"train": sorted((shared / "ende").glob("*.en.xz")), "valid": [shared / "newstest" / "newstest2013.en"]}
+    if name == "multi30k":
+        files = {split: [shared / name / f"{split}.en"] for split in ("train", "valid")}
+    overrides = [f"run_dir={ROOT / 'build' / 'bench' / f'{name}-{vocab_size}'}", f"tokenizer.vocab_size={vocab_size}"]
+    for split, sources in files.items():
+        for side, language in (("source", ".en"), ("target", ".de")):
+            paths = ",".join(str(path.with_name(path.name.replace(".en", language))) for path in sources)
+            overrides.append(f"data.{split}.{side}=[{paths}]")
+    config = compose(["+recipe=files", *overrides])
+    return Path(config.data.prepared_dir) / "train", prepare(config).tokenizer.vocab_size
+
+
+def usual_lengths(count: int) -> NDArray[np.int64]:
+    """Lengths of `count` sentence pairs, eos counted, [2, count]: log-normal, a fifth apart."""
+    rng = np.random.default_rng(1)
+    source = rng.lognormal(np.log(24), 0.5, count)
+    return np.stack((source, source * rng.lognormal(0.0, 0.2, count))).round().clip(2, 128).astype(np.int64)
+
+
+def random_corpus(lengths: NDArray[np.int64], vocab_size: int, folder: Path) -> Path:
+    """A store of random pieces in sentences of these lengths [2, pairs], eos counted."""
+    rng = np.random.default_rng(1)
+    folder.mkdir(parents=True)
+    source, target = ([rng.integers(4, vocab_size, length - 1).tolist() for length in side] for side in lengths)
+    write_store(folder, [(source, target)], vocab_size, EOS)
+    return folder
+
+
+class Worker:
+    """A contestant's process, and its answers in the rounds that count."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.answers = job, list[dict[str, Any]]()
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tools.training_worker"],
+            cwd=ROOT,
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.built = self._ask(job)
+
+    def run(self, stretch: Stretch) -> dict[str, Any]:
+        """Compute some updates; returns what they took. Raises RunError when the process has ended."""
+        return self._ask(stretch)
+
+    def answered(self, key: str) -> list[float]:
+        """A figure of each round."""
+        return [answer[key] for answer in self.answers]
+
+    def per_second(self, key: str) -> list[float]:
+        """The same by the seconds of the round."""
+        return quotients(self.answered(key), self.answered("seconds"))
+
+    def _ask(self, question: Job | Stretch) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        try:
+            print(json.dumps(asdict(question)), file=self.process.stdin, flush=True)
+            return json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
+            raise RunError(
+                f"{self.job.contestant} in {self.job.precision} ended with code {self.process.wait()}, its words are "
+                "above; where memory ran out (code -9) type a smaller --batch-tokens, or --micro-batches=2"
+            ) from None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if any(error):
+            self.process.kill()
+        self.process.communicate()
+
+
+def compare(jobs: list[Job], stretch: Stretch, rounds: int) -> dict[str, Any]:
+    """The figures of one number format; the first of `jobs` is the matrix product, the second ours."""
+    with ExitStack() as stack:
+        workers, first_updates = [], {}
+        for job in jobs:
+            worker = stack.enter_context(Worker(job))
+            ended = worker.run(replace(stretch, count=1))["ended"]
+            since = {"process_start": worker.started, "build": worker.built["build_started"]}
+            first_updates[job.contestant] = {f"from_{name}": ended - began for name, began in since.items()}
+            workers.append(worker)
+            say(f"{job.precision}: {job.contestant} is ready")
+        for turn in range(rounds + 1):
+            updates = replace(stretch, first=1 + turn * stretch.count)
+            for worker in rotated(workers, turn):
+                answer = worker.run(updates)
+                # The first round only warms up.
+                if turn:
+                    worker.answers.append(answer)
+    matrix, *contestants = workers
+    rates = {worker.job.contestant: worker.per_second("target_tokens") for worker in contestants}
+    return {
+        "device": matrix.built["device"],
+        "threads": matrix.built["threads"],
+        "processors_busy_for_others": spread([load for worker in workers for load in worker.answered("others")]),
+        "matrix_flops_per_second": spread(matrix.per_second("flops")),
+        "contestants": {
+            worker.job.contestant: {
+                "parameters": worker.built["parameters"],
+                "target_tokens_per_second": spread(worker.per_second("target_tokens")),
+                "tokens_per_second": spread(worker.per_second("tokens")),
+                "share_of_matrix_rate": spread(quotients(*(each.per_second("flops") for each in (worker, matrix)))),
+                "padding_share": 1 - sum(worker.answered("tokens")) / sum(worker.answered("rows")),
+                "peak_memory_bytes": worker.answers[-1]["peak_memory"],
+                "seconds_to_first_update": first_updates[worker.job.contestant],
+            }
+            for worker in contestants
+        },
+        "ours_over": {name: spread(quotients(rates[OURS], rates[name])) for name in rates if name != OURS},
+    }
+
+
+def quotients(above: Iterable[float], below: Iterable[float]) -> list[float]:
+    """One divided by the other, pair by pair."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def rotated(items: list[Any], by: int) -> list[Any]:
+    """The items, beginning with number `by`, around and around."""
+    by %= len(items)
+    return items[by:] + items[:by]
+
+
+def table(precision: str, figures: dict[str, Any]) -> str:
+    """The figures of a number format for people."""
+    rows = [("", "target tokens/s", "both/s", "of matrix", "pads", "MiB", "first update", "ours over it")]
+    for name, row in figures["contestants"].items():
+        ratio = figures["ours_over"].get(name)
+        cells = (
+            "{median:,.0f} ({min:,.0f}-{max:,.0f})".format(**row["target_tokens_per_second"]),
+            f"{row['tokens_per_second']['median']:,.0f}",
+            f"{row['share_of_matrix_rate']['median']:.1%}",
+            f"{row['padding_share']:.1%}",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+            f"{row['seconds_to_first_update']['from_process_start']:.1f} s",
+            "{median:.2f} ({min:.2f}-{max:.2f})".format(**ratio) if ratio else "",
+        )
+        rows.append((name, *cells))
+    rate = figures["matrix_flops_per_second"]["median"] / 1e9
+    head = f"{precision}, {figures['device']}, {figures['threads']} threads; matrix product {rate:,.0f} GFLOP/s"
+    head += "; processors busy for others: {median:.2f} ({min:.2f}-{max:.2f})".format(
+        **figures["processors_busy_for_others"]
+    )
+    return "\n".join((head, *("{:<15}{:>24}{:>9}{:>11}{:>7}{:>8}{:>14}{:>19}".format(*row) for row in rows)))
+
+
+def growth(job: Job, corpus: Path, batch_tokens: int, limit: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Microseconds for a target token of ours: by tokens of an update, and by length of sentences of random pieces."""
+    sizes = [2**power for power in range(3, limit.bit_length())]
+    points = [("batch_tokens", size, Stretch(str(corpus), size, 0, 1)) for size in sizes if size >= 512]
+    if limit not in sizes:
+        points.append(("batch_tokens", limit, Stretch(str(corpus), limit, 0, 1)))
+    for length in (size for size in sizes if size <= LONGEST_SENTENCE):
+        tokens = max(length, batch_tokens)
+        store = random_corpus(np.full((2, tokens // length), length), job.vocab_size, folder / str(length))
+        points.append(("sentence_length", length, Stretch(str(store), tokens, 0, 1)))
+    costs: dict[str, dict[str, list[float]]] = {axis: {} for axis, *_ in points}
+    with Worker(job) as worker:
+        for turn in range(rounds + 1):
+            for axis, size, stretch in points:
+                answer = worker.run(replace(stretch, first=turn))
+                if turn:
+                    cost = 1e6 * answer["seconds"] / answer["target_tokens"]
+                    costs[axis].setdefault(str(size), []).append(cost)
+    return {axis: {size: spread(values) for size, values in by_size.items()} for axis, by_size in costs.items()}
+
+
+def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All that was asked for."""
+    corpus, vocab_size, batch_tokens = DEFAULTS[arguments.model]
+    corpus, vocab_size = arguments.corpus or corpus, arguments.vocab_size or vocab_size
+    batch_tokens = arguments.batch_tokens or batch_tokens
+    shared = os.environ.get("SEQ2SEQ_SHARED_DATA")
+    if shared:
+        store, vocab_size = real_corpus(corpus, Path(shared), vocab_size)
+    else:
+        corpus, store = "random", random_corpus(usual_lengths(30_000), vocab_size, folder / "random")
+    peers = arguments.peers
+    if not importlib.util.find_spec("transformers"):
+        peers = [name for name in peers if not name.startswith("Marian")]
+        say("Marian is left out: transformers is not installed; type, in the checkout: pip install './[bench]'")
+    model = compose(["+recipe=files", f"model={arguments.model}", *arguments.set]).model
+    place = {"device": arguments.device, "micro_batches": arguments.micro_batches}
+    jobs = {
+        precision: [
+            Job(name, precision, vocab_size=vocab_size, model=asdict(model), **place) for name in (MATRIX, OURS, *peers)
+        ]
+        for precision in arguments.formats
+    }
+    lengths = Store(store).lengths
+    result: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "command": f"python {' '.join(sys.argv)}",
+        "versions": {name: version(name) for name in ("torch", "transformers") if importlib.util.find_spec(name)},
+        "environment": ENVIRONMENT,
+        "model": arguments.model,
+        "settings": arguments.set,
+        "corpus": corpus,
+        "vocab_size": vocab_size,
+        "mean_lengths": [round(float(side.mean()), 1) for side in lengths],
+        "batch_tokens": batch_tokens,
+        "micro_batches": arguments.micro_batches,
+        "rounds": arguments.rounds,
+        "formats": {},
+    }
+    for precision in arguments.formats:
+        if arguments.growth:
+            figures = growth(
+                jobs[precision][1], store, batch_tokens, arguments.growth, arguments.rounds, folder / precision
+            )
+            result["formats"][precision] = {"microseconds_per_target_token": figures}
+            continue
+        stretch = Stretch(str(store), batch_tokens, 0, arguments.updates)
+        result["formats"][precision] = compare(jobs[precision], stretch, arguments.rounds)
+        print(table(precision, result["formats"][precision]), file=sys.stderr, flush=True)
+    return result
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default="small", choices=DEFAULTS)
+    options.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="sizes, such as model.d_model=64")
+    options.add_argument("--corpus", choices=("multi30k", "ende"), help="default: by size")
+    options.add_argument("--vocab-size", type=int, metavar="N", help="default: by size")
+    options.add_argument("--batch-tokens", type=int, metavar="N", help="default: by size")
+    options.add_argument("--micro-batches", type=int, default=1, metavar="N", help="parts of an update")
+    options.add_argument("--formats", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
+    options.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
+    options.add_argument("--rounds", type=int, default=11)
+    options.add_argument("--updates", type=int, default=1, metavar="N", help="of a contestant in a round (default: 1)")
+    options.add_argument("--device", default="auto")
+    options.add_argument("--growth", nargs="?", const=25_000, type=int, metavar="N", help="up to N tokens an update")
+    options.add_argument("--output", type=Path)
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        text = json.dumps(bench(arguments, Path(folder)), indent=1)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of("bench_train", main))

@@ -1,0 +1,193 @@
+"""One contestant of tools/bench_train.py in a process of its own: JSON lines in, JSON lines out, asleep in between.
+
+The first line in is a `Job`, answered when the model stands; each further one a `Stretch` of updates, answered with
+what they took.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
+from seq2seq.data.batches import Batch, Sampler, micro_batches
+from seq2seq.data.store import Store
+from seq2seq.support.devices import autocast, choose_device, keep_freed_memory
+from seq2seq.train.optimizer import build_optimizer
+from tools.contestants import CONTESTANTS, learnt_parameters, total_norm
+from tools.flops import update_flops
+
+MATRIX = "matrix product"
+SIDE = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices that give the machine's rate."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to build, and where to compute; `model` is a ModelConfig as a dictionary."""
+
+    contestant: str
+    precision: str
+    device: str
+    micro_batches: int
+    vocab_size: int
+    model: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Updates number `first` to `first + count - 1` of the first epoch of a prepared store."""
+
+    store: str
+    batch_tokens: int
+    first: int
+    count: int
+
+
+class TrainingRun:
+    """Updates of a contestant's weights, as in `seq2seq.train.trainer`, without schedule, reports and saves."""
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.job, self.device, self.precision = job, device, getattr(torch, job.precision)
+        sides = {side: TransformerConfig(**job.model[side]) for side in ("encoder", "decoder")}
+        self.config = ModelConfig(**{**job.model, **sides})
+        torch.manual_seed(1)
+        self.contestant = CONTESTANTS[job.contestant](self.config, job.vocab_size)
+        self.model = self.contestant.model.to(device).train()
+        self.optimizer = build_optimizer(self.model, OptimizerConfig())
+        for group in self.optimizer.param_groups:
+            group["lr"] = 1e-4
+        self.parameters = learnt_parameters(self.model)
+
+    def run(self, stretch: Stretch) -> dict[str, Any]:
+        """Compute the updates; returns seconds, tokens without pads, FLOPs, and rows that entered linear layers."""
+        store, updates = opened(stretch.store, stretch.batch_tokens)
+        chosen = [updates[index % len(updates)] for index in range(stretch.first, stretch.first + stretch.count)]
+        started = now(self.device)
+        for pairs in chosen:
+            self.update(store, pairs)
+        seconds = now(self.device) - started
+        lengths = [[side[pairs] for side in store.lengths] for pairs in chosen]
+        source_tokens, target_tokens = (sum(int(side.sum()) for side in sides) for sides in zip(*lengths, strict=True))
+        return {
+            "seconds": seconds,
+            "tokens": source_tokens + target_tokens,
+            "target_tokens": target_tokens,
+            "flops": sum(update_flops(self.config, self.job.vocab_size, *sides) for sides in lengths),
+            "rows": sum(self.contestant.rows(batch) for pairs in chosen for batch in self.parts(store, pairs)),
+        }
+
+    def update(self, store: Store, pairs: NDArray[np.int64]) -> None:
+        """One update by the mean loss of these pairs."""
+        target_tokens = int(store.lengths[1][pairs].sum())
+        losses = []
+        for batch in self.parts(store, pairs):
+            with autocast(self.device, self.precision):
+                loss = self.contestant.loss(batch.to(self.device))
+            (loss / target_tokens).backward()
+            losses.append(loss.detach())
+        if self.contestant.checks_gradient:
+            assert math.isfinite(float(torch.stack(losses).sum() + total_norm(self.model)))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def parts(self, store: Store, pairs: NDArray[np.int64]) -> Iterator[Batch]:
+        """The micro-batches of an update."""
+        return (batch for _, batch, _ in micro_batches(store, pairs, self.job.micro_batches))
+
+
+class MatrixProducts:
+    """Products of two square matrices: the rate that the machine can reach."""
+
+    parameters = 0
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.device, self.side = device, SIDE[device.type]
+        shape = (2, self.side, self.side)
+        self.a, self.b = torch.randn(shape, device=device, dtype=getattr(torch, job.precision))
+
+    def run(self, stretch: Stretch) -> dict[str, Any]:
+        """Ten products for each update asked for."""
+        count = 10 * stretch.count
+        torch.mm(self.a, self.b)
+        started = now(self.device)
+        for _ in range(count):
+            torch.mm(self.a, self.b)
+        return {"seconds": now(self.device) - started, "flops": count * 2 * self.side**3}
+
+
+@cache
+def opened(store: str, batch_tokens: int) -> tuple[Store, list[NDArray[np.int64]]]:
+    """A store with the updates of its first epoch, the same in every process."""
+    pairs = Store(Path(store))
+    return pairs, Sampler(pairs, batch_tokens, seed=1).epoch(0)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, after all that the device was asked to do; the same clock in all processes of a machine."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process held: tensors on a GPU, else everything."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def clocks() -> NDArray[np.float64]:
+    """Seconds of the clock, of all processors at work for anyone, and of those at work for this process."""
+    user, nice, system, _idle, _waiting, *rest = map(int, Path("/proc/stat").read_text("ascii").split()[1:9])
+    busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return np.array([time.monotonic(), busy, time.process_time()])
+
+
+def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The answer to each line."""
+    commands = iter(lines)
+    job = Job(**json.loads(next(commands)))
+    device = choose_device(job.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    build_started = now(device)
+    contestant = MatrixProducts(job, device) if job.contestant == MATRIX else TrainingRun(job, device)
+    yield {
+        "build_started": build_started,
+        "parameters": contestant.parameters,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    for line in commands:
+        stretch, before = Stretch(**json.loads(line)), clocks()
+        answer = contestant.run(stretch)
+        seconds, busy, own = clocks() - before
+        others = max(0.0, (busy - own) / seconds)
+        yield {**answer, "ended": now(device), "peak_memory": peak_memory(device), "others": float(others)}
+
+
+def main() -> None:
+    """Answer on stdout; whatever libraries print goes to stderr."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        for answer in serve(sys.stdin):
+            print(json.dumps(answer), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
