@@ -81,6 +81,7 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
     for _ in range(rounds):
         for contestant in contestants.values():
             contestant.turn()
+    # Lines, not tokens: the text is the same for all, and with `forced` so is the number of steps.
     figures: dict[str, Any] = {}
     ours = contestants["ours float32"].rounds[0]["texts"] if "ours float32" in contestants else None
     for name, contestant in contestants.items():
@@ -89,7 +90,6 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
         seconds = [turn["seconds"] for turn in contestant.rounds]
         figures[name] = {
             "sentences_per_second": round(len(last["texts"]) / statistics.median(seconds), 1),
-            "tokens_per_second": round(last["tokens"] / statistics.median(seconds)),
             "seconds": [round(value, 3) for value in seconds],
             "bleu": None if "forced" in job else round(bleu(last["texts"], references[: len(last["texts"])]), 2),
             "same_lines": ours and sum(map(str.__eq__, last["texts"], ours)) / len(ours),
@@ -112,7 +112,7 @@ def show(row: str, figures: dict[str, Any]) -> None:
         if "p50_milliseconds" in values:
             latency = f"  p50 {values['p50_milliseconds']} p99 {values['p99_milliseconds']} ms"
         print(
-            f"{row:<8} {name:<20} {values['sentences_per_second']:>8} lines/s {values['tokens_per_second']:>7} tokens/s"
+            f"{row:<8} {name:<20} {values['sentences_per_second']:>8} lines/s"
             f"  BLEU {values['bleu']}  same {values['same_lines']}  rows {values['decoder_rows']}"
             f"  {values['peak_megabytes']} MB  start {values['start_seconds']} s{latency}",
             file=sys.stderr,

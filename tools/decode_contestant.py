@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import sys
 import time
@@ -24,8 +25,8 @@ from seq2seq.model.translation import TranslationModel, build_model  # noqa: E40
 from seq2seq.support.devices import keep_freed_memory  # noqa: E402
 from seq2seq.translate.translator import Translator  # noqa: E402
 
-Turn = Callable[[list[str]], tuple[list[str], int, int | None]]
-"""Texts to translations, how many tokens those have, and how many rows the decoder computed."""
+Turn = Callable[[list[str]], tuple[list[str], int | None]]
+"""Texts to translations, and how many rows the decoder computed (None: not known)."""
 
 
 def weights_of(job: dict[str, Any]) -> Translator:
@@ -52,21 +53,21 @@ def ours(job: dict[str, Any]) -> Turn:
         never_end_early(translator, job["forced"])
     translator.workers = job["workers"]
 
-    def turn(texts: list[str]) -> tuple[list[str], int, int | None]:
-        counted[0] = 0
-        found = translator.translate(texts)
-        return found, sum(map(len, translator.tokenizer.encode(found))), counted[0] or None
+    def turn(texts: list[str]) -> tuple[list[str], int | None]:
+        counted.value = 0
+        return translator.translate(texts), counted.value
 
     return turn
 
 
-def count_rows(model: TranslationModel) -> list[int]:
-    """A list whose only value is the number of rows that the decoder was given, in this process."""
-    counted = [0]
+def count_rows(model: TranslationModel) -> Any:
+    """The number of rows that the decoder was given, in this process and those forked from it (`value`)."""
+    counted: Any = multiprocessing.Value("q", 0)
     step = model.step
 
     def counting(state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
-        counted[0] += tokens.numel()
+        with counted.get_lock():
+            counted.value += tokens.numel()
         return step(state, tokens, parents)
 
     model.step = counting  # type: ignore[method-assign]
@@ -115,7 +116,7 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
     )
     length = {"min_decoding_length": job["forced"], "max_decoding_length": job["forced"]} if "forced" in job else {}
 
-    def turn(texts: list[str], batch: int | None = None) -> tuple[list[str], int, int | None]:
+    def turn(texts: list[str], batch: int | None = None) -> tuple[list[str], int | None]:
         sources = [[*map(piece, ids), "</s>"] for ids in translator.tokenizer.encode(texts)]
         found = theirs.translate_batch(
             sources,
@@ -125,7 +126,7 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
             **length,
         )
         outputs = [[token(name) for name in result.hypotheses[0]] for result in found]
-        return translator.tokenizer.decode(outputs), sum(map(len, outputs)), None
+        return translator.tokenizer.decode(outputs), None
 
     sample = Path(job["source"]).read_text("utf-8").split("\n")[:192]
     turn(sample[:16], 16)
@@ -157,14 +158,13 @@ def main() -> None:
     print(json.dumps({"start_seconds": time.perf_counter() - STARTED, "batch": job.get("batch")}), flush=True)
     for _ in sys.stdin:
         found: list[str] = []
-        each, tokens, rows = [], 0, None
+        each, rows = [], None
         for part in [[text] for text in texts] if "one_by_one" in job else [texts]:
             started = time.perf_counter()
-            translations, count, rows = turn(part)
+            translations, rows = turn(part)
             each.append(time.perf_counter() - started)
             found += translations
-            tokens += count
-        answer = {"texts": found, "tokens": tokens, "rows": rows, "seconds": sum(each), "each": each}
+        answer = {"texts": found, "rows": rows, "seconds": sum(each), "each": each}
         print(json.dumps({**answer, "peak_megabytes": peak_megabytes()}), flush=True)
 
 
