@@ -6,7 +6,7 @@ GATE := build/gate
 MODEL := runs/quickstart/model
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint type format bench bench-train bench-input wheel gate clean
+.PHONY: help quickstart test lint type format bench-train bench-decode bench-input wheel gate clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,11 +34,12 @@ format: $(VENV)/dev ## put the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev ## measure training and translation speed
-	GOMP_SPINCOUNT=10000 $(BIN)/python tools/bench.py
-
 bench-train: $(VENV)/bench ## measure training beside peers (nn.Transformer, Hugging Face Marian)
 	GOMP_SPINCOUNT=10000 $(BIN)/python tools/bench_train.py
+
+bench-decode: $(VENV)/bench ## measure translation beside CTranslate2: MODEL=dir SOURCE=file REFERENCE=file
+	GOMP_SPINCOUNT=10000 $(BIN)/python -m tools.bench_decode $(MODEL) $(SOURCE) $(REFERENCE)
+
 bench-input: $(VENV)/dev ## measure the way of data from disk into batches
 	$(BIN)/python -m tools.bench_input
 

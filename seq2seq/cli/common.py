@@ -40,9 +40,20 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     )
     options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     options.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="number format (default: float32)"
+        "--dtype", default="float32", choices=("float32", "bfloat16", "int8"), help="number format (default: float32)"
     )
-    options.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all)")
+    options.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes of one thread that share the work (default: as many as processors; 1 with --threads or a GPU)",
+    )
+    options.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="search each line by itself, several times slower: scores are the same to the last bit in any company",
+    )
+    options.add_argument("--threads", type=int, metavar="N", help="processor threads, in one process (default: all)")
     options.add_argument(
         "--batch-tokens", type=int, default=4096, metavar="N", help="source tokens searched at once (default: 4096)"
     )
@@ -56,7 +67,7 @@ def load_translator(arguments: argparse.Namespace, n_best: int = 1) -> Translato
     from seq2seq.support.devices import keep_freed_memory
     from seq2seq.translate.translator import Translator
 
-    for name in ("threads", "batch_tokens"):
+    for name in ("threads", "workers", "batch_tokens"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
@@ -72,7 +83,17 @@ def load_translator(arguments: argparse.Namespace, n_best: int = 1) -> Translato
         directory, device=arguments.device, dtype=getattr(torch, arguments.dtype), n_best=n_best, **search
     )
     translator.batch_tokens = arguments.batch_tokens
+    translator.deterministic = arguments.deterministic
+    on_gpu = translator.model.output_weight.is_cuda
+    if arguments.workers and (on_gpu or arguments.threads):
+        raise UserError("--workers is for processes of one thread on the CPU; leave it, or --threads and --device, out")
+    translator.workers = 1 if on_gpu or arguments.threads else arguments.workers or available_processors()
     return translator
+
+
+def available_processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def find_model(given: str | None) -> Path:

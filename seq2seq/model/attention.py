@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al., 2017, section 3.2.2).
 
 Shapes: N packed rows of queries, M of keys; D d_model, H heads, E the width of one: d_k in queries and keys, d_v = D/H
-in values and outputs; S slots (sentences in search), K hypotheses of each, L keys.
+in values and outputs; S slots (sentences in search), K hypotheses of each, C keys.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from seq2seq.ops.attention import attention, attention_reference
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.step_attention import step_attention
 
 
 class MultiHeadAttention(nn.Module):
@@ -56,17 +57,16 @@ class MultiHeadAttention(nn.Module):
         keys, values = self.key_value(memory).split(self.widths, -1)
         return self._heads(keys), self._heads(values)
 
-    def attend(self, x_SKD: Tensor, k_SHLE: Tensor, v_SHLE: Tensor, mask_SL: Tensor | None) -> Tensor:
-        """Attend from K rows of each slot to its L given keys and values, where `mask` is true: [S, K, D]."""
+    def attend(self, x_SKD: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from K rows of each slot to its C given keys and values; mask as in `step_attention`: [S, K, D]."""
         q_SHKE = self._heads(self.query(x_SKD)).transpose(1, 2)
-        mask = None if mask_SL is None else mask_SL[:, None, None, :]
-        out_SHKE = F.scaled_dot_product_attention(q_SHKE, k_SHLE, v_SHLE, attn_mask=mask)
-        return self.output(out_SHKE.transpose(1, 2).flatten(2))
+        return self.output(step_attention(q_SHKE, k_SHCE, v_SHCE, mask).transpose(1, 2).flatten(2))
 
     def _projected(self, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if memory_MD is not x_ND:
+        # One by one also in translation, where these may be layers in int8.
+        if memory_MD is not x_ND or not torch.is_grad_enabled():
             return self._heads(self.query(x_ND)), *self.keys_values(memory_MD)
-        # Self-attention: one product for all three, whose input is read once.
+        # Self-attention in training: one product for all three, whose input is read once.
         joined = F.linear(
             x_ND,
             torch.cat((self.query.weight, self.key_value.weight)),

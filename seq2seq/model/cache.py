@@ -1,58 +1,97 @@
 """The key-value cache of a Transformer decoder in search.
 
-Shapes: S slots, K hypotheses of each, R = S·K, H heads, T steps so far, L source length, E width of a head (d_k in
+Keys and values are written once and stay where they are. Each step adds a column for each hypothesis of a slot; who
+descends from whom is kept in a mask over the columns, and only this mask follows the choices of search.
+
+Shapes: S slots, K hypotheses of each, H heads, L source length, C columns so far, E width of a head (d_k in
 keys, d_v in values).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from seq2seq.ops.packing import Layout
+from seq2seq.ops.step_attention import pad_mask
 
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of `x` by `index`; `x` itself where the index is the identity."""
-    if index.shape[0] == x.shape[0] and torch.equal(index, torch.arange(x.shape[0], device=x.device)):
-        return x
-    return x.index_select(0, index)
+FIRST_COLUMNS = 128
+
+
+def move(x: Tensor, slots: Tensor) -> Tensor:
+    """`x[slots]`, made in place at the front of `x` where most slots stay where they are."""
+    places = torch.arange(slots.shape[0], device=slots.device)
+    moved = (slots != places).nonzero()[:, 0]
+    x[moved] = x[slots[moved]]
+    return x[: slots.shape[0]]
 
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer: of the source, once per slot [S, H, L, E]; of the target so far [R, H, T, E]."""
+    """Keys and values of one layer: of the source [S, H, L, E]; of the target [S, H, room for columns, E]."""
 
     source_keys: Tensor
     source_values: Tensor
-    keys: Tensor | None = None
-    values: Tensor | None = None
+    keys: Tensor
+    values: Tensor
 
-    def append(self, keys_RHE: Tensor, values_RHE: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one step and return all steps, [R, H, T, E] each."""
-        new_keys, new_values = keys_RHE.unsqueeze(2), values_RHE.unsqueeze(2)
-        self.keys = new_keys if self.keys is None else torch.cat((self.keys, new_keys), 2)
-        self.values = new_values if self.values is None else torch.cat((self.values, new_values), 2)
-        return self.keys, self.values
+    @classmethod
+    def of(cls, source_keys: Tensor, source_values: Tensor) -> LayerCache:
+        """The cache before the first step."""
+        keys, values = (x.new_empty(*x.shape[:2], FIRST_COLUMNS, x.shape[3]) for x in (source_keys, source_values))
+        return cls(source_keys, source_values, keys, values)
+
+    def append(self, keys_SKHE: Tensor, values_SKHE: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Add columns from `start` on and return all columns, [S, H, C, E] each."""
+        end = start + keys_SKHE.shape[1]
+        if end > self.keys.shape[2]:
+            self.keys, self.values = (torch.cat((x, x.new_empty(x.shape)), 2) for x in (self.keys, self.values))
+        self.keys[:, :, start:end] = keys_SKHE.transpose(1, 2)
+        self.values[:, :, start:end] = values_SKHE.transpose(1, 2)
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, slots: Tensor) -> None:
+        """Go on with these slots alone."""
+        self.source_keys, self.source_values = move(self.source_keys, slots), move(self.source_values, slots)
+        self.keys, self.values = move(self.keys, slots), move(self.values, slots)
 
 
 @dataclass
 class DecoderCache:
-    """The caches of all layers, the mask over the source [S, L] (None: no pads), K and T."""
+    """The caches of all layers, two masks of 0 and −∞, and the number of steps.
+
+    `source_mask` [S, 1, 1, L] (None: no pads) shows the source's pads, `ancestors` [S, 1, K, C] the columns that do not
+    belong to the past of each hypothesis.
+    """
 
     layers: list[LayerCache]
     source_mask: Tensor | None
-    width: int = 1
+    ancestors: Tensor
     length: int = 0
 
-    def reorder(self, parents_SK: Tensor) -> None:
-        """Keep for each hypothesis the steps of its parent, and for each slot the source of its parents' slot."""
-        slots = parents_SK[:, 0] // self.width
-        rows = parents_SK.flatten()
+    @classmethod
+    def of(cls, layers: list[LayerCache], source: Layout) -> DecoderCache:
+        """The cache before the first step, one hypothesis a slot."""
+        ancestors = torch.empty(source.batch_size, 1, 1, 0, device=source.lengths.device)
+        return cls(layers, pad_mask(source), ancestors)
+
+    def advance(self, parents_SK: Tensor) -> int:
+        """Make room for one step of the children of these hypotheses; returns its first column."""
+        slots, width = parents_SK.shape
+        start = self.ancestors.shape[3]
+        past = self.ancestors.gather(2, parents_SK[:, None, :, None].expand(-1, 1, -1, start))
+        own = torch.full((width, width), -math.inf, device=past.device).fill_diagonal_(0.0)
+        self.ancestors = torch.cat((past, own.expand(slots, 1, width, width)), 3)
+        self.length += 1
+        return start
+
+    def keep(self, slots: Tensor) -> None:
+        """Go on with these slots alone."""
         for layer in self.layers:
-            layer.source_keys, layer.source_values = take(layer.source_keys, slots), take(layer.source_values, slots)
-            if layer.keys is not None and layer.values is not None:
-                layer.keys, layer.values = take(layer.keys, rows), take(layer.values, rows)
+            layer.keep(slots)
+        self.ancestors = self.ancestors[slots]
         if self.source_mask is not None:
-            self.source_mask = take(self.source_mask, slots)
-        self.width = parents_SK.shape[1]
+            self.source_mask = self.source_mask[slots]

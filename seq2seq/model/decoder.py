@@ -48,16 +48,15 @@ class DecoderLayer(nn.Module):
             lambda y: self.cross_attention(y, layout, memory_ND, source),
         )
 
-    def step(self, x_SKD: Tensor, cache: LayerCache, source_mask: Tensor | None) -> Tensor:
-        """One new position of each hypothesis, those before it in the cache: [S, K, D] to [S, K, D]."""
+    def step(self, x_SKD: Tensor, state: DecoderCache, cache: LayerCache, column: int) -> Tensor:
+        """One new position of each hypothesis, to be kept from this column on: [S, K, D] to [S, K, D]."""
 
         def attend_target(y_SKD: Tensor) -> Tensor:
-            y_R1D = y_SKD.flatten(0, 1).unsqueeze(1)
-            keys, values = cache.append(*self.self_attention.keys_values(y_R1D.squeeze(1)))
-            return self.self_attention.attend(y_R1D, keys, values, None).view_as(y_SKD)
+            keys, values = cache.append(*self.self_attention.keys_values(y_SKD), column)
+            return self.self_attention.attend(y_SKD, keys, values, state.ancestors)
 
         def attend_source(y_SKD: Tensor) -> Tensor:
-            return self.cross_attention.attend(y_SKD, cache.source_keys, cache.source_values, source_mask)
+            return self.cross_attention.attend(y_SKD, cache.source_keys, cache.source_values, state.source_mask)
 
         return self(x_SKD, attend_target, attend_source)
 
@@ -71,6 +70,7 @@ class TransformerDecoder(nn.Module):
         self.input = PositionedEmbedding(embedding, config)
         self.layers = nn.ModuleList(DecoderLayer(d_model, config) for _ in range(config.num_layers))
         self.norm = final_norm(d_model, config.norm)
+        self.cache_dtype: torch.dtype | None = None
 
     def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Packed target tokens [M] to hidden rows [M, D]."""
@@ -84,15 +84,20 @@ class TransformerDecoder(nn.Module):
         layers = []
         for layer in cast("Iterable[DecoderLayer]", self.layers):
             keys, values = layer.cross_attention.keys_values(memory.rows)
-            layers.append(LayerCache(padded_heads(keys, memory.layout), padded_heads(values, memory.layout)))
-        return DecoderCache(layers, None if memory.layout.is_rectangular else memory.layout.mask)
+            keys, values = (
+                padded_heads(rows, memory.layout).to(self.cache_dtype or rows.dtype) for rows in (keys, values)
+            )
+            layers.append(LayerCache.of(keys, values))
+        return DecoderCache.of(layers, memory.layout)
 
     def step(self, state: DecoderCache, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
-        state.reorder(parents)
-        position = torch.tensor(state.length, device=tokens.device)
-        x_SKD = self.input(tokens, position, state.length + 1)
+        column = state.advance(parents)
+        x_SKD = self.input(tokens, torch.tensor(state.length - 1, device=tokens.device), state.length)
         for layer, cache in zip(cast("Iterable[DecoderLayer]", self.layers), state.layers, strict=True):
-            x_SKD = layer.step(x_SKD, cache, state.source_mask)
-        state.length += 1
+            x_SKD = layer.step(x_SKD, state, cache, column)
         return self.norm(x_SKD)
+
+    def keep(self, state: DecoderCache, slots: Tensor) -> None:
+        """Go on with these slots alone."""
+        state.keep(slots)

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch.overrides import TorchFunctionMode
 
 import seq2seq
 from seq2seq.config import compose
@@ -72,12 +73,22 @@ def load_model_directory(directory: Path) -> tuple[Config, Tokenizer, Translatio
     config = compose.load(directory / "config.yaml")
     tokenizer = Tokenizer.load(directory / "tokenizer.model")
     weights = load_weights(directory / "model.safetensors")
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         model = TranslationModel(config.model, tokenizer.vocab_size)
     require_same_shapes(model, weights, directory / "model.safetensors")
-    model = model.to_empty(device="cpu")
+    with _Undrawn():
+        model = TranslationModel(config.model, tokenizer.vocab_size)
     fill(model, weights, directory / "model.safetensors")
     return config, tokenizer, model
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves new weights undrawn: they are to be filled, and on the meta device drawing imports sympy for a second."""
+
+    DRAWING = (torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.fill_, torch.Tensor.zero_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in self.DRAWING else func(*args, **(kwargs or {}))
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from seq2seq.ops.packing import Layout
@@ -30,10 +31,12 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """Target tokens to hidden rows, whole sentences at once (`__call__`) or one step at a time (`start`, `step`).
 
-    The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` — a row number of the
-    step before, its slot · K + its place — with `tokens[s, k]`; all rows of a slot come from one slot before, so a
-    slot that no parent names is released. K may change from step to step.
+    The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` of slot s (its place in
+    the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go. `cache_dtype` is a
+    format in which the state may keep what every step reads again; None: that of the weights.
     """
+
+    cache_dtype: torch.dtype | None
 
     def __call__(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Hidden rows [M, D] for target tokens [M], each computed from the tokens before it and itself."""
@@ -43,3 +46,6 @@ class Decoder(Protocol):
 
     def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
         """Advance `state` by one token a hypothesis: hidden rows [S, K, D] for tokens [S, K]."""
+
+    def keep(self, state: Any, slots: Tensor) -> None:
+        """Go on with these slots alone, [S] numbers before, in this order."""

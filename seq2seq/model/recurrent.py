@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seq2seq.config.schema import RecurrentConfig
-from seq2seq.model.cache import take
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.ops.dropout import Dropout
@@ -65,12 +64,20 @@ class RecurrentState:
     mask: Tensor
     width: int = 1
 
-    def reorder(self, parents_SK: Tensor) -> None:
-        """Keep for each hypothesis the state of its parent, and for each slot the memory of its parents' slot."""
-        slots, rows = parents_SK[:, 0] // self.width, parents_SK.flatten()
-        self.memory, self.keys, self.mask = (take(x, slots) for x in (self.memory, self.keys, self.mask))
-        self.hidden, self.cell = ([take(x, rows) for x in layers] for layers in (self.hidden, self.cell))
-        self.width = parents_SK.shape[1]
+    def advance(self, parents_SK: Tensor) -> None:
+        """Keep for each hypothesis the state of its parent."""
+        slots, width = parents_SK.shape
+        rows = (parents_SK + torch.arange(slots, device=parents_SK.device)[:, None] * self.width).flatten()
+        self.hidden, self.cell = ([x.index_select(0, rows) for x in layers] for layers in (self.hidden, self.cell))
+        self.width = width
+
+    def keep(self, slots: Tensor) -> None:
+        """Go on with these slots alone."""
+        self.memory, self.keys, self.mask = (x.index_select(0, slots) for x in (self.memory, self.keys, self.mask))
+        self.hidden, self.cell = (
+            [x.unflatten(0, (-1, self.width)).index_select(0, slots).flatten(0, 1) for x in layers]
+            for layers in (self.hidden, self.cell)
+        )
 
 
 class RecurrentDecoder(nn.Module):
@@ -86,6 +93,7 @@ class RecurrentDecoder(nn.Module):
         widths = [2 * d_model] + [d_model] * (config.num_layers - 1)
         self.cells = nn.ModuleList(nn.LSTMCell(width, d_model) for width in widths)
         self.output = nn.Linear(3 * d_model, d_model)
+        self.cache_dtype: torch.dtype | None = None
 
     def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Packed target tokens [M] to hidden rows [M, D]."""
@@ -104,8 +112,12 @@ class RecurrentDecoder(nn.Module):
 
     def step(self, state: RecurrentState, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
-        state.reorder(parents)
+        state.advance(parents)
         return self._advance(state, self.dropout(self.embedding(tokens)))
+
+    def keep(self, state: RecurrentState, slots: Tensor) -> None:
+        """Go on with these slots alone."""
+        state.keep(slots)
 
     def _advance(self, state: RecurrentState, x_SKD: Tensor) -> Tensor:
         queries_SKD = state.hidden[-1].view(x_SKD.shape)

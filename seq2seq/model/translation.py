@@ -17,6 +17,8 @@ from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.interfaces import Decoder, Encoder, Memory
 from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.quantized_linear import QuantizedLinear, quantize_linears
+from seq2seq.support.devices import has_native_bfloat16
 
 ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
     "transformer": TransformerEncoder,
@@ -42,6 +44,7 @@ class TranslationModel(nn.Module):
         self.decoder = DECODERS[config.decoder.kind](config.decoder, self.target_embedding)
         if config.tie_embeddings == "none":
             self.output = Embedding(vocab_size, config.d_model)
+        self.projection: QuantizedLinear | None = None
 
     @property
     def output_weight(self) -> nn.Parameter:
@@ -62,8 +65,23 @@ class TranslationModel(nn.Module):
         return cast(Decoder, self.decoder).start(memory)
 
     def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Logits [S, K, V] after the tokens [S, K]; see `interfaces.Decoder.step`."""
-        return F.linear(cast(Decoder, self.decoder).step(state, tokens, parents), self.output_weight)
+        """Hidden rows [S, K, D] after the tokens [S, K]; see `interfaces.Decoder.step`."""
+        return cast(Decoder, self.decoder).step(state, tokens, parents)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden rows [..., D] to logits [..., V]."""
+        return F.linear(hidden, self.output_weight) if self.projection is None else self.projection(hidden)
+
+    def keep(self, state: Any, slots: Tensor) -> None:
+        """Let all slots but these go; see `interfaces.Decoder.keep`."""
+        cast(Decoder, self.decoder).keep(state, slots)
+
+    def quantize(self) -> None:
+        """Compute linear layers and logits in int8 from now on, for translation. Raises UserError."""
+        quantize_linears(self)
+        self.projection = QuantizedLinear(self.output_weight)
+        if has_native_bfloat16(self.output_weight.device):
+            cast(Decoder, self.decoder).cache_dtype = torch.bfloat16
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -10,10 +10,11 @@ from seq2seq.ops.packing import Layout
 
 
 class SearchModel(Protocol):
-    """All that search knows of a model: three calls, and logits [S, K, V] for S slots with K hypotheses each.
+    """All that search knows of a model: five calls, for S slots with K hypotheses each.
 
-    `step` continues row `parents[s, k]` of the step before (slot · K + place) with `tokens[s, k]`; all parents in a
-    row come from one slot, and a slot that none names is released.
+    `step` continues hypothesis `parents[s, k]` of slot s (its place in the step before) with `tokens[s, k]` and gives
+    hidden rows [S, K, ...]; `logits` makes logits [S, K, V] of all of them or of some slots. `keep` goes on with these
+    slots alone, [S] numbers before, in this order.
     """
 
     def encode(self, tokens: Tensor, layout: Layout) -> Any: ...
@@ -21,6 +22,10 @@ class SearchModel(Protocol):
     def start(self, memory: Any) -> Any: ...
 
     def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def keep(self, state: Any, slots: Tensor) -> None: ...
 
 
 class Hypothesis(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.support.devices import choose_device
-from seq2seq.support.errors import RunError
+from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import read_json
 from seq2seq.support.progress import bar
 from seq2seq.translate.splitting import split
+from seq2seq.translate.workers import Workers
 
 BATCH_TOKENS = 4096
+BATCHES_OF_A_WORKER = 2
+TOKENS_OF_A_WORKER = 1000
+"""Source tokens under which one more worker is not worth starting."""
 LONGEST = 250
 
 
@@ -47,6 +51,9 @@ class Translator:
     """A model, its tokenizer and the settings of search, ready to translate.
 
     Texts of more than `longest` pieces are cut; no output has more than `longest_output`, eos counted (None: any).
+    `workers` is the number of processes that share the work; with more than one they are forked at the first texts
+    that make several batches, and keep the model and the settings of then. With `deterministic` each text is searched
+    by itself, which makes scores the same to the last bit whatever other texts there are.
     """
 
     model: TranslationModel
@@ -55,15 +62,28 @@ class Translator:
     batch_tokens: int = BATCH_TOKENS
     longest: int = LONGEST
     longest_output: int | None = None
+    workers: int = 1
+    deterministic: bool = False
+    _started: Workers | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def load(
         cls, directory: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32, **search: Any
     ) -> Translator:
-        """Load a model directory; `search` overrides its settings (`beam_size=1`). Raises UserError."""
+        """Load a model directory; `search` overrides its settings (`beam_size=1`).
+
+        `dtype` is float32, bfloat16 or int8 (linear layers in 8-bit integers, on a CPU). Raises UserError.
+        """
         config, tokenizer, model = load_model_directory(Path(directory))
         trained = read_json(Path(directory) / "manifest.json").get("longest_source", LONGEST)
-        translator = cls.of(model.to(choose_device(device), dtype).eval(), tokenizer, config, trained)
+        place = choose_device(device)
+        if dtype != torch.int8:
+            model = model.to(place, dtype)
+        elif place.type == "cpu":
+            model.quantize()
+        else:
+            raise UserError(f"int8 on {place}: it is for the CPU; type --device cpu or --dtype bfloat16")
+        translator = cls.of(model.eval(), tokenizer, config, trained)
         return replace(translator, search=replace(config.search, **search))
 
     @classmethod
@@ -95,23 +115,38 @@ class Translator:
         """The hypotheses of each text, searched in batches of similar length."""
         sources = [[*ids, EOS] for ids in self.tokenizer.encode(texts)]
         lengths = np.array([len(ids) for ids in sources], np.int32)
-        order = np.argsort(lengths, kind="stable")
-        search = BeamSearch(self.search, BOS, EOS, self.tokenizer.never_generated, self.longest_output)
-        device = self.model.output_weight.device
+        # The longest first: what is left at the end, where some workers have nothing to do, is short.
+        order = np.argsort(-lengths, kind="stable")
+        workers = min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
+        # Each worker has several batches to do, so that all end at about the same time.
+        share = self.batch_tokens if workers == 1 else int(lengths.sum()) // (workers * BATCHES_OF_A_WORKER) + 1
+        most = max(min(self.batch_tokens, share), int(lengths.max(initial=0)))
+        runs = order[:, None].tolist() if self.deterministic else list(cut(order, [lengths[order]], most))
         results: list[list[Hypothesis]] = [[] for _ in sources]
-        runs = cut(order, [lengths[order]], max(self.batch_tokens, int(lengths.max(initial=0))))
         with bar("translating", len(sources)) as progress:
-            for run in runs:
-                tokens = torch.tensor([token for index in run for token in sources[index]], device=device)
-                layout = Layout.of([len(sources[index]) for index in run], device)
-                for index, hypotheses in zip(run, search(self.model, tokens, layout), strict=True):
+            for done, found in self._map([[sources[index] for index in run] for run in runs], workers):
+                for index, hypotheses in zip(runs[done], found, strict=True):
                     results[index] = hypotheses
-                progress.update(len(run))
+                progress.update(len(runs[done]))
         if not all(results):
             raise RunError(
                 "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
             )
         return results
+
+    def _map(self, batches: list[list[list[int]]], workers: int) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
+        """The number of each batch of sources and what was found for it, as they are done."""
+        if workers == 1:
+            return enumerate(map(self._search_batch, batches))
+        if self._started is None:
+            self._started = Workers(self.workers, self._search_batch)
+        return self._started.map(batches)
+
+    def _search_batch(self, sources: list[list[int]]) -> list[list[Hypothesis]]:
+        search = BeamSearch(self.search, BOS, EOS, self.tokenizer.never_generated, self.longest_output)
+        device = self.model.output_weight.device
+        tokens = torch.tensor([token for ids in sources for token in ids], device=device)
+        return search(self.model, tokens, Layout.of([len(ids) for ids in sources], device))
 
     def _join(self, parts: list[list[Hypothesis]]) -> Translation:
         if not parts:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from seq2seq.model.attention import MultiHeadAttention, padded_heads
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.step_attention import pad_mask
 
 WIDTH, HEADS = 24, 4
 QUERIES, KEYS = [3, 1, 5], [2, 4, 4]
@@ -83,7 +84,7 @@ def test_attending_to_given_keys_is_the_packed_form(ours: MultiHeadAttention) ->
     queries, keys = Layout.of([2, 2, 2]), Layout.of(KEYS)
     x, memory = rows([2, 2, 2]), rows(KEYS)
     k, v = (padded_heads(side, keys) for side in ours.keys_values(memory))
-    out = ours.attend(x.view(3, 2, WIDTH), k, v, keys.mask)
+    out = ours.attend(x.view(3, 2, WIDTH), k, v, pad_mask(keys))
     torch.testing.assert_close(out.flatten(0, 1), ours(x, queries, memory, keys), atol=1e-5, rtol=0)
 
 
@@ -114,7 +115,7 @@ def test_heads_with_keys_of_another_width_are_the_formula(
     torch.testing.assert_close(out, torch.cat(expected), atol=1e-5, rtol=0)
     k, v = (padded_heads(side, keys) for side in module.keys_values(memory))
     assert (k.shape[-1], v.shape[-1]) == (d_k, d_v)
-    step = module.attend(x.view(3, 2, WIDTH), k, v, keys.mask)
+    step = module.attend(x.view(3, 2, WIDTH), k, v, pad_mask(keys))
     torch.testing.assert_close(step.flatten(0, 1), out, atol=1e-5, rtol=0)
 
 

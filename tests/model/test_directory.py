@@ -6,6 +6,8 @@ import errno
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,3 +281,9 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="os error 28") as caught:
         save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(2)})
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_loading_imports_nothing_slow(tiny_model: Path) -> None:
+    code = f"import sys; from seq2seq import Translator; Translator.load({str(tiny_model)!r}, device='cpu'); "
+    code += "sys.exit(' '.join(sys.modules.keys() & {'sympy', 'torch._dynamo', 'datasets', 'pandas'}) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -77,7 +77,9 @@ def test_stepping_is_the_whole_pass(encoder: str, decoder: str) -> None:
         state = model.start(model.encode(data.source, SOURCE))
         tokens = TARGET.unpack(data.target_in)
         for step in range(TARGET.max_length):
-            logits = model.step(state, tokens[:, step : step + 1], torch.arange(3)[:, None])[:, 0]
+            logits = model.logits(model.step(state, tokens[:, step : step + 1], torch.zeros(3, 1, dtype=torch.int64)))[
+                :, 0
+            ]
             there = TARGET.mask[:, step]
             torch.testing.assert_close(logits[there], whole[there, step], rtol=0, atol=1e-5)
 

@@ -166,9 +166,10 @@ def test_steps_of_search_are_the_full_forward_pass(encoder: str, decoder: str, n
             [[*prefixes[slot][place], new] for place, new in zip(of_slot, new_tokens, strict=True)]
             for slot, of_slot, new_tokens in zip(slots, places, tokens, strict=True)
         ]
-        sources = [sources[slot] for slot in slots]
-        parents = torch.tensor([[s * width + p for p in row] for s, row in zip(slots, places, strict=True)])
-        logits = model.step(state, torch.tensor(tokens), parents)
+        sources_before, sources = sources, [sources[slot] for slot in slots]
+        if slots != list(range(len(sources_before))):
+            model.keep(state, torch.tensor(slots))
+        logits = model.logits(model.step(state, torch.tensor(tokens), torch.tensor(places)))
         torch.testing.assert_close(logits, expected_logits(model, sources, prefixes), atol=1e-5, rtol=0)
         width = new_width
 
@@ -183,8 +184,14 @@ def test_steps_in_bfloat16_are_near(encoder: str, decoder: str, norm: str) -> No
     rounded = rounded.to(torch.bfloat16)
     sources = packed([[5, 6, 7], [8]])
     states = [(model, model.start(model.encode(*sources))) for model in (exact, rounded)]
-    for parents, tokens in (([[0], [1]], [[BOS], [BOS]]), ([[0, 0], [1, 1]], [[4, 5], [6, 7]]), ([[3, 2]], [[9, 9]])):
-        expected, out = (model.step(state, torch.tensor(tokens), torch.tensor(parents)) for model, state in states)
+    for parents, tokens in (
+        ([[0], [0]], [[BOS], [BOS]]),
+        ([[0, 0], [0, 0]], [[4, 5], [6, 7]]),
+        ([[1, 0], [1, 1]], [[9, 9], [8, 4]]),
+    ):
+        expected, out = (
+            model.logits(model.step(state, torch.tensor(tokens), torch.tensor(parents))) for model, state in states
+        )
         assert out.dtype == torch.bfloat16
         torch.testing.assert_close(out.float(), expected, atol=0.1, rtol=0)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.schema import ModelConfig, RecurrentConfig, SearchConfig, TransformerConfig
-from seq2seq.model.translation import build_model
+from seq2seq.data.batches import Batch
+from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops.packing import Layout
 from seq2seq.search import beam as module
 from seq2seq.search.beam import BeamSearch
@@ -37,10 +38,9 @@ def row_of(seed: int, source: Prefix, prefix: Prefix) -> tuple[float, ...]:
 
 @dataclass
 class ToyState:
-    """The source and what was fed so far, of each row; K; and how many slots each step had."""
+    """Of each slot the source and what was fed so far to each hypothesis; and how many slots each step had."""
 
-    rows: list[tuple[Prefix, Prefix]]
-    width: int
+    rows: list[tuple[Prefix, list[Prefix]]]
     slots: list[int]
 
 
@@ -55,22 +55,24 @@ class ToyModel:
         return [tuple(source.tolist()) for source in tokens.split(layout.lengths.tolist())]
 
     def start(self, memory: list[Prefix]) -> ToyState:
-        self.state = ToyState([(source, ()) for source in memory], 1, [])
+        self.state = ToyState([(source, [()]) for source in memory], [])
         return self.state
 
     def step(self, state: ToyState, tokens: Tensor, parents: Tensor) -> Tensor:
-        before = state.rows
-        for row in parents.tolist():
-            assert len({parent // state.width for parent in row}) == 1, "the parents of a row come from one slot"
         state.rows = [
-            (before[parent][0], (*before[parent][1], token))
-            for parent, token in zip(parents.flatten().tolist(), tokens.flatten().tolist(), strict=True)
+            (source, [(*before[parent], token) for parent, token in zip(of_slot, new, strict=True)])
+            for (source, before), of_slot, new in zip(state.rows, parents.tolist(), tokens.tolist(), strict=True)
         ]
-        state.width = parents.shape[1]
-        state.slots.append(parents.shape[0])
-        assert all(fed[0] == BOS for _, fed in state.rows)
-        logits = [row_of(self.seed, source, fed[1:]) for source, fed in state.rows]
-        return torch.tensor(logits).view(*parents.shape, VOCABULARY)
+        state.slots.append(len(state.rows))
+        assert all(fed[0] == BOS for _, of_slot in state.rows for fed in of_slot)
+        return torch.tensor([[row_of(self.seed, source, fed[1:]) for fed in of_slot] for source, of_slot in state.rows])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def keep(self, state: ToyState, slots: Tensor) -> None:
+        assert len(slots) < len(state.rows), "it is called to let slots go"
+        state.rows = [state.rows[slot] for slot in slots.tolist()]
 
 
 class Exact(NamedTuple):
@@ -251,8 +253,9 @@ class EndsOnSchedule(ToyModel):
 
     def step(self, state: ToyState, tokens: Tensor, parents: Tensor) -> Tensor:
         logits = super().step(state, tokens, parents)
-        for row, (source, fed) in zip(logits.flatten(0, 1), state.rows, strict=True):
-            row[EOS] += 40.0 if len(fed) > (0 if source == (4, 3) else len(source)) else -40.0
+        for rows, (source, of_slot) in zip(logits, state.rows, strict=True):
+            for row, fed in zip(rows, of_slot, strict=True):
+                row[EOS] += 40.0 if len(fed) > (0 if source == (4, 3) else len(source)) else -40.0
         return logits
 
 
@@ -272,7 +275,7 @@ def test_stopping_early_does_not_change_the_result(
     config = SearchConfig(beam_size=beam_size, length_penalty=alpha, max_length_offset=8, n_best=n_best)
     model, patient = ToyModel(seed), ToyModel(seed)
     found = run(model, SOURCES, config)
-    monkeypatch.setattr(module._Beams, "_decided", lambda beams: beams.limits <= beams.length)
+    monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.limits <= beams.length)
     assert run(patient, SOURCES, config) == found
     assert model.state is not None
     assert patient.state is not None
@@ -283,7 +286,7 @@ def test_stopping_early_saves_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = []
     for patient in (False, True):
         if patient:
-            monkeypatch.setattr(module._Beams, "_decided", lambda beams: beams.limits <= beams.length)
+            monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.limits <= beams.length)
         model = ToyModel(1)
         run(model, SOURCES, SearchConfig(beam_size=2, max_length_offset=8))
         assert model.state is not None
@@ -292,7 +295,7 @@ def test_stopping_early_saves_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def real_model(kind: str) -> SearchModel:
+def real_model(kind: str) -> TranslationModel:
     settings = TransformerConfig(num_layers=2, num_heads=2, d_ff=32) if kind == "transformer" else RecurrentConfig()
     config = ModelConfig(d_model=16, tie_embeddings="none", encoder=settings, decoder=settings)
     model = build_model(config, 20, seed=2).eval()
@@ -332,3 +335,47 @@ def test_searching_leaves_no_gradient() -> None:
             return logits
 
     assert run(Learnt(1), SOURCES, SearchConfig())[0]
+
+
+class Uncached:
+    """A translation model without memory: each step computes the whole prefix of each hypothesis anew."""
+
+    def __init__(self, model: TranslationModel) -> None:
+        self.model = model
+
+    def encode(self, tokens: Tensor, layout: Layout) -> list[Tensor]:
+        return list(tokens.split(layout.lengths.tolist()))
+
+    def start(self, memory: list[Tensor]) -> list[tuple[Tensor, list[list[int]]]]:
+        return [(source, [[]]) for source in memory]
+
+    def step(self, state: list[tuple[Tensor, list[list[int]]]], tokens: Tensor, parents: Tensor) -> Tensor:
+        for slot, (source, prefixes) in enumerate(state):
+            new = zip(parents[slot].tolist(), tokens[slot].tolist(), strict=True)
+            state[slot] = source, [[*prefixes[parent], token] for parent, token in new]
+        return torch.stack([torch.stack([self._last(source, prefix) for prefix in found]) for source, found in state])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.model.logits(hidden)
+
+    def keep(self, state: list[tuple[Tensor, list[list[int]]]], slots: Tensor) -> None:
+        state[:] = [state[slot] for slot in slots.tolist()]
+
+    def _last(self, source: Tensor, prefix: list[int]) -> Tensor:
+        target = torch.tensor(prefix)
+        batch = Batch(source, Layout.of([len(source)]), target, target, Layout.of([len(prefix)]))
+        return self.model(batch)[-1]
+
+
+@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_the_fast_path_finds_what_whole_passes_find(kind: str, beam_size: int) -> None:
+    draw = random.Random(8)
+    sources = [(*(draw.randrange(4, 20) for _ in range(length)), EOS) for length in (1, 7, 3, 12, 5, 9)]
+    config = SearchConfig(beam_size=beam_size, max_length_offset=20, length_penalty=1.0)
+    model = real_model(kind)
+    plain = run(Uncached(model), sources, config)
+    assert len({len(found[0].tokens) for found in plain}) > 2, "outputs of several lengths are needed to show it"
+    for found, expected in zip(run(model, sources, config), plain, strict=True):
+        assert [hypothesis.tokens for hypothesis in found] == [hypothesis.tokens for hypothesis in expected]
+        assert found[0].score == pytest.approx(expected[0].score, abs=1e-4)

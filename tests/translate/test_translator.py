@@ -62,6 +62,29 @@ def test_scores_do_not_depend_on_the_batch(translator: Translator, sentences: li
         assert one.scores == pytest.approx(other.scores, abs=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_deterministic_scores_are_the_same_to_the_last_bit(
+    tiny_model: Path, sentences: list[str], dtype: torch.dtype
+) -> None:
+    translator = Translator.load(tiny_model, device="cpu", dtype=dtype)
+    translator.deterministic = True
+    together = translator.translate_n_best(sentences)
+    assert translator.translate_n_best(sentences[::-1]) == together[::-1]
+    assert [translator.translate_n_best([text])[0] for text in sentences[:10]] == together[:10]
+    translator.deterministic = False
+    for one, other in zip(translator.translate_n_best(sentences), together, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-4 if dtype == torch.float32 else 0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_other_formats_find_what_float32_finds(
+    tiny_model: Path, translator: Translator, sentences: list[str], dtype: torch.dtype
+) -> None:
+    rounded = Translator.load(tiny_model, device="cpu", dtype=dtype)
+    same = sum(map(str.__eq__, translator.translate(sentences), rounded.translate(sentences)))
+    assert same > len(sentences) // 2
+
+
 def test_strange_lines_come_out_one_for_one(translator: Translator) -> None:
     found = translator.translate_n_best(STRANGE)
     assert len(found) == len(STRANGE)
@@ -152,7 +175,7 @@ def test_a_score_is_the_log_probability_over_the_penalty(translator: Translator,
         state = model.start(model.encode(source, Layout.of([len(source)])))
         total = 0.0
         for fed, chosen in itertools.pairwise(target):
-            logits = model.step(state, torch.tensor([[fed]]), torch.tensor([[0]]))
+            logits = model.logits(model.step(state, torch.tensor([[fed]]), torch.tensor([[0]])))
             total += float(logits[0, 0].log_softmax(-1)[chosen])
     penalty = ((5 + len(target) - 1) / 6) ** translator.search.length_penalty
     assert hypothesis.score == pytest.approx(total / penalty, abs=1e-4)

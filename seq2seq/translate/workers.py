@@ -1,0 +1,98 @@
+"""Processes that each compute one task at a time, one thread each: on a CPU two of them beat one with two threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from seq2seq.support.errors import Explained, RunError
+
+
+class Workers:
+    """`count` processes, started at once, that compute `function` of what they are sent.
+
+    They end with the process that made them, whatever ends it.
+    """
+
+    def __init__(self, count: int, function: Callable[[Any], Any]) -> None:
+        # A forked process shares the memory of the weights; one that was spawned would load them again.
+        context = multiprocessing.get_context("fork")
+        self.processes: list[BaseProcess] = []
+        self.pipes: list[Connection] = []
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, [*self.pipes, ours], function), daemon=True)
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            self.pipes.append(ours)
+
+    def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """The number of each task and its result, in the order in which they are done.
+
+        Raises what the function raised, where one line explains it, and RunError where a process died.
+        """
+        waiting = iter(enumerate(tasks))
+        running: dict[Connection, int] = {}
+        for pipe, (index, task) in zip(self.pipes, waiting, strict=False):
+            pipe.send(task)
+            running[pipe] = index
+        try:
+            while running:
+                for ready in wait(list(running)):
+                    assert isinstance(ready, Connection)
+                    done, result = running.pop(ready), _receive(ready)
+                    for index, task in waiting:
+                        ready.send(task)
+                        running[ready] = index
+                        break
+                    yield done, result
+        except BaseException:
+            # What is under way belongs to nobody any more.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join()
+        for pipe in self.pipes:
+            pipe.close()
+        self.processes, self.pipes = [], []
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        error, result = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        raise RunError("a worker process died (killed, or out of memory?); try fewer: --workers 1") from None
+    if error is not None:
+        raise error
+    return result
+
+
+def _work(pipe: Connection, others: list[Connection], function: Callable[[Any], Any]) -> None:
+    # Ctrl-C reaches all processes of a terminal; the one that made this one ends it. A pipe held open here would hide
+    # from the others that it is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in others:
+        other.close()
+    torch.set_num_threads(1)
+    while True:
+        try:
+            task = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            pipe.send((None, function(task)))
+        except Explained as error:
+            pipe.send((error, None))

@@ -1,0 +1,86 @@
+"""Worker processes: order, errors, deaths, and that none is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from seq2seq.support.errors import RunError, UserError
+from seq2seq.translate.translator import Translator
+from seq2seq.translate.workers import Workers
+
+
+def test_every_task_comes_back_under_its_number() -> None:
+    workers = Workers(3, lambda task: (task * task, os.getpid()))
+    for count in (7, 2, 0):
+        found = dict(workers.map(range(count)))
+        assert {index: square for index, (square, _) in found.items()} == {n: n * n for n in range(count)}
+        assert os.getpid() not in {process for _, process in found.values()}
+    workers.close()
+
+
+def test_an_error_with_one_line_is_raised_here_and_ends_the_workers() -> None:
+    def refuse(task: int) -> int:
+        if task == 2:
+            raise UserError("two is too much")
+        return task
+
+    workers = Workers(2, refuse)
+    with pytest.raises(UserError, match="two is too much"):
+        list(workers.map(range(5)))
+    assert not workers.processes
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_silence() -> None:
+    def die(_: int) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    with pytest.raises(RunError, match="worker process died"):
+        list(Workers(2, die).map([1, 2, 3]))
+
+
+PARENT = """
+import os, time
+from seq2seq.translate.workers import Workers
+workers = Workers(2, time.sleep)
+print(*(process.pid for process in workers.processes), flush=True)
+list(workers.map([600, 600]))
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_made_them(end: signal.Signals) -> None:
+    command = [sys.executable, "-c", PARENT.replace("time.sleep)", "lambda task: time.sleep(0.2))")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout
+    workers = [int(word) for word in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.send_signal(end)
+    process.wait(20)
+    for _ in range(200):
+        left = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        if not left:
+            break
+        time.sleep(0.05)
+    assert not left
+
+
+def test_workers_translate_as_one_process_does(tiny_model: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    texts = [source for source, _ in toy_pairs[:150]] + ["", "  "]
+    translator = Translator.load(tiny_model, device="cpu")
+    shared = Translator.load(tiny_model, device="cpu")
+    shared.workers = 2
+    for lines in (texts, texts[:1], texts[::-1]):
+        for one, other in zip(translator.translate_n_best(lines), shared.translate_n_best(lines), strict=True):
+            assert one.texts == other.texts
+            assert one.scores == pytest.approx(other.scores, abs=1e-4)
+    assert shared._started is not None
+    shared._started.close()

@@ -1,0 +1,155 @@
+"""Translation speed on this machine's processors: ours beside CTranslate2, on the same weights.
+
+    python -m tools.bench_decode MODEL_DIR SOURCE REFERENCE [--rounds 5] [--rows beam greedy product base latency]
+        [--contestants NAME ...] [--output FILE]
+
+Each contestant lives in a process of its own and works only when it is its turn; a round is one turn each, the figure
+the median of the rounds. Beside each speed: BLEU, the share of lines that are those of our float32, the rows that its
+decoder computed, and peak memory. Starting up is not in the speeds: it is a column. Prints a table to stderr and the
+figures as JSON to stdout. CTranslate2 runs at its best: its best batch size of several, two workers of one thread each,
+and AVX-512 where that is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from seq2seq.evaluate.scores import bleu
+from tools.figures import machine
+
+PROCESSORS = 2
+CTRANSLATE2 = {"CT2_FORCE_CPU_ISA": "AVX512"}
+CONTESTANTS = ["ours bfloat16", "ours int8", "ours float32", "ctranslate2 int8", "ctranslate2 float32"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "beam": {"beam_size": 4, "length_penalty": 0.0},
+    "greedy": {"beam_size": 1, "length_penalty": 0.0},
+    "product": {"beam_size": 4, "length_penalty": 0.6},
+    "base": {"beam_size": 4, "length_penalty": 0.0, "forced": 30},
+    "latency": {"beam_size": 4, "length_penalty": 0.0, "one_by_one": 100},
+}
+"""What each row of the table sets: `product` is each side's own penalty, `base` has random weights."""
+
+
+class Contestant:
+    """A process that translates the whole text each time it is asked to."""
+
+    def __init__(self, name: str, job: dict[str, Any]) -> None:
+        system, self.dtype = name.split()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(CTRANSLATE2 if system == "ctranslate2" else {})}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tools.decode_contestant", system],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.rounds: list[dict[str, Any]] = []
+        self.ready = self._ask({**job, "dtype": self.dtype})
+
+    def turn(self) -> None:
+        """One round."""
+        self.rounds.append(self._ask({}))
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"a contestant ended with {self.process.wait()}")
+        return dict(json.loads(answer))
+
+
+def measure(names: list[str], job: dict[str, Any], rounds: int, references: list[str]) -> dict[str, Any]:
+    """The figures of one row of the table, by contestant."""
+    contestants = {name: Contestant(name, job) for name in names}
+    for _ in range(rounds):
+        for contestant in contestants.values():
+            contestant.turn()
+    # Lines, not tokens: the text is the same for all, and with `forced` so is the number of steps.
+    figures: dict[str, Any] = {}
+    ours = contestants["ours float32"].rounds[0]["texts"] if "ours float32" in contestants else None
+    for name, contestant in contestants.items():
+        contestant.close()
+        last = contestant.rounds[-1]
+        seconds = [turn["seconds"] for turn in contestant.rounds]
+        figures[name] = {
+            "sentences_per_second": round(len(last["texts"]) / statistics.median(seconds), 1),
+            "seconds": [round(value, 3) for value in seconds],
+            "bleu": None if "forced" in job else round(bleu(last["texts"], references[: len(last["texts"])]), 2),
+            "same_lines": ours and sum(map(str.__eq__, last["texts"], ours)) / len(ours),
+            "decoder_rows": last.get("rows"),
+            "peak_megabytes": round(last["peak_megabytes"]),
+            "start_seconds": round(contestant.ready["start_seconds"], 2),
+            "batch": contestant.ready.get("batch"),
+        }
+        if "one_by_one" in job:
+            each = sorted(value for turn in contestant.rounds for value in turn["each"])
+            figures[name]["p50_milliseconds"] = round(1000 * each[len(each) // 2], 1)
+            figures[name]["p99_milliseconds"] = round(1000 * each[len(each) * 99 // 100], 1)
+    return figures
+
+
+def show(row: str, figures: dict[str, Any]) -> None:
+    """The figures of one row, for people."""
+    for name, values in figures.items():
+        latency = ""
+        if "p50_milliseconds" in values:
+            latency = f"  p50 {values['p50_milliseconds']} p99 {values['p99_milliseconds']} ms"
+        print(
+            f"{row:<8} {name:<20} {values['sentences_per_second']:>8} lines/s"
+            f"  BLEU {values['bleu']}  same {values['same_lines']}  rows {values['decoder_rows']}"
+            f"  {values['peak_megabytes']} MB  start {values['start_seconds']} s{latency}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("model", type=Path)
+    options.add_argument("source", type=Path)
+    options.add_argument("reference", type=Path)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rows", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    options.add_argument("--contestants", nargs="+", default=CONTESTANTS)
+    options.add_argument("--output", type=Path)
+    arguments = options.parse_args()
+    references = arguments.reference.read_text("utf-8").split("\n")[:-1]
+    result: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "command": f"python -m tools.bench_decode {' '.join(sys.argv[1:])}",
+        "rounds": arguments.rounds,
+        "rows": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for row in arguments.rows:
+            job = {"model": str(arguments.model), "source": str(arguments.source), "folder": folder, **SETTINGS[row]}
+            job["workers"] = 1 if row == "latency" else PROCESSORS
+            result["rows"][row] = measure(arguments.contestants, job, arguments.rounds, references)
+            show(row, result["rows"][row])
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

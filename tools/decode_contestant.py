@@ -1,0 +1,172 @@
+"""One contestant of tools/bench_decode.py: reads a job as a line of JSON, then translates once for each line."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import sys
+import time
+
+STARTED = time.perf_counter()
+
+from collections.abc import Callable  # noqa: E402
+from dataclasses import replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from seq2seq.config.compose import compose  # noqa: E402
+from seq2seq.data.tokenizer import EOS  # noqa: E402
+from seq2seq.model.directory import load_model_directory  # noqa: E402
+from seq2seq.model.translation import TranslationModel, build_model  # noqa: E402
+from seq2seq.support.devices import keep_freed_memory  # noqa: E402
+from seq2seq.translate.translator import Translator  # noqa: E402
+
+Turn = Callable[[list[str]], tuple[list[str], int | None]]
+"""Texts to translations, and how many rows the decoder computed (None: not known)."""
+
+
+def weights_of(job: dict[str, Any]) -> Translator:
+    """The translator of the job's model; with `forced`, of one of size base with random weights and that vocabulary."""
+    translator = Translator.load(job["model"], device="cpu")
+    if "forced" in job:
+        config = compose(["+recipe=files", "model=base"])
+        model = build_model(config.model, translator.tokenizer.vocab_size, 1).eval()
+        translator = Translator.of(model, translator.tokenizer, config)
+    return translator
+
+
+def ours(job: dict[str, Any]) -> Turn:
+    """Our translator."""
+    translator = weights_of(job)
+    counted = count_rows(translator.model)
+    if job["dtype"] == "int8":
+        translator.model.quantize()
+    else:
+        translator.model.to(getattr(torch, job["dtype"]))
+    translator.search = replace(translator.search, beam_size=job["beam_size"], length_penalty=job["length_penalty"])
+    if "forced" in job:
+        translator.search = replace(translator.search, max_length_ratio=0.0, max_length_offset=job["forced"])
+        never_end_early(translator, job["forced"])
+    translator.workers = job["workers"]
+
+    def turn(texts: list[str]) -> tuple[list[str], int | None]:
+        counted.value = 0
+        return translator.translate(texts), counted.value
+
+    return turn
+
+
+def count_rows(model: TranslationModel) -> Any:
+    """The number of rows that the decoder was given, in this process and those forked from it (`value`)."""
+    counted: Any = multiprocessing.Value("q", 0)
+    step = model.step
+
+    def counting(state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
+        with counted.get_lock():
+            counted.value += tokens.numel()
+        return step(state, tokens, parents)
+
+    model.step = counting  # type: ignore[method-assign]
+    return counted
+
+
+def never_end_early(translator: Translator, length: int) -> None:
+    """Leave eos out before the last step, as CTranslate2's minimum length does."""
+    start, step, logits = translator.model.start, translator.model.step, translator.model.logits
+    steps = [0]
+
+    def starting(memory: Any) -> Any:
+        steps[0] = 0
+        return start(memory)
+
+    def stepping(state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
+        steps[0] += 1
+        return step(state, tokens, parents)
+
+    def without_eos(hidden: Tensor) -> Tensor:
+        found = logits(hidden)
+        if steps[0] < length:
+            found[:, :, EOS] = -1e4
+        return found
+
+    translator.model.start = starting  # type: ignore[method-assign]
+    translator.model.step = stepping  # type: ignore[method-assign]
+    translator.model.logits = without_eos  # type: ignore[method-assign]
+
+
+def by_ctranslate2(job: dict[str, Any]) -> Turn:
+    """CTranslate2 on the same weights."""
+    import ctranslate2
+
+    from tools.ctranslate2_model import piece, token, write_ctranslate2_model
+
+    folder = Path(job["folder"]) / ("ctranslate2-base" if "forced" in job else "ctranslate2")
+    translator = weights_of(job)
+    if not folder.exists():
+        config = load_model_directory(Path(job["model"]))[0]
+        if "forced" in job:
+            config = compose(["+recipe=files", "model=base"])
+        write_ctranslate2_model(translator.model, config.model, folder)
+    theirs = ctranslate2.Translator(
+        str(folder), compute_type=job["dtype"], inter_threads=job["workers"], intra_threads=1
+    )
+    length = {"min_decoding_length": job["forced"], "max_decoding_length": job["forced"]} if "forced" in job else {}
+
+    def turn(texts: list[str], batch: int | None = None) -> tuple[list[str], int | None]:
+        sources = [[*map(piece, ids), "</s>"] for ids in translator.tokenizer.encode(texts)]
+        found = theirs.translate_batch(
+            sources,
+            beam_size=job["beam_size"],
+            length_penalty=job["length_penalty"],
+            max_batch_size=batch or job["batch"],
+            **length,
+        )
+        outputs = [[token(name) for name in result.hypotheses[0]] for result in found]
+        return translator.tokenizer.decode(outputs), None
+
+    sample = Path(job["source"]).read_text("utf-8").split("\n")[:192]
+    turn(sample[:16], 16)
+    times = {}
+    for batch in (32, 64, 96):
+        started = time.perf_counter()
+        turn(sample, batch)
+        times[batch] = time.perf_counter() - started
+    job["batch"] = min(times, key=lambda batch: times[batch])
+    return turn
+
+
+SYSTEMS: dict[str, Callable[[dict[str, Any]], Turn]] = {"ours": ours, "ctranslate2": by_ctranslate2}
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process and, each by itself, its children ever had."""
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+
+
+def main() -> None:
+    """Get ready, then take turns until the input ends."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    job = json.loads(sys.stdin.readline())
+    turn = SYSTEMS[sys.argv[1]](job)
+    texts = Path(job["source"]).read_text("utf-8").split("\n")[:-1][: job.get("one_by_one", 10**9)]
+    turn(texts[:64])
+    print(json.dumps({"start_seconds": time.perf_counter() - STARTED, "batch": job.get("batch")}), flush=True)
+    for _ in sys.stdin:
+        found: list[str] = []
+        each, rows = [], None
+        for part in [[text] for text in texts] if "one_by_one" in job else [texts]:
+            started = time.perf_counter()
+            translations, rows = turn(part)
+            each.append(time.perf_counter() - started)
+            found += translations
+        answer = {"texts": found, "rows": rows, "seconds": sum(each), "each": each}
+        print(json.dumps({**answer, "peak_megabytes": peak_megabytes()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
