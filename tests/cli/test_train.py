@@ -207,5 +207,5 @@ def test_a_loss_that_is_no_number_ends_the_run(run: Any, overrides: list[str], m
     code, out, err = run(train.main, *overrides, "trainer.max_steps=3")
     assert (code, out) == (3, "")
     last = err.rstrip("\n").rpartition("\n")[2]
-    assert last.startswith("seq2seq-train: step 1: the loss is nan") and "schedule.peak" in last
+    assert last.startswith("seq2seq-train: step 3: the loss is nan") and "schedule.peak" in last
     assert "Traceback" not in err
