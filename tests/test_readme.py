@@ -11,7 +11,7 @@ import pytest
 
 from seq2seq.cli import average, evaluate, translate
 from seq2seq.config.compose import compose, options_of
-from tools import figures
+from tools import benchmarks, figures
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), *sorted(ROOT.glob("recipes/*/run.sh"))]
@@ -74,12 +74,20 @@ def test_the_figures_of_a_recipe_are_those_of_its_results_file(results: Path, tm
 
 
 def test_the_projected_cost_is_that_of_the_measured_rate() -> None:
-    bench = json.loads((ROOT / "docs" / "base_rate.json").read_text(encoding="utf-8"))
-    assert bench["parameters"] == 63_082_496
+    bench = json.loads((ROOT / "docs" / "benchmarks" / "train-base.json").read_text(encoding="utf-8"))
+    assert bench["formats"]["bfloat16"]["contestants"]["ours"]["parameters"] == 63_082_496
     assert figures.rendered_projection(bench) in (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
 
 
+def test_the_figures_of_the_benchmarks_are_those_that_were_measured() -> None:
+    text = benchmarks.PAGE.read_text(encoding="utf-8")
+    assert benchmarks.page(text) == text
+    shown = {name for _, name, _ in benchmarks.SECTION.findall(text)}
+    assert shown == {path.stem for path in benchmarks.FOLDER.glob("*.json")}
+    assert len(shown) >= 4
+
+
 def test_the_proofs_of_a_document_are_tests() -> None:
-    for page in sorted((ROOT / "docs").glob("*.md")):
+    for page in [ROOT / "BENCHMARKS.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
             assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{page.name}: {path}::{name}"

@@ -10,7 +10,7 @@
 `rows` does so for the runs of table 3 that RUNS_DIR holds, RUNS_DIR/ROW with the scores in RUNS_DIR/ROW/scores.json.
 `render` rewrites what stands between `<!-- figures -->` and `<!-- end -->` in the README, and draws curve.svg where the
 README shows one; a test compares. `projection` puts what the paper's base run would cost into a page, from the JSON of
-tools/bench.py.
+tools/bench_train.py.
 `table` prints the scores alone; the recipes' scripts end with it.
 """
 
@@ -197,15 +197,19 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def rendered_projection(bench: dict[str, Any]) -> str:
     """What the paper's base run would take at the measured rate, in Markdown."""
-    name, rate = max(bench["target_tokens_per_second"].items(), key=lambda item: ("training" in item[0], item[1]))
+    precision, found = max(
+        bench["formats"].items(), key=lambda item: item[1]["contestants"]["ours"]["target_tokens_per_second"]["median"]
+    )
+    ours = found["contestants"]["ours"]
+    rate = ours["target_tokens_per_second"]["median"]
     tokens = 25_000 * 100_000
     hours = tokens / rate / 3600
     return (
-        f"Measured on {bench['date']} with `{bench['command']}`: {bench['machine']}, {bench['device']}, "
-        f"torch {bench['torch']}: {rate:,} target tokens/s ({name}, median of {bench['rounds']} rounds; "
-        f"{bench['model']}, {bench['parameters']:,} parameters, {bench['vocab_size']:,} pieces, "
-        f"{bench['batch_tokens']:,} tokens a side at once, random text).\n\n"
-        f"**A projection, not a measurement:** 25,000 tokens × 100,000 updates / {rate:,} tokens/s = "
+        f"Measured on {bench['date']} with `{bench['command']}`: {bench['machine']}, {found['device']}, "
+        f"torch {bench['versions']['torch']}: {rate:,.0f} target tokens/s (training in {precision}, median of "
+        f"{bench['rounds']} rounds; {bench['model']}, {ours['parameters']:,} parameters, {bench['vocab_size']:,} pieces, "
+        f"{bench['batch_tokens']:,} tokens a side at once, {bench['corpus']}).\n\n"
+        f"**A projection, not a measurement:** 25,000 tokens × 100,000 updates / {rate:,.0f} tokens/s = "
         f"{tokens / rate:,.0f} s = {hours:,.0f} hours = {hours / 24:,.1f} days on that machine, without validation.\n"
     )
 

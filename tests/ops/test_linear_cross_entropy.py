@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from seq2seq.ops import linear_cross_entropy as module
 from seq2seq.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
@@ -128,3 +130,26 @@ def test_values_are_the_same_without_gradients() -> None:
     with_gradient = linear_cross_entropy(h.requires_grad_(), w, target, 0.1)
     for one, other in zip(without, with_gradient, strict=True):
         assert torch.equal(one, other.detach())
+
+
+def test_memory_is_less_than_half_of_the_plain_one() -> None:
+    rows, width, vocabulary = 8192, 16, 4000
+    h, w = torch.randn(rows, width), torch.randn(vocabulary, width)
+    target = torch.randint(vocabulary, (rows,))
+
+    def extra(loss_of: Callable[..., tuple[Tensor, Tensor]]) -> int:
+        """Bytes that forward and backward held at once, at the most."""
+        inputs = (h.clone().requires_grad_(), w.clone().requires_grad_())
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            loss, _ = loss_of(*inputs, target, 0.1)
+            loss.backward()
+        held = most = 0
+        for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                most = max(most, held)
+        return most
+
+    plain, fused = extra(linear_cross_entropy_reference), extra(linear_cross_entropy)
+    assert plain > 2 * 4 * rows * vocabulary
+    assert fused < plain / 2

@@ -1,0 +1,153 @@
+"""Put the figures of docs/benchmarks/*.json, which the bench_*.py tools wrote, into the tables of BENCHMARKS.md.
+
+    python tools/benchmarks.py
+
+What stands between `<!-- NAME -->` and `<!-- end -->` is that of docs/benchmarks/NAME.json; a test compares. Also draws
+docs/benchmarks/growth-*.svg.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, FOLDER = ROOT / "BENCHMARKS.md", ROOT / "docs" / "benchmarks"
+SECTION = re.compile(r"(<!-- ([a-z]+-[a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rendered(name: str) -> str:
+    """The Markdown of docs/benchmarks/NAME.json."""
+    figures = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    versions = "".join(f", {package} {version}" for package, version in figures.get("versions", {}).items())
+    head = [
+        f"`{figures['command']}`",
+        "",
+        f"{figures['date']}; {figures['machine']}{versions}; {figures['rounds']} rounds.",
+    ]
+    return "\n".join([*head, "", *TABLES[name.partition("-")[0]](figures)]) + "\n"
+
+
+def row(*cells: object) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def head(*cells: str) -> list[str]:
+    """The first two lines of a table."""
+    return [row(*cells), "|---" * len(cells) + "|"]
+
+
+def span(values: dict[str, float], form: str) -> str:
+    """Median, least and greatest."""
+    median, least, most = (format(values[key], form) for key in ("median", "min", "max"))
+    return f"{median} ({least}–{most})"
+
+
+def train(figures: dict[str, Any]) -> Iterator[str]:
+    """Training beside peers, by number format."""
+    sizes = f"{figures['model']}, {figures['vocab_size']:,} pieces, {figures['batch_tokens']:,} tokens an update"
+    yield f"{sizes}, {figures['corpus']}. Ratios are medians of those within a round."
+    for precision, found in figures["formats"].items():
+        rate, others = found["matrix_flops_per_second"]["median"] / 1e9, found["processors_busy_for_others"]["median"]
+        yield ""
+        yield (
+            f"**{precision}**, {found['device']}, {found['threads']} threads; matrix product {rate:,.0f} GFLOP/s; "
+            f"processors busy for others: {others:.2f}"
+        )
+        yield ""
+        ranks = [key.removesuffix("_over") for key in found if key.endswith("_over") and key != "ours_over"]
+        yield from head(
+            *("", "target tokens/s", "of the matrix rate", "pads", "peak MiB", "s to first update", "ours ÷ it"),
+            *(f"{name} ÷ it" for name in ranks),
+        )
+        for name, values in found["contestants"].items():
+            ratios = [found[f"{own}_over"].get(name) for own in ("ours", *ranks)]
+            yield row(
+                name,
+                span(values["target_tokens_per_second"], ",.0f"),
+                f"{values['share_of_matrix_rate']['median']:.0%}",
+                f"{values['padding_share']:.1%}",
+                f"{values['peak_memory_bytes'] / 2**20:,.0f}",
+                f"{values['seconds_to_first_update']['from_process_start']:.1f}",
+                *(span(ratio, ".2f") if ratio else "" for ratio in ratios),
+            )
+
+
+def growth(figures: dict[str, Any]) -> Iterator[str]:
+    """How the time for a token grows."""
+    for precision, found in figures["formats"].items():
+        for axis, costs in found.items():
+            yield from ("", f"**{precision}**, µs for a target token by {axis.replace('_', ' ')}:", "")
+            yield from head(*costs)
+            yield row(*(f"{cost['median']:,.0f}" for cost in costs.values()))
+
+
+def draw(name: str) -> None:
+    """The same as docs/benchmarks/NAME.svg."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    figures = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    # The same picture from the same figures, byte by byte.
+    with plt.rc_context({"svg.hashsalt": "seq2seq", "svg.fonttype": "none"}):
+        (found,) = figures["formats"].values()
+        figure, plots = plt.subplots(1, len(found), figsize=(4.2 * len(found), 3.2), layout="constrained", sharey=True)
+        for axes, (axis, costs) in zip(plots, found.items(), strict=True):
+            axes.plot([int(size) for size in costs], [cost["median"] for cost in costs.values()], marker="o")
+            axes.set(xscale="log", yscale="log", xlabel=axis.replace("_", " "))
+            axes.grid(alpha=0.3)
+        plots[0].set(ylabel="µs for a target token")
+        figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+def decode(figures: dict[str, Any]) -> Iterator[str]:
+    """Translation beside CTranslate2."""
+    yield from head(
+        "row", "", "lines/s", "BLEU", "lines as our float32", "decoder rows", "peak MB", "start, s", "p50, p99 ms"
+    )
+    for name, contestants in figures["rows"].items():
+        for contestant, found in contestants.items():
+            delays = f"{found['p50_milliseconds']}, {found['p99_milliseconds']}" if "p50_milliseconds" in found else ""
+            same = "" if found["same_lines"] is None else f"{found['same_lines']:.1%}"
+            rows = "" if found["decoder_rows"] is None else f"{found['decoder_rows']:,}"
+            cells = (found["sentences_per_second"], found["bleu"], same, rows, found["peak_megabytes"])
+            yield row(name, contestant, *cells, found["start_seconds"], delays)
+
+
+def input_line(figures: dict[str, Any]) -> Iterator[str]:
+    """The way of data into batches."""
+    yield from head("what", "pairs", "figures")
+    for name, by_size in figures.items():
+        if isinstance(by_size, dict) and name != "versions":
+            for size, values in by_size.items():
+                cells = values.items() if isinstance(values, dict) else [("", values)]
+                label = f"{int(size):,}" if size.isdigit() else size
+                yield row(name.replace("_", " "), label, ", ".join(f"{key} {value:,}".strip() for key, value in cells))
+        elif name == "encoding_share":
+            yield row("encoding, share of SentencePiece alone", "", f"{by_size:.1%}")
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "train": train,
+    "growth": growth,
+    "decode": decode,
+    "input": input_line,
+}
+
+
+def page(text: str) -> str:
+    """The page with all its figures made anew."""
+    return SECTION.sub(lambda found: f"{found[1]}{rendered(found[2])}{found[3]}", text)
+
+
+if __name__ == "__main__":
+    for picture in FOLDER.glob("growth-*.json"):
+        draw(picture.stem)
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
