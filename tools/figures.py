@@ -207,7 +207,7 @@ def rendered_projection(bench: dict[str, Any]) -> str:
     return (
         f"Measured on {bench['date']} with `{bench['command']}`: {bench['machine']}, {found['device']}, "
         f"torch {bench['versions']['torch']}: {rate:,.0f} target tokens/s (training in {precision}, median of "
-        f"{bench['rounds']} rounds; {bench['model']}, {ours['parameters']:,} parameters, {bench['vocab_size']:,} pieces, "
+        f"{bench['rounds']} rounds; {bench['model']}, {ours['parameters']:,} weights, {bench['vocab_size']:,} pieces, "
         f"{bench['batch_tokens']:,} tokens a side at once, {bench['corpus']}).\n\n"
         f"**A projection, not a measurement:** 25,000 tokens × 100,000 updates / {rate:,.0f} tokens/s = "
         f"{tokens / rate:,.0f} s = {hours:,.0f} hours = {hours / 24:,.1f} days on that machine, without validation.\n"

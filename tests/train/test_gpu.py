@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,3 +29,32 @@ def test_a_training_on_the_gpu_is_that_on_the_cpu(tmp_path: Path, precision: str
         Trainer(config, prepare(config)).run()
         losses[device] = [line["loss"] for line in log(tmp_path / device, "train")]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3 if precision == "float32" else 5e-2)
+
+
+def test_an_update_does_not_wait_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [*write_copies(tmp_path, draw(300, 1), draw(10, 2)), *TINY, f"run_dir={tmp_path}/run"]
+    config = compose([*overrides, "trainer.device=cuda", "trainer.precision=bfloat16", "optimizer.clip_norm=1.0"])
+    trainer = Trainer(config, prepare(config))
+    watched = 0
+
+    def watch(name: str) -> None:
+        method = getattr(trainer, name)
+
+        def watching(*arguments: Any) -> Any:
+            nonlocal watched
+            # The first updates compile, and try out kernels.
+            if trainer.progress.step < 6:
+                return method(*arguments)
+            watched += 1
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return method(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        monkeypatch.setattr(trainer, name, watching)
+
+    watch("_gradients")
+    watch("_step")
+    trainer.run()
+    assert watched == 2 * 7
