@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,18 +108,43 @@ def draw(name: str) -> None:
         plt.close(figure)
 
 
+PEER = {"ours bfloat16": "ctranslate2 float32", "ours int8": "ctranslate2 int8", "ours float32": "ctranslate2 float32"}
+"""What each is held against: CTranslate2 has no bfloat16 on these processors."""
+
+
 def decode(figures: dict[str, Any]) -> Iterator[str]:
     """Translation beside CTranslate2."""
-    yield from head(
-        "row", "", "lines/s", "BLEU", "lines as our float32", "decoder rows", "peak MB", "start, s", "p50, p99 ms"
+    names = (
+        "row",
+        "",
+        "lines/s",
+        "÷ CTranslate2",
+        "BLEU",
+        "lines as our float32",
+        "decoder rows",
+        "peak MB",
+        "start, s",
     )
+    yield from head(*names, "p50, p99 ms")
     for name, contestants in figures["rows"].items():
         for contestant, found in contestants.items():
+            rounds = zip(
+                contestants.get(PEER.get(contestant), {"seconds": []})["seconds"], found["seconds"], strict=False
+            )
+            ratios = [theirs / ours for theirs, ours in rounds]
             delays = f"{found['p50_milliseconds']}, {found['p99_milliseconds']}" if "p50_milliseconds" in found else ""
-            same = "" if found["same_lines"] is None else f"{found['same_lines']:.1%}"
-            rows = "" if found["decoder_rows"] is None else f"{found['decoder_rows']:,}"
-            cells = (found["sentences_per_second"], found["bleu"], same, rows, found["peak_megabytes"])
-            yield row(name, contestant, *cells, found["start_seconds"], delays)
+            yield row(
+                name,
+                contestant,
+                found["sentences_per_second"],
+                f"{statistics.median(ratios):.2f}" if ratios else "",
+                found["bleu"],
+                "" if found["same_lines"] is None else f"{found['same_lines']:.1%}",
+                "" if found["decoder_rows"] is None else f"{found['decoder_rows']:,}",
+                found["peak_megabytes"],
+                found["start_seconds"],
+                delays,
+            )
 
 
 def input_line(figures: dict[str, Any]) -> Iterator[str]:

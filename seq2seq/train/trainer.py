@@ -37,6 +37,7 @@ from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, worst_part
 from seq2seq.train.loss import BatchLoss
 from seq2seq.train.optimizer import build_optimizer, change_weights
+from seq2seq.train.pending import Pending
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
 from seq2seq.train.validation import validate
@@ -48,23 +49,6 @@ ONE_SIGNAL = 5.0
 
 Part = tuple[int, Batch, float]
 """A micro-batch of an update: its number, its pairs, its weight."""
-
-
-class _Pending:
-    """An update whose outcome the device may still be computing: the sums of loss and nll, the norm of the gradient."""
-
-    def __init__(self, step: int, rate: float, tokens: tuple[int, int], outcome: Tensor) -> None:
-        self.step, self.rate, self.tokens = step, rate, tokens
-        self._outcome = outcome.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.Event() if outcome.is_cuda else None
-        if self._copied:
-            self._copied.record()
-
-    def outcome(self) -> list[float]:
-        """Loss, nll and norm, once they are there; nothing that came after them is waited for."""
-        if self._copied:
-            self._copied.synchronize()
-        return self._outcome.tolist()
 
 
 class Trainer:
@@ -92,7 +76,7 @@ class Trainer:
         self.progress = Progress(data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or 0)
         self.loss: nn.Module = BatchLoss(self.model)
         self._signal, self._signal_time, self._is_saved = 0, 0.0, False
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         self._since = time.monotonic()
 
     def run(self) -> None:
@@ -244,7 +228,7 @@ class Trainer:
         # Asked before this update's weights are waited for: a rank that is gone shows here.
         signal_number = self._settle()
         norm = self._step(rate)
-        self._pending = _Pending(progress.step, rate, tokens, torch.stack((*sums, norm)))
+        self._pending = Pending(progress.step, rate, tokens, torch.stack((*sums, norm)))
         return signal_number
 
     def _step(self, rate: float) -> Tensor:
