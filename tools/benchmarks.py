@@ -81,7 +81,7 @@ def train(figures: dict[str, Any]) -> Iterator[str]:
 def growth(figures: dict[str, Any]) -> Iterator[str]:
     """How the time for a token grows."""
     for precision, found in figures["formats"].items():
-        for axis, costs in found.items():
+        for axis, costs in found["microseconds_per_target_token"].items():
             yield from ("", f"**{precision}**, µs for a target token by {axis.replace('_', ' ')}:", "")
             yield from head(*costs)
             yield row(*(f"{cost['median']:,.0f}" for cost in costs.values()))
@@ -97,7 +97,7 @@ def draw(name: str) -> None:
     figures = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     # The same picture from the same figures, byte by byte.
     with plt.rc_context({"svg.hashsalt": "seq2seq", "svg.fonttype": "none"}):
-        (found,) = figures["formats"].values()
+        (found,) = (measured["microseconds_per_target_token"] for measured in figures["formats"].values())
         figure, plots = plt.subplots(1, len(found), figsize=(4.2 * len(found), 3.2), layout="constrained", sharey=True)
         for axes, (axis, costs) in zip(plots, found.items(), strict=True):
             axes.plot([int(size) for size in costs], [cost["median"] for cost in costs.values()], marker="o")
