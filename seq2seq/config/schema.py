@@ -86,7 +86,7 @@ class DataConfig:
     """The corpora and the batches made of them.
 
     `batch_tokens` limits source tokens and target tokens, each, per update over all ranks, eos counted;
-    an update is computed in `micro_batches` parts, which the ranks share (null: one for each rank at the start).
+    an update is computed in `micro_batches` parts, which the ranks share (null: as few as fit the memory).
     """
 
     source_language: str = "en"
