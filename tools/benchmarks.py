@@ -155,7 +155,8 @@ def input_line(figures: dict[str, Any]) -> Iterator[str]:
             for size, values in by_size.items():
                 cells = values.items() if isinstance(values, dict) else [("", values)]
                 label = f"{int(size):,}" if size.isdigit() else size
-                yield row(name.replace("_", " "), label, ", ".join(f"{key} {value:,.10g}".strip() for key, value in cells))
+                shown = (f"{key} {value:,.10g}".strip() for key, value in cells)
+                yield row(name.replace("_", " "), label, ", ".join(shown))
         elif name == "encoding_share":
             yield row("encoding, share of SentencePiece alone", "", f"{by_size:.1%}")
 
