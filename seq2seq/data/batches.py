@@ -159,20 +159,15 @@ def cut(order: NDArray[np.int64], lengths: list[NDArray[np.int32]], limit: int) 
     return [order[start:end] for start, end in itertools.pairwise(bounds)]
 
 
-def shares(pairs: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
-    """Every `count`-th pair: of pairs in order of length, all shares have about as many tokens."""
-    return [pairs[first::count] for first in range(count)]
-
-
 def micro_batches(
     store: Store, pairs: NDArray[np.int64], count: int, rank: int = 0, size: int = 1
 ) -> Iterator[tuple[int, Batch, float]]:
-    """An update in `count` parts, all about as large; a rank gets number rank, rank + size, … of them.
+    """An update in `count` parts of about equally many pairs; a rank gets number rank, rank + size, … of them.
 
     Yields (number, batch, weight). Parts without pairs are left out, but each rank gets at least one, for ranks wait
     for one another: then a pair of the update with weight 0, in place of 1.
     """
-    parts = list(enumerate(shares(pairs, count)))[rank::size]
+    parts = list(enumerate(np.array_split(pairs, count)))[rank::size]
     for index, part in parts:
         if len(part):
             yield index, Batch.of(store, part), 1.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
-from seq2seq.data.batches import Batch, Updates, shares
+from seq2seq.data.batches import Batch, Updates
 from seq2seq.data.store import Store
 from seq2seq.ops.packing import Layout
 from seq2seq.support.errors import RunError
@@ -42,7 +43,8 @@ def worst_part(store: Store, updates: Updates, parts: int) -> Batch:
     The updates of one epoch stand for all: pairs are sorted by length, so that all epochs have the same shapes.
     """
     most = [
-        max(int(lengths[part].sum()) for pairs in updates for part in shares(pairs, parts)) for lengths in store.lengths
+        max(int(lengths[part].sum()) for pairs in updates for part in np.array_split(pairs, parts))
+        for lengths in store.lengths
     ]
     longest = [int(lengths.max()) for lengths in store.lengths]
     count = max(-(-tokens // length) for tokens, length in zip(most, longest, strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from seq2seq.data.batches import Sampler, shares
+from seq2seq.data.batches import Sampler
 from seq2seq.data.store import Store, write_store
 from seq2seq.data.tokenizer import EOS
 from seq2seq.support.errors import RunError
@@ -53,7 +53,7 @@ def test_no_part_of_any_epoch_is_larger_than_the_worst(tmp_path: Path, parts: in
     worst = worst_part(store, sampler.epoch(0), parts)
     for epoch in range(3):
         for pairs in sampler.epoch(epoch):
-            for part in shares(pairs, parts):
+            for part in np.array_split(pairs, parts):
                 for lengths, layout in zip(store.lengths, (worst.source_layout, worst.target_layout), strict=True):
                     if len(part):
                         assert layout.total >= lengths[part].sum()
