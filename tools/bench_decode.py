@@ -1,13 +1,14 @@
-"""Translation speed on this machine's processors: ours beside CTranslate2, on the same weights.
+"""Translation speed: ours beside CTranslate2, on the same weights.
 
     python -m tools.bench_decode MODEL_DIR SOURCE REFERENCE [--rounds 5] [--rows beam greedy product base latency]
-        [--contestants NAME ...] [--output FILE]
+        [--contestants NAME ...] [--device cpu|cuda] [--output FILE]
 
 Each contestant lives in a process of its own and works only when it is its turn; a round is one turn each, the figure
 the median of the rounds. Beside each speed: BLEU, the share of lines that are those of our float32, the rows that its
 decoder computed, and peak memory. Starting up is not in the speeds: it is a column. Prints a table to stderr and the
 figures as JSON to stdout. CTranslate2 runs at its best: its best batch size of several, two workers of one thread each,
-and AVX-512 where that is faster.
+and AVX-512 where that is faster. With --device cuda ours are measured there, in one process; CTranslate2 stays on the
+processors, so name only ours.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ import subprocess
 import sys
 import tempfile
 from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from seq2seq.evaluate.scores import bleu
-from tools.figures import machine
+from tools.figures import give_out, machine
 
 PROCESSORS = 2
 CTRANSLATE2 = {"CT2_FORCE_CPU_ISA": "AVX512"}
@@ -129,6 +134,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--rows", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     options.add_argument("--contestants", nargs="+", default=CONTESTANTS)
+    options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options.add_argument("--output", type=Path)
     arguments = options.parse_args()
     references = arguments.reference.read_text("utf-8").split("\n")[:-1]
@@ -136,19 +142,19 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": machine(),
         "command": f"python -m tools.bench_decode {' '.join(sys.argv[1:])}",
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+        "versions": {name: version(name) for name in ("torch", "ctranslate2") if find_spec(name)},
         "rounds": arguments.rounds,
         "rows": {},
     }
     with tempfile.TemporaryDirectory() as folder:
         for row in arguments.rows:
             job = {"model": str(arguments.model), "source": str(arguments.source), "folder": folder, **SETTINGS[row]}
-            job["workers"] = 1 if row == "latency" else PROCESSORS
+            job["device"] = arguments.device
+            job["workers"] = 1 if row == "latency" or arguments.device != "cpu" else PROCESSORS
             result["rows"][row] = measure(arguments.contestants, job, arguments.rounds, references)
             show(row, result["rows"][row])
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    give_out(result, arguments.output)
 
 
 if __name__ == "__main__":

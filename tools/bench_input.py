@@ -50,7 +50,7 @@ from seq2seq.data.text_files import read_lines
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.support.files import write_json
 from seq2seq.support.progress import bars_of_datasets, silence
-from tools.figures import machine
+from tools.figures import give_out, machine
 
 PARTS = ["encoding", "batches", "start"]
 VOCAB_SIZE = 37_000
@@ -269,10 +269,7 @@ def main() -> None:
         for row, cells in value.items() if isinstance(value, dict) else [("", value)]:
             shown = "  ".join(f"{k} {v:,}" for k, v in cells.items()) if isinstance(cells, dict) else f"{cells:,}"
             print(f"{name:<28} {row:>14}  {shown}", file=sys.stderr)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    give_out(result, arguments.output)
 
 
 if __name__ == "__main__":

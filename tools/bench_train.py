@@ -41,7 +41,7 @@ from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import RunError, exit_code_of
 from seq2seq.support.progress import say
 from tools.contestants import CONTESTANTS, OURS, RANKS
-from tools.figures import machine
+from tools.figures import give_out, machine
 from tools.training_worker import MATRIX, Job, Stretch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,10 +188,9 @@ def compare(jobs: list[Job], stretch: Stretch, rounds: int) -> dict[str, Any]:
             }
             for worker in contestants
         },
-        "ours_over": {name: spread(quotients(rates[OURS], rates[name])) for name in rates if name != OURS},
-        **{
-            f"{own}_over": {name: spread(quotients(rates[own], rates[name])) for name in rates if name != own}
-            for own in RANKS
+        "ratios": {
+            own: {name: spread(quotients(rates[own], rates[name])) for name in rates if name != own}
+            for own in (OURS, *RANKS)
             if own in rates
         },
     }
@@ -215,9 +214,8 @@ def rotated(items: list[Any], by: int) -> list[Any]:
 
 def table(precision: str, figures: dict[str, Any]) -> str:
     """The figures of a number format for people."""
-    rows = [("", "target tokens/s", "both/s", "of matrix", "pads", "MiB", "first update", "ours over it")]
+    rows = [("", "target tokens/s", "both/s", "of matrix", "pads", "MiB", "first update")]
     for name, row in figures["contestants"].items():
-        ratio = figures["ours_over"].get(name)
         cells = (
             "{median:,.0f} ({min:,.0f}-{max:,.0f})".format(**row["target_tokens_per_second"]),
             f"{row['tokens_per_second']['median']:,.0f}",
@@ -225,7 +223,6 @@ def table(precision: str, figures: dict[str, Any]) -> str:
             f"{row['padding_share']:.1%}",
             f"{row['peak_memory_bytes'] / 2**20:,.0f}",
             f"{row['seconds_to_first_update']['from_process_start']:.1f} s",
-            "{median:.2f} ({min:.2f}-{max:.2f})".format(**ratio) if ratio else "",
         )
         rows.append((name, *cells))
     rate = figures["matrix_flops_per_second"]["median"] / 1e9
@@ -233,12 +230,12 @@ def table(precision: str, figures: dict[str, Any]) -> str:
     head += "; processors busy for others: {median:.2f} ({min:.2f}-{max:.2f})".format(
         **figures["processors_busy_for_others"]
     )
-    ranks = (
+    ratios = (
         f"{own} over {name}: " + "{median:.2f} ({min:.2f}-{max:.2f})".format(**ratio)
-        for own in RANKS
-        for name, ratio in figures.get(f"{own}_over", {}).items()
+        for own, others in figures["ratios"].items()
+        for name, ratio in others.items()
     )
-    return "\n".join((head, *("{:<15}{:>24}{:>9}{:>11}{:>7}{:>8}{:>14}{:>19}".format(*row) for row in rows), *ranks))
+    return "\n".join((head, *("{:<15}{:>24}{:>9}{:>11}{:>7}{:>8}{:>14}".format(*row) for row in rows), *ratios))
 
 
 def growth(job: Job, stretch: Stretch, limit: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -338,10 +335,7 @@ def main() -> None:
     options.add_argument("--output", type=Path)
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        text = json.dumps(bench(arguments, Path(folder)), indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        give_out(bench(arguments, Path(folder)), arguments.output)
 
 
 if __name__ == "__main__":

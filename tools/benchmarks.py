@@ -60,13 +60,12 @@ def train(figures: dict[str, Any]) -> Iterator[str]:
             f"processors busy for others: {others:.2f}"
         )
         yield ""
-        ranks = [key.removesuffix("_over") for key in found if key.endswith("_over") and key != "ours_over"]
+        ratios = found["ratios"]
         yield from head(
-            *("", "target tokens/s", "of the matrix rate", "pads", "peak MiB", "s to first update", "ours ÷ it"),
-            *(f"{name} ÷ it" for name in ranks),
+            *("", "target tokens/s", "of the matrix rate", "pads", "peak MiB", "s to first update"),
+            *(f"{own} ÷ it" for own in ratios),
         )
         for name, values in found["contestants"].items():
-            ratios = [found[f"{own}_over"].get(name) for own in ("ours", *ranks)]
             yield row(
                 name,
                 span(values["target_tokens_per_second"], ",.0f"),
@@ -74,7 +73,7 @@ def train(figures: dict[str, Any]) -> Iterator[str]:
                 f"{values['padding_share']:.1%}",
                 f"{values['peak_memory_bytes'] / 2**20:,.0f}",
                 f"{values['seconds_to_first_update']['from_process_start']:.1f}",
-                *(span(ratio, ".2f") if ratio else "" for ratio in ratios),
+                *(span(over[name], ".2f") if name in over else "" for over in ratios.values()),
             )
 
 

@@ -31,10 +31,10 @@ Turn = Callable[[list[str]], tuple[list[str], int | None]]
 
 def weights_of(job: dict[str, Any]) -> Translator:
     """The translator of the job's model; with `forced`, of one of size base with random weights and that vocabulary."""
-    translator = Translator.load(job["model"], device="cpu")
+    translator = Translator.load(job["model"], device=job["device"])
     if "forced" in job:
         config = compose(["+recipe=files", "model=base"])
-        model = build_model(config.model, translator.tokenizer.vocab_size, 1).eval()
+        model = build_model(config.model, translator.tokenizer.vocab_size, 1).eval().to(job["device"])
         translator = Translator.of(model, translator.tokenizer, config)
     return translator
 
@@ -105,7 +105,7 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
     from tools.ctranslate2_model import piece, token, write_ctranslate2_model
 
     folder = Path(job["folder"]) / ("ctranslate2-base" if "forced" in job else "ctranslate2")
-    translator = weights_of(job)
+    translator = weights_of({**job, "device": "cpu"})
     if not folder.exists():
         config = load_model_directory(Path(job["model"]))[0]
         if "forced" in job:

@@ -28,6 +28,14 @@ from typing import Any
 MARKERS = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+def give_out(figures: dict[str, Any], output: Path | None) -> None:
+    """Print figures as JSON on stdout, and write them to `output` too where it is given."""
+    text = json.dumps(figures, indent=1, ensure_ascii=False)
+    print(text)
+    if output:
+        output.write_text(text + "\n", encoding="utf-8")
+
+
 def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, Any]:
     """All figures of a run, from the files that it and seq2seq-evaluate wrote."""
     log = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").split("\n") if line]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from datetime import date
@@ -35,7 +34,7 @@ from seq2seq.support.devices import autocast, choose_device, choose_precision
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.schedule import learning_rate
-from tools.figures import machine
+from tools.figures import give_out, machine
 
 
 @contextlib.contextmanager
@@ -105,10 +104,7 @@ def main() -> None:
         "precision": str(precision).removeprefix("torch."),
         **compared(config, data, arguments.steps, precision),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    give_out(result, arguments.output)
 
 
 if __name__ == "__main__":

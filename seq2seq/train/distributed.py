@@ -26,7 +26,7 @@ import seq2seq
 from seq2seq.config.compose import differences
 from seq2seq.config.schema import Config
 from seq2seq.support import progress
-from seq2seq.support.errors import RunError, UserError
+from seq2seq.support.errors import RunError, UserError, first_line
 from seq2seq.support.ranks import is_rank
 
 PREPARATION = timedelta(days=1)
@@ -141,7 +141,7 @@ def joined(config: Config) -> Iterator[World]:
                 f"the port of {address} is in use; type another one: torchrun --master-port N, or MASTER_PORT=N"
             ) from None
         raise RunError(
-            f"rank {rank} did not meet the other ranks at {address}: {_first_line(error)}; are all {size} started?"
+            f"rank {rank} did not meet the other ranks at {address}: {first_line(error)}; are all {size} started?"
         ) from None
     try:
         groups = (dist.new_group(backend="gloo", timeout=limit) for limit in (timeout, PREPARATION))
@@ -182,7 +182,3 @@ def _require_own_gpu(device: str, local_rank: int) -> None:
             f"{platform.node()} has {gpus} GPUs, too few for its rank number {local_rank} (counted from 0); "
             "start as many ranks there as it has GPUs"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -64,26 +64,26 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def test_one_graph_for_each_kind_of_layer_serves_all_shapes(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("backend", "count", "near"),
+    [
+        pytest.param("aot_eager", 30, 1e-4, id="aot_eager"),
+        pytest.param(
+            *("inductor", 20, 1e-3),
+            id="inductor",
+            marks=[pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")],
+        ),
+    ],
+)
+def test_one_graph_for_each_kind_of_layer_serves_all_shapes(
+    backend: str, count: int, near: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain, compiled = build(), build()
-    compile_regions(compiled, "aot_eager")
+    compile_regions(compiled, backend)
     torch._dynamo.utils.counters.clear()
-    for data in batches(30):
+    for data in batches(count):
         for own, expected in zip(gradients(compiled, data), gradients(plain, data), strict=True):
-            torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
-        assert graphs() == 2
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
-def test_so_does_compiled_code(capsys: pytest.CaptureFixture[str]) -> None:
-    plain, compiled = build(), build()
-    compile_regions(compiled)
-    torch._dynamo.utils.counters.clear()
-    for data in batches(20):
-        for own, expected in zip(gradients(compiled, data), gradients(plain, data), strict=True):
-            torch.testing.assert_close(own, expected, atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(own, expected, atol=near, rtol=near)
         assert graphs() == 2
     assert capsys.readouterr().err == ""
 

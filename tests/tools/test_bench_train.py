@@ -60,7 +60,7 @@ def test_rounds_rotate_and_ratios_are_within_a_round(calls: list[tuple[str, Stre
     assert ours["padding_share"] == 0.25
     assert ours["seconds_to_first_update"] == {"from_process_start": 4, "from_build": 3}
     assert figures["processors_busy_for_others"]["median"] == 0.25
-    assert figures["ours_over"] == {"nn.Transformer": {"median": 2, "min": 1, "max": 3}}
+    assert figures["ratios"]["ours"] == {"nn.Transformer": {"median": 2, "min": 1, "max": 3}}
     assert "2.00 (1.00-3.00)" in bench_train.table("float32", figures)
 
 
@@ -88,9 +88,9 @@ def test_a_whole_run(
     found = figures["formats"]["bfloat16"]
     assert 0 <= found["processors_busy_for_others"]["median"] < (os.cpu_count() or 1)
     assert list(found["contestants"]) == ["ours", *peers]
-    assert list(found["ours_over"]) == peers
+    assert list(found["ratios"]["ours"]) == peers
     pads = {name: row["padding_share"] for name, row in found["contestants"].items()}
-    assert list(found["ours, 2 ranks_over"]) == ["ours", *peers[1:]]
+    assert list(found["ratios"]["ours, 2 ranks"]) == ["ours", *peers[1:]]
     assert pads["ours"] == pads["ours, 2 ranks"] == 0 < pads["nn.Transformer"] < 0.5
     for row in found["contestants"].values():
         assert row["parameters"] == found["contestants"]["ours"]["parameters"]
