@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import seq2seq
+from seq2seq.cli.search_options import add_search_options, chosen
 from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
@@ -30,15 +31,15 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
         "--model", metavar="DIR", help="model directory (default: $SEQ2SEQ_MODEL, else the newest under runs/)"
     )
     options.add_argument(
-        "--beam-size", type=int, metavar="K", help="hypotheses kept at each step; 1 is greedy (default: the model's)"
+        "--ensemble",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="another model of the same vocabulary, to search together with it (may be given several times)",
     )
     options.add_argument(
-        "--length-penalty",
-        type=float,
-        metavar="A",
-        help="GNMT's α: above 0 favours longer outputs (default: the model's)",
+        "--device", default="auto", help="auto, cpu, cuda, or several GPUs: cuda:0,cuda:1 (default: auto)"
     )
-    options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     options.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "int8"), help="number format (default: float32)"
     )
@@ -57,14 +58,24 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--batch-tokens", type=int, default=4096, metavar="N", help="source tokens searched at once (default: 4096)"
     )
+    options.add_argument(
+        "--glossary",
+        type=Path,
+        metavar="FILE",
+        help="terms, one pair a line (source, tab, target): where the source has one, the output has the other",
+    )
+    options.add_argument("--forbid", type=Path, metavar="FILE", help="words and phrases, one a line, not to be used")
+    add_search_options(options)
 
 
-def load_translator(arguments: argparse.Namespace, n_best: int = 1) -> Translator:
+def load_translator(arguments: argparse.Namespace) -> Translator:
     """The translator that the options ask for. Raises UserError."""
     directory = find_model(arguments.model)
     import torch
 
+    from seq2seq.data.text_files import read_lines
     from seq2seq.support.devices import keep_freed_memory
+    from seq2seq.translate.glossary import Glossary
     from seq2seq.translate.translator import Translator
 
     for name in ("threads", "workers", "batch_tokens"):
@@ -74,20 +85,24 @@ def load_translator(arguments: argparse.Namespace, n_best: int = 1) -> Translato
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     keep_freed_memory()
-    search = {
-        name: getattr(arguments, name)
-        for name in ("beam_size", "length_penalty")
-        if getattr(arguments, name) is not None
-    }
     translator = Translator.load(
-        directory, device=arguments.device, dtype=getattr(torch, arguments.dtype), n_best=n_best, **search
+        directory,
+        *arguments.ensemble,
+        device=arguments.device,
+        dtype=getattr(torch, arguments.dtype),
+        **chosen(arguments),
     )
     translator.batch_tokens = arguments.batch_tokens
     translator.deterministic = arguments.deterministic
-    on_gpu = translator.model.output_weight.is_cuda
-    if arguments.workers and (on_gpu or arguments.threads):
+    if arguments.glossary:
+        translator.glossary = Glossary.load(arguments.glossary)
+    if arguments.forbid:
+        translator.forbidden = [line for line in read_lines(arguments.forbid) if line]
+    one_process = bool(arguments.threads) or translator.model.device.type == "cuda" or bool(translator.devices)
+    if arguments.workers and one_process:
         raise UserError("--workers is for processes of one thread on the CPU; leave it, or --threads and --device, out")
-    translator.workers = 1 if on_gpu or arguments.threads else arguments.workers or available_processors()
+    if not one_process:
+        translator.workers = arguments.workers or available_processors()
     return translator
 
 

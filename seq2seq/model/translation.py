@@ -51,6 +51,11 @@ class TranslationModel(nn.Module):
         """The matrix before the softmax, [V, D]; no bias (section 3.4)."""
         return cast(Embedding, getattr(self, "output", self.target_embedding)).weight
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.output_weight.device
+
     def forward(self, batch: Batch) -> Tensor:
         """Hidden rows [M, D], one for each target token to predict."""
         memory = cast(Encoder, self.encoder)(batch.source, batch.source_layout)
