@@ -61,6 +61,11 @@ class TranslationModel(nn.Module):
         memory = cast(Encoder, self.encoder)(batch.source, batch.source_layout)
         return cast(Decoder, self.decoder)(batch.target_in, batch.target_layout, memory)
 
+    def with_attention(self, batch: Batch, layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The same, and each sentence's attention to its source [T, L]; see `interfaces.Decoder.with_attention`."""
+        memory = self.encode(batch.source, batch.source_layout)
+        return cast(Decoder, self.decoder).with_attention(batch.target_in, batch.target_layout, memory, layer)
+
     def encode(self, tokens: Tensor, layout: Layout) -> Memory:
         """The memory of packed source tokens [N]."""
         return cast(Encoder, self.encoder)(tokens, layout)
