@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from seq2seq.translate.scoring import PairScore, Scorer
 
 SUMMARY = "Score given translations: print the log-probability of each target, given its source, and its mean by token."
-EXAMPLES = """Pairs are the lines of two files, or of standard input: source, tab, target. For each, a line on standard output:
+EXAMPLES = """Pairs are the lines of two files, or of standard input: source, tab, target. Each gives a line of output:
 log-probability (natural, eos counted), tab, mean by token; with --tokens, tab, that of each token and of eos; with
 --align, tab, word alignment. The last line on standard error has the perplexity, exp(-sum / tokens).
 
@@ -44,7 +44,10 @@ def options() -> argparse.ArgumentParser:
         help="also word alignments by attention, source-target from 0 (0-0 2-1); matrix, for --jsonl: and all weights",
     )
     made.add_argument(
-        "--align-layer", type=int, metavar="N", help="the decoder layer that aligns, from 1 (default: a good one)"
+        "--align-layer",
+        type=int,
+        metavar="N",
+        help="the decoder layer that aligns, from 1 (default: the last; the last but one of six or more)",
     )
     made.add_argument("--jsonl", action="store_true", help="print one JSON object a line: text, score, status, …")
     return made

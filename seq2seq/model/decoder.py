@@ -95,8 +95,11 @@ class TransformerDecoder(nn.Module):
     def with_attention(
         self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The same, with the attention of one layer, by default the last but one; see `interfaces.Decoder`."""
-        chosen = max(len(self.layers) - 1, 1) if layer is None else layer
+        """The same, with the attention of one layer; see `interfaces.Decoder`."""
+        # In decoders of the paper's depth the last but one aligns best (Garg et al., 2019), in shallow ones the last:
+        # docs/log.md, 2026-11-24.
+        deep = len(self.layers) >= 6
+        chosen = len(self.layers) - deep if layer is None else layer
         if not 1 <= chosen <= len(self.layers):
             raise UserError(f"attention of layer {chosen}: the decoder has layers 1 to {len(self.layers)}")
         weights: list[Tensor] = []

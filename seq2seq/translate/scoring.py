@@ -84,17 +84,17 @@ def score_pairs(
     most = max(batch_tokens, *(int(side.max(initial=0)) for side in lengths))
     scores: dict[int, PairScore] = {}
     for run in cut(order, [side[order] for side in lengths], most):
-        own = [pairs[index] for index in run]
-        batch = forced(own).to(model.output_weight.device)
-        hidden_MD, weights = model.with_attention(batch, layer) if attention else (model(batch), [None] * len(own))
+        batch = forced([pairs[index] for index in run]).to(model.output_weight.device)
+        hidden_MD, weights = model.with_attention(batch, layer) if attention else (model(batch), [None] * len(run))
         log_probs = token_log_probs(model, hidden_MD, batch.target_out)
         if not log_probs.isfinite().all():
             raise RunError(
                 "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
             )
         by_pair = log_probs.cpu().split(batch.target_layout.lengths.tolist())
-        for index, pair, found, own_TL in zip(run.tolist(), own, by_pair, weights, strict=True):
-            scores[index] = PairScore(*pair, found.tolist(), None if own_TL is None else own_TL.cpu())
+        for index, found, own_TL in zip(run.tolist(), by_pair, weights, strict=True):
+            source, target = pairs[index]
+            scores[index] = PairScore(source, target, found.tolist(), None if own_TL is None else own_TL.cpu())
     return [scores[index] for index in range(len(pairs))]
 
 

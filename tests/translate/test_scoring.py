@@ -101,9 +101,7 @@ def test_searchs_own_outputs_get_searchs_scores(encoder: str, decoder: str) -> N
     search = BeamSearch(settings, BOS, EOS, [0, 1, 2])
     tokens = torch.tensor([token for source in sources for token in (*source, EOS)])
     hypotheses = search(model, tokens, Layout.of([len(source) + 1 for source in sources]))
-    pairs = [
-        (source, hypothesis.tokens) for source, own in zip(sources, hypotheses, strict=True) for hypothesis in own
-    ]
+    pairs = [(source, hypothesis.tokens) for source, own in zip(sources, hypotheses, strict=True) for hypothesis in own]
     assert len(pairs) > 30 and len({len(target) for _, target in pairs}) > 3
     expected = [hypothesis.score for own in hypotheses for hypothesis in own]
     assert [own.score for own in score_pairs(model, pairs)] == pytest.approx(expected, abs=1e-4)
