@@ -121,13 +121,7 @@ class Translator:
     def _load(cls, directory: Path, place: torch.device, dtype: torch.dtype) -> Translator:
         config, tokenizer, model = load_model_directory(directory)
         trained = read_json(directory / "manifest.json").get("longest_source", LONGEST)
-        if dtype != torch.int8:
-            model = model.to(place, dtype)
-        elif place.type == "cpu":
-            model.quantize()
-        else:
-            raise UserError(f"int8 on {place}: it is for the CPU; type --device cpu or --dtype bfloat16")
-        return cls.of(model.eval(), tokenizer, config, trained)
+        return cls.of(model.placed(place, dtype), tokenizer, config, trained)
 
     @classmethod
     def of(
