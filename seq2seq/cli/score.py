@@ -142,25 +142,15 @@ def _columns(scorer: Scorer, found: PairScore, arguments: argparse.Namespace) ->
 
 
 def _json(scorer: Scorer, pair: tuple[str, str], found: PairScore, arguments: argparse.Namespace) -> str:
-    from seq2seq.translate.alignment import pharaoh
+    from seq2seq.translate.scoring import described
 
     row: dict[str, Any] = {
         "text": pair[1],
         "score": round(found.score, 6),
         "per_token": round(found.per_token, 6),
         "status": scorer.status(found),
+        **described(scorer.tokenizer, [found], tokens=arguments.tokens, align=arguments.align),
     }
-    source, target = ([*scorer.tokenizer.pieces(ids), "</s>"] for ids in (found.source, found.target))
-    if arguments.tokens or arguments.align == "matrix":
-        row["tokens"] = target
-    if arguments.tokens:
-        row["token_log_probs"] = [round(log_prob, 6) for log_prob in found.token_log_probs]
-    if arguments.align:
-        row["alignment"] = pharaoh(scorer.links(found))
-    if arguments.align == "matrix":
-        assert found.attention is not None
-        row["source_tokens"] = source
-        row["attention"] = [[round(weight, 4) for weight in weights] for weights in found.attention.tolist()]
     return json.dumps(row, ensure_ascii=False)
 
 

@@ -6,14 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seq2seq.cli.common import add_model_options, load_translator, parser
 from seq2seq.support.errors import UserError, exit_code_of
 from seq2seq.support.progress import say
 
 if TYPE_CHECKING:
-    from seq2seq.translate.translator import Translation
+    from seq2seq.translate.translator import Translation, Translator
 
 SUMMARY = "Translate standard input, one sentence a line, to standard output: as many lines, in the same order."
 EXAMPLES = """examples:
@@ -39,6 +39,14 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--jsonl", action="store_true", help="print one JSON object a line: text, score, status, hypotheses"
     )
+    made.add_argument(
+        "--token-scores", action="store_true", help="with --jsonl: also all tokens with their log-probabilities"
+    )
+    made.add_argument(
+        "--align",
+        choices=("pharaoh", "matrix"),
+        help="with --jsonl: also word alignments by attention, source-target from 0 (0-0 2-1); matrix: and all weights",
+    )
     made.add_argument("--stream", action="store_true", help="print each output while it is found (--beam-size 1)")
     return made
 
@@ -50,6 +58,12 @@ def translate(arguments: argparse.Namespace) -> None:
 
     if arguments.stream and (arguments.jsonl or arguments.scores):
         raise UserError("--stream prints text alone; leave out --jsonl and --scores")
+    explained = arguments.token_scores or bool(arguments.align)
+    if explained and (not arguments.jsonl or arguments.ensemble):
+        flag = "--token-scores" if arguments.token_scores else "--align"
+        raise UserError(
+            f"{flag}: it is for JSON of one model; " + ("leave out --ensemble" if arguments.ensemble else "add --jsonl")
+        )
     translator = load_translator(arguments)
     if arguments.stream:
         translator.require_streaming()
@@ -69,9 +83,11 @@ def translate(arguments: argparse.Namespace) -> None:
                     _write(piece)
                     sys.stdout.buffer.flush()
             continue
-        found = zip(translator.translate_n_best(texts, starts), decoded, strict=True)
-        for number, (translation, (_, count)) in enumerate(found, lines + 1):
-            _write(_render(translation, count, translator.search.n_best, arguments))
+        found = translator.translate_n_best(texts, starts)
+        told = _described(translator, found, arguments) if explained else [[]] * len(found)
+        rows = zip(found, decoded, told, strict=True)
+        for number, (translation, (_, count), about) in enumerate(rows, lines + 1):
+            _write(_render(translation, count, about, translator.search.n_best, arguments))
             if translation.unmet:
                 unmet.append((number, translation.unmet))
         sys.stdout.buffer.flush()
@@ -93,18 +109,38 @@ def _write(text: str) -> None:
     sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
 
 
-def _render(translation: Translation, replaced: int, n_best: int, arguments: argparse.Namespace) -> str:
+def _described(
+    translator: Translator, found: list[Translation], arguments: argparse.Namespace
+) -> list[list[dict[str, Any]]]:
+    """What --token-scores and --align tell of each hypothesis of each translation."""
+    from seq2seq.translate.scoring import described
+
+    return [
+        [
+            described(translator.tokenizer, parts, tokens=arguments.token_scores, align=arguments.align)
+            for parts in of_one
+        ]
+        for of_one in translator.explain(found, attention=bool(arguments.align))
+    ]
+
+
+def _render(
+    translation: Translation, replaced: int, about: list[dict[str, Any]], n_best: int, arguments: argparse.Namespace
+) -> str:
     hypotheses = list(zip(translation.texts, translation.scores, strict=True))
     if arguments.jsonl:
+        rows = [{"text": text, "score": score} for text, score in hypotheses]
+        for row, more in zip(rows, about, strict=False):
+            row |= more
         flags = [*translation.flags, *["replaced"][: replaced > 0]]
-        row = {"text": hypotheses[0][0], "score": hypotheses[0][1], "status": ",".join(flags) or "ok"}
+        line = {**rows[0], "status": ",".join(flags) or "ok"}
         if replaced:
-            row["replaced"] = replaced
+            line["replaced"] = replaced
         if translation.unmet:
-            row["unmet"] = translation.unmet
+            line["unmet"] = translation.unmet
         if n_best > 1:
-            row["hypotheses"] = [{"text": text, "score": score} for text, score in hypotheses]
-        return json.dumps(row, ensure_ascii=False) + "\n"
+            line["hypotheses"] = rows
+        return json.dumps(line, ensure_ascii=False) + "\n"
     # Every input line has its N lines, also where search found fewer hypotheses.
     hypotheses += [("", float("-inf"))] * (n_best - len(hypotheses))
     return "".join(f"{score:.4f}\t{text}\n" if arguments.scores else f"{text}\n" for text, score in hypotheses)

@@ -136,7 +136,7 @@ class _Beams:
 
         going_SC = scores_SC.masked_fill(ends_SC, -math.inf)
         if self.phrases:
-            kept_SK = self.phrases.choose(going_SC, prefixes_SCT, self.beam)
+            kept_SK = self.phrases.choose(going_SC, prefixes_SCT, places_SC, self.beam)
         else:
             kept_SK = going_SC.topk(min(self.beam, going_SC.shape[1]))[1]
         self.scores = going_SC.gather(1, kept_SK)

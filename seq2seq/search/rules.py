@@ -59,7 +59,7 @@ class Rules:
         for phrase in self.forbidden:
             forbid(scores_SKV, prefixes_SKT, phrase)
         if self.phrases:
-            self.phrases.forbid_end(scores_SKV, prefixes_SKT, part, self.eos)
+            self.phrases.forbid_end(scores_SKV, part, self.eos)
         if length < self.last_minimum:
             scores_SKV[:, :, self.eos].masked_fill_((self.minima[part] > length)[:, None], -math.inf)
         if forcing:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from seq2seq.ops.packing import Layout
 from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import read_json
-from seq2seq.translate.alignment import word_links
+from seq2seq.translate.alignment import pharaoh, word_links, words_of
 
 BATCH_TOKENS = 4096
 ROWS = 512
@@ -183,6 +184,44 @@ class Scorer:
 
     def links(self, score: PairScore) -> list[tuple[int, int]]:
         """The word alignment of a pair that was scored with attention; see `alignment.word_links`."""
-        assert score.attention is not None, "scored without attention"
-        source, target = (self.tokenizer.pieces(ids) for ids in (score.source, score.target))
-        return word_links(score.attention[:-1, :-1], source, target)
+        return links(self.tokenizer, [score])
+
+
+def links(tokenizer: Tokenizer, parts: Sequence[PairScore]) -> list[tuple[int, int]]:
+    """The word alignment of a text that was scored in parts, with attention; words are counted through all of them."""
+    found: list[tuple[int, int]] = []
+    before = [0, 0]
+    for part in parts:
+        assert part.attention is not None, "scored without attention"
+        source, target = (tokenizer.pieces(ids) for ids in (part.source, part.target))
+        found += [
+            (word + before[0], place + before[1])
+            for word, place in word_links(part.attention[:-1, :-1], source, target)
+        ]
+        before = [
+            count + max(words_of(side), default=-1) + 1 for count, side in zip(before, (source, target), strict=True)
+        ]
+    return found
+
+
+def described(
+    tokenizer: Tokenizer, parts: Sequence[PairScore], *, tokens: bool = False, align: str | None = None
+) -> dict[str, Any]:
+    """What is known of a text that was scored in parts, for JSON: its tokens with their log-probabilities; alignments.
+
+    `align` is `pharaoh` or, with the weights of a text in one part too, `matrix`.
+    """
+    source, target = (
+        [piece for part in parts for piece in (*tokenizer.pieces(getattr(part, side)), "</s>")] for side in SIDES
+    )
+    row: dict[str, Any] = {}
+    if tokens or align == "matrix":
+        row["tokens"] = target
+    if tokens:
+        row["token_log_probs"] = [round(log_prob, 6) for part in parts for log_prob in part.token_log_probs]
+    if align:
+        row["alignment"] = pharaoh(links(tokenizer, parts))
+    if align == "matrix" and len(parts) == 1 and parts[0].attention is not None:
+        row["source_tokens"] = source
+        row["attention"] = [[round(weight, 4) for weight in weights] for weights in parts[0].attention.tolist()]
+    return row

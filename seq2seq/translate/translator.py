@@ -20,11 +20,13 @@ from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Constraints, Hypothesis
+from seq2seq.search.penalties import coverage_penalty
 from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import read_json
 from seq2seq.support.progress import bar
 from seq2seq.translate.glossary import Glossary
+from seq2seq.translate.scoring import PairScore, score_pairs
 from seq2seq.translate.splitting import split
 from seq2seq.translate.workers import Workers
 
@@ -49,13 +51,14 @@ class Translation:
     `flags` says what else there is to know: `empty` (nothing to translate), `split` (longer than the model was trained
     for: translated in parts and joined, the score the sum of theirs; only the best hypothesis is kept), `length_limit`
     (the output, or a part of it, ended because it was as long as is allowed), `unmet` (no output holds the prefix and
-    terms asked for, `unmet` says why: translated without them).
+    terms asked for, `unmet` says why: translated without them). `outputs` are the parts of each hypothesis.
     """
 
     texts: list[str]
     scores: list[float]
     flags: list[str] = field(default_factory=list)
     unmet: str = ""
+    outputs: list[list[tuple[Task, Hypothesis]]] = field(default_factory=list, repr=False)
 
     @property
     def status(self) -> str:
@@ -239,7 +242,9 @@ class Translator:
 
     def _beam_search(self) -> BeamSearch:
         forbidden = self.tokenizer.encode(self.forbidden)
-        return BeamSearch(self.search, BOS, EOS, self.tokenizer.never_generated, self.longest_output, forbidden)
+        # Coverage is known of whole outputs alone: as many as the beam holds are found first.
+        config = replace(self.search, n_best=self.search.beam_size) if self.search.coverage_penalty else self.search
+        return BeamSearch(config, BOS, EOS, self.tokenizer.never_generated, self.longest_output, forbidden)
 
     def _packed(self, tasks: list[Task]) -> tuple[torch.Tensor, Layout]:
         tokens = torch.tensor([token for task in tasks for token in task.source], device=self.model.device)
@@ -247,7 +252,22 @@ class Translator:
 
     def _search_batch(self, tasks: list[Task]) -> list[list[Hypothesis]]:
         constraints = [task.constraints for task in tasks]
-        return self._beam_search()(self._together(), *self._packed(tasks), constraints)
+        found = self._beam_search()(self._together(), *self._packed(tasks), constraints)
+        if not self.search.coverage_penalty:
+            return found
+        pairs = [(task.source[:-1], one.tokens) for task, of_one in zip(tasks, found, strict=True) for one in of_one]
+        attended = iter(score_pairs(self.model, pairs, self.batch_tokens, attention=True))
+        return [self._covered([(one, next(attended).attention) for one in of_one]) for of_one in found]
+
+    def _covered(self, found: list[tuple[Hypothesis, torch.Tensor | None]]) -> list[Hypothesis]:
+        """The `n_best` hypotheses, best first, after source pieces that got little attention have cost something."""
+        beta = self.search.coverage_penalty
+        scored = [
+            one._replace(score=one.score + coverage_penalty(attention_TL[:, :-1], beta))
+            for one, attention_TL in found
+            if attention_TL is not None
+        ]
+        return sorted(scored, key=lambda one: -one.score)[: self.search.n_best]
 
     def _together(self) -> TranslationModel | Ensemble:
         return Ensemble([self.model, *self.others]) if self.others else self.model
@@ -255,22 +275,27 @@ class Translator:
     def _join(self, found: list[tuple[Task, list[Hypothesis]]]) -> Translation:
         if not found:
             return Translation([""], [0.0], ["empty"])
-        unmet = ""
-        parts = []
-        for task, hypotheses in found:
-            if not hypotheses:
-                unmet = unmet or self._why(task)
-                hypotheses = self._search([Task(task.source, Constraints())])[0]
-            parts.append(hypotheses)
-        limited = any(hypotheses[0].limited for hypotheses in parts)
+        unmet = next((self._why(task) for task, hypotheses in found if not hypotheses), "")
+        parts = [
+            [(task, hypothesis) for hypothesis in hypotheses or self._search([Task(task.source, Constraints())])[0]]
+            for task, hypotheses in found
+        ]
+        outputs = [[hypothesis] for hypothesis in parts[0]] if len(parts) == 1 else [[part[0] for part in parts]]
+        texts = [" ".join(self.tokenizer.decode([part.tokens for _, part in output])) for output in outputs]
+        scores = [sum(part.score for _, part in output) for output in outputs]
+        limited = any(part.limited for _, part in outputs[0])
         flags = {"split": len(parts) > 1, "length_limit": limited, "unmet": bool(unmet)}
-        told = [name for name, holds in flags.items() if holds]
-        if len(parts) == 1:
-            texts = self.tokenizer.decode([hypothesis.tokens for hypothesis in parts[0]])
-            return Translation(texts, [hypothesis.score for hypothesis in parts[0]], told, unmet)
-        best = [hypotheses[0] for hypotheses in parts]
-        text = " ".join(self.tokenizer.decode([hypothesis.tokens for hypothesis in best]))
-        return Translation([text], [sum(hypothesis.score for hypothesis in best)], told, unmet)
+        return Translation(texts, scores, [name for name, holds in flags.items() if holds], unmet, outputs)
+
+    def explain(self, translations: Sequence[Translation], *, attention: bool = False) -> list[list[list[PairScore]]]:
+        """The log-probabilities of all tokens of each hypothesis of each translation, part by part; see `PairScore`.
+
+        They are those of the (first) model itself, whatever rules search obeyed, and so is the attention.
+        """
+        outputs = [output for translation in translations for output in translation.outputs]
+        pairs = [(task.source[:-1], part.tokens) for output in outputs for task, part in output]
+        scores = iter(score_pairs(self.model, pairs, self.batch_tokens, attention=attention))
+        return [[[next(scores) for _ in output] for output in translation.outputs] for translation in translations]
 
     def _why(self, task: Task) -> str:
         """Why nothing was found for a task."""

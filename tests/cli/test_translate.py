@@ -216,3 +216,20 @@ def test_streaming_is_of_one_hypothesis_and_text_alone(run: Any, tiny_model: Pat
     model = ("--model", tiny_model, "--device", "cpu", "--stream")
     run(main, *model, stdin=b"the dog\n").refused("seq2seq-translate", "streaming with 4 hypotheses")
     run(main, *model, "--jsonl", stdin=b"the dog\n").refused("seq2seq-translate", "--stream prints text alone")
+
+
+def test_token_scores_and_alignments(run: Any, tiny_model: Path) -> None:
+    model, stdin = ("--model", tiny_model, "--device", "cpu"), b"the dog sees the man.\n\n"
+    out = run(main, *model, "--jsonl", "--token-scores", "--align", "matrix", "--n-best", "2", stdin=stdin).out
+    row, empty = (json.loads(line) for line in out.split("\n")[:-1])
+    assert len(row["tokens"]) == len(row["token_log_probs"]) == len(row["attention"])
+    assert len(row["source_tokens"]) == len(row["attention"][0])
+    assert [link.split("-")[1] for link in row["alignment"].split()] == [
+        str(place) for place in range(len(row["text"].split()))
+    ]
+    assert row["hypotheses"][0]["tokens"] == row["tokens"] and "alignment" in row["hypotheses"][1]
+    assert empty["status"] == "empty" and "tokens" not in empty
+    run(main, *model, "--align", "pharaoh", stdin=stdin).refused("seq2seq-translate", "add --jsonl")
+    run(main, *model, "--jsonl", "--token-scores", "--ensemble", tiny_model, stdin=stdin).refused(
+        "seq2seq-translate", "leave out --ensemble"
+    )

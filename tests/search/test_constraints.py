@@ -60,9 +60,10 @@ def test_phrases_that_are_forbidden_find_nothing() -> None:
     assert found == [[]]
 
 
-def test_progress_is_read_off_the_prefix() -> None:
-    required = RequiredPhrases([[[A, A, B], [C]]], torch.device("cpu"))
-    prefixes = [[B, A, A], [A, A, A], [A, A, B], [C, A, B], [B, B, C]]
-    held, matched = required.progress(torch.tensor([prefixes]), slice(None))
-    assert held[0].tolist() == [[False, False], [False, False], [True, False], [False, True], [False, True]]
-    assert matched[0].tolist() == [[2, 0], [2, 0], [0, 0], [0, 0], [0, 0]]
+def test_matches_are_those_of_the_end_of_a_prefix() -> None:
+    required = RequiredPhrases([[[A, A, B], [C]], [[B], []]], torch.device("cpu"))
+    prefixes = torch.tensor([[[B, A, A], [A, A, A], [A, A, B], [C, A, B], [B, B, C]]] * 2)
+    matched = required.matched(prefixes, slice(None))
+    assert matched[0].tolist() == [[2, 0], [2, 0], [3, 0], [0, 0], [0, 1]]
+    assert matched[1].tolist() == [[0, 0], [0, 0], [1, 0], [1, 0], [0, 0]]
+    assert required.held_SKJ[:, 0].tolist() == [[False, False], [False, True]]
