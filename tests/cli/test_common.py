@@ -85,7 +85,7 @@ def test_the_model_is_the_one_named_else_the_newest(
         (["--threads", "0"], "--threads 0: must be at least 1"),
         (["--batch-tokens", "-5"], "--batch-tokens -5: must be at least 1"),
         (["--device", "gpu"], "device=gpu: no such device; type auto, cpu"),
-        (["--n-best", "0"], "--n-best 0: must be at least 1"),
+        (["--n-best", "0"], "search.n_best=0: must be at least 1"),
         (["--n-best", "5"], "search.n_best=5: must not be above search.beam_size=4"),
     ],
 )

@@ -138,7 +138,9 @@ def test_jsonl(run: Any, tiny_model: Path) -> None:
     out = run(main, "--model", tiny_model, "--device", "cpu", "--jsonl", stdin=stdin).out
     assert out.count("\n") == 5
     rows = [json.loads(line) for line in out.split("\n")[:-1]]
-    assert [row["status"] for row in rows] == ["ok", "empty", "ok", "split", "ok"]
+    # Weights as drawn end a sentence at the limit, or not, by chance.
+    flags = [set(row["status"].split(",")) - {"length_limit", "ok"} for row in rows]
+    assert flags == [set(), {"empty"}, {"replaced"}, {"split"}, set()]
     assert [row.get("replaced") for row in rows] == [None, None, 2, None, None]
     assert all(isinstance(row["text"], str) and row["score"] <= 0 for row in rows)
     assert rows[1]["text"] == ""
@@ -162,7 +164,7 @@ def test_terms_prefixes_and_what_is_forbidden(run: Any, tiny_model: Path, tmp_pa
     (tmp_path / "terms.tsv").write_text("dog\tWolf\n", encoding="utf-8")
     (tmp_path / "prefixes").write_text("Zwei\n\n", encoding="utf-8")
     (tmp_path / "never").write_text("Wolf\n\n", encoding="utf-8")
-    model, stdin = ("--model", tiny_model, "--device", "cpu"), b"the dog\nthe man\n"
+    model, stdin = ("--model", tiny_model, "--device", "cpu", "--max-length-offset", "20"), b"the dog\nthe man\n"
     assert "Wolf" in run(main, *model, "--glossary", tmp_path / "terms.tsv", stdin=stdin).out.split("\n")[0]
     assert run(main, *model, "--prefix", tmp_path / "prefixes", stdin=stdin).out.startswith("Zwei")
     # Two lines that contradict each other: translated all the same, and told.
