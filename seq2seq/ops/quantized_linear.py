@@ -10,13 +10,19 @@ Shapes: ... any, I inputs, O outputs.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seq2seq.ops.packed_linear import replace_linears
 from seq2seq.support.errors import UserError
+
+WIDE = 4096
+"""Outputs from which oneDNN's kernel is quicker than FBGEMM's."""
 
 
 def rounded_rows(x: Tensor, steps: int = 255) -> Tensor:
@@ -49,7 +55,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, weight_OI: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         weight, scale_O = rounded_weight(weight_OI.detach())
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _engine("onednn" if weight.shape[0] >= WIDE else None):
             # PyTorch means to drop tensors of this kind; the kernels take them only to pack the weight.
             warnings.filterwarnings("ignore", message=".*deprecated")
             packable = torch._make_per_channel_quantized_tensor(weight, scale_O, torch.zeros_like(scale_O).long(), 0)
@@ -63,6 +69,16 @@ class QuantizedLinear(nn.Module):
         return cast(Tensor, torch.ops.quantized.linear_dynamic(x.float(), self.packed, self.reduce_range))
 
 
+@contextmanager
+def _engine(name: str | None) -> Iterator[None]:
+    """Pack weights for these kernels, where PyTorch has them."""
+    usual = torch.backends.quantized.engine
+    if name in torch.backends.quantized.supported_engines:
+        torch.backends.quantized.engine = name
+    yield
+    torch.backends.quantized.engine = usual
+
+
 def quantize_linears(module: nn.Module) -> None:
     """Put quantized layers in the place of all linear ones in `module`. Raises UserError where torch has no kernel."""
     try:
@@ -71,8 +87,4 @@ def quantize_linears(module: nn.Module) -> None:
         raise UserError(
             f"int8: torch {torch.__version__} has no 8-bit products on this processor; type --dtype float32"
         ) from None
-    for name, child in module.named_children():
-        if type(child) is nn.Linear:
-            setattr(module, name, QuantizedLinear(child.weight, child.bias))
-        else:
-            quantize_linears(child)
+    replace_linears(module, QuantizedLinear)

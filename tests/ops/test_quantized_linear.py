@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from seq2seq.ops.quantized_linear import QuantizedLinear, quantize_linears, quantized_linear_reference, rounded_rows
+from seq2seq.ops.quantized_linear import (
+    WIDE,
+    QuantizedLinear,
+    quantize_linears,
+    quantized_linear_reference,
+    rounded_rows,
+)
 from seq2seq.support.errors import UserError
 
 
@@ -15,7 +21,7 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 3, 48), (70, 48)])
-@pytest.mark.parametrize("outputs", [1, 9, 64])
+@pytest.mark.parametrize("outputs", [1, 9, 64, WIDE])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_the_sums_are_exact(shape: tuple[int, ...], outputs: int, with_bias: bool) -> None:
     x, weight = drawn(*shape), drawn(outputs, shape[-1], seed=2)
