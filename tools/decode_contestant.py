@@ -47,6 +47,7 @@ def ours(job: dict[str, Any]) -> Turn:
         translator.model.quantize()
     else:
         translator.model.to(getattr(torch, job["dtype"]))
+        translator.model.pack()
     translator.search = replace(translator.search, beam_size=job["beam_size"], length_penalty=job["length_penalty"])
     if "forced" in job:
         translator.search = replace(translator.search, max_length_ratio=0.0, max_length_offset=job["forced"])
@@ -158,13 +159,15 @@ def main() -> None:
     print(json.dumps({"start_seconds": time.perf_counter() - STARTED, "batch": job.get("batch")}), flush=True)
     for _ in sys.stdin:
         found: list[str] = []
-        each, rows = [], None
+        each, rows = [], []
         for part in [[text] for text in texts] if "one_by_one" in job else [texts]:
             started = time.perf_counter()
-            translations, rows = turn(part)
+            translations, computed = turn(part)
             each.append(time.perf_counter() - started)
             found += translations
-        answer = {"texts": found, "rows": rows, "seconds": sum(each), "each": each}
+            rows.append(computed)
+        total = None if None in rows else sum(filter(None, rows))
+        answer = {"texts": found, "rows": total, "seconds": sum(each), "each": each}
         print(json.dumps({**answer, "peak_megabytes": peak_megabytes()}), flush=True)
 
 
