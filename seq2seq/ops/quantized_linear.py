@@ -75,8 +75,10 @@ def _engine(name: str | None) -> Iterator[None]:
     usual = torch.backends.quantized.engine
     if name in torch.backends.quantized.supported_engines:
         torch.backends.quantized.engine = name
-    yield
-    torch.backends.quantized.engine = usual
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = usual
 
 
 def quantize_linears(module: nn.Module) -> None:
