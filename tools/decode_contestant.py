@@ -31,22 +31,18 @@ Turn = Callable[[list[str]], tuple[list[str], int | None]]
 
 def weights_of(job: dict[str, Any]) -> Translator:
     """The translator of the job's model; with `forced`, of one of size base with random weights and that vocabulary."""
-    translator = Translator.load(job["model"], device=job["device"])
+    config, tokenizer, model = load_model_directory(Path(job["model"]))
     if "forced" in job:
         config = compose(["+recipe=files", "model=base"])
-        model = build_model(config.model, translator.tokenizer.vocab_size, 1).eval().to(job["device"])
-        translator = Translator.of(model, translator.tokenizer, config)
-    return translator
+        model = build_model(config.model, tokenizer.vocab_size, 1)
+    return Translator.of(model.eval(), tokenizer, config)
 
 
 def ours(job: dict[str, Any]) -> Turn:
     """Our translator."""
     translator = weights_of(job)
     counted = count_rows(translator.model)
-    if job["dtype"] == "int8":
-        translator.model.quantize()
-    else:
-        translator.model.to(getattr(torch, job["dtype"]))
+    translator.model.placed(torch.device(job["device"]), getattr(torch, job["dtype"]))
     translator.search = replace(translator.search, beam_size=job["beam_size"], length_penalty=job["length_penalty"])
     if "forced" in job:
         translator.search = replace(translator.search, max_length_ratio=0.0, max_length_offset=job["forced"])
@@ -158,13 +154,15 @@ def main() -> None:
     print(json.dumps({"start_seconds": time.perf_counter() - STARTED, "batch": job.get("batch")}), flush=True)
     for _ in sys.stdin:
         found: list[str] = []
-        each, rows = [], None
+        each, rows = [], []
         for part in [[text] for text in texts] if "one_by_one" in job else [texts]:
             started = time.perf_counter()
-            translations, rows = turn(part)
+            translations, computed = turn(part)
             each.append(time.perf_counter() - started)
             found += translations
-        answer = {"texts": found, "rows": rows, "seconds": sum(each), "each": each}
+            rows.append(computed)
+        total = None if None in rows else sum(filter(None, rows))
+        answer = {"texts": found, "rows": total, "seconds": sum(each), "each": each}
         print(json.dumps({**answer, "peak_megabytes": peak_megabytes()}), flush=True)
 
 

@@ -59,7 +59,7 @@ class MultiHeadAttention(nn.Module):
 
     def attend(self, x_SKD: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mask: Tensor | None) -> Tensor:
         """Attend from K rows of each slot to its C given keys and values; mask as in `step_attention`: [S, K, D]."""
-        q_SHKE = self._heads(self.query(x_SKD)).transpose(1, 2)
+        q_SHKE = self._heads(self.query(x_SKD)).transpose(1, 2).to(k_SHCE.dtype)
         return self.output(step_attention(q_SHKE, k_SHCE, v_SHCE, mask).transpose(1, 2).flatten(2))
 
     def _projected(self, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,8 +77,3 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
-
-
-def padded_heads(rows_MHE: Tensor, layout: Layout) -> Tensor:
-    """Packed keys or values as [S, H, L, E], for `MultiHeadAttention.attend`."""
-    return layout.unpack(rows_MHE).transpose(1, 2).contiguous()

@@ -1,10 +1,10 @@
 """The key-value cache of a Transformer decoder in search.
 
-Keys and values are written once and stay where they are. Each step adds a column for each hypothesis of a slot; who
-descends from whom is kept in a mask over the columns, and only this mask follows the choices of search.
+Keys and values are written once and stay where they are. Each step fills a column for each hypothesis of a slot; who
+descends from whom is kept in a mask over the columns, and only this mask follows the choices of search. Columns are
+made a block at a time: those not yet filled are zeros that nobody sees.
 
-Shapes: S slots, K hypotheses of each, H heads, L source length, C columns so far, E width of a head (d_k in
-keys, d_v in values).
+Shapes: S slots, K hypotheses of each, H heads, C columns, E width of a head (d_k in keys, d_v in values).
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.step_attention import pad_mask
-
-FIRST_COLUMNS = 128
+from seq2seq.ops.step_attention import BLOCK, pad_mask
 
 
 def move(x: Tensor, slots: Tensor) -> Tensor:
@@ -29,9 +28,14 @@ def move(x: Tensor, slots: Tensor) -> Tensor:
     return x[: slots.shape[0]]
 
 
+def whole_blocks(columns: int) -> int:
+    """The number of columns in as many blocks as these need."""
+    return -(-columns // BLOCK) * BLOCK
+
+
 @dataclass
 class LayerCache:
-    """Keys and values of one layer: of the source [S, H, L, E]; of the target [S, H, room for columns, E]."""
+    """Keys and values of one layer, of the source and of the target: [S, H, C, E] each."""
 
     source_keys: Tensor
     source_values: Tensor
@@ -41,17 +45,17 @@ class LayerCache:
     @classmethod
     def of(cls, source_keys: Tensor, source_values: Tensor) -> LayerCache:
         """The cache before the first step."""
-        keys, values = (x.new_empty(*x.shape[:2], FIRST_COLUMNS, x.shape[3]) for x in (source_keys, source_values))
-        return cls(source_keys, source_values, keys, values)
+        return cls(source_keys, source_values, source_keys[:, :, :0], source_values[:, :, :0])
 
     def append(self, keys_SKHE: Tensor, values_SKHE: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Add columns from `start` on and return all columns, [S, H, C, E] each."""
+        """Fill the columns from `start` on and return all, [S, H, C, E] each."""
         end = start + keys_SKHE.shape[1]
-        if end > self.keys.shape[2]:
-            self.keys, self.values = (torch.cat((x, x.new_empty(x.shape)), 2) for x in (self.keys, self.values))
+        missing = whole_blocks(end) - self.keys.shape[2]
+        if missing > 0:
+            self.keys, self.values = (F.pad(x, (0, 0, 0, missing)) for x in (self.keys, self.values))
         self.keys[:, :, start:end] = keys_SKHE.transpose(1, 2)
         self.values[:, :, start:end] = values_SKHE.transpose(1, 2)
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys, self.values
 
     def keep(self, slots: Tensor) -> None:
         """Go on with these slots alone."""
@@ -61,31 +65,38 @@ class LayerCache:
 
 @dataclass
 class DecoderCache:
-    """The caches of all layers, two masks of 0 and −∞, and the number of steps.
+    """The caches of all layers, two masks of 0 and −∞, and the numbers of steps and of columns filled.
 
-    `source_mask` [S, 1, 1, L] (None: no pads) shows the source's pads, `ancestors` [S, 1, K, C] the columns that do not
-    belong to the past of each hypothesis.
+    `source_mask` [S, 1, 1, C] (None: no pads) hides the columns behind the source, `ancestors` [S, 1, K, C] those that
+    do not belong to the past of each hypothesis.
     """
 
     layers: list[LayerCache]
     source_mask: Tensor | None
     ancestors: Tensor
     length: int = 0
+    filled: int = 0
 
     @classmethod
     def of(cls, layers: list[LayerCache], source: Layout) -> DecoderCache:
         """The cache before the first step, one hypothesis a slot."""
-        ancestors = torch.empty(source.batch_size, 1, 1, 0, device=source.lengths.device)
-        return cls(layers, pad_mask(source), ancestors)
+        keys = layers[0].keys
+        mask = pad_mask(source)
+        ancestors = keys.new_empty(source.batch_size, 1, 1, 0)
+        return cls(layers, None if mask is None else mask.to(keys.dtype), ancestors)
 
     def advance(self, parents_SK: Tensor) -> int:
         """Make room for one step of the children of these hypotheses; returns its first column."""
-        slots, width = parents_SK.shape
-        start = self.ancestors.shape[3]
-        past = self.ancestors.gather(2, parents_SK[:, None, :, None].expand(-1, 1, -1, start))
-        own = torch.full((width, width), -math.inf, device=past.device).fill_diagonal_(0.0)
-        self.ancestors = torch.cat((past, own.expand(slots, 1, width, width)), 3)
+        start, width = self.filled, parents_SK.shape[1]
         self.length += 1
+        self.filled += width
+        columns = self.ancestors.shape[3]
+        if width > 1 or self.ancestors.shape[2] > 1:
+            self.ancestors = self.ancestors.gather(2, parents_SK[:, None, :, None].expand(-1, -1, -1, columns))
+        missing = whole_blocks(self.filled) - columns
+        if missing > 0:
+            self.ancestors = F.pad(self.ancestors, (0, missing), value=-math.inf)
+        self.ancestors.diagonal(start, 2, 3).zero_()
         return start
 
     def keep(self, slots: Tensor) -> None:

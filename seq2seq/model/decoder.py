@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.config.schema import TransformerConfig
-from seq2seq.model.attention import MultiHeadAttention, padded_heads
+from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.model.cache import DecoderCache, LayerCache
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward, Residual, final_norm
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.step_attention import padded_heads
 from seq2seq.support.errors import UserError
 
 Attend = Callable[[Tensor], Tensor]

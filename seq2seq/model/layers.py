@@ -22,7 +22,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] to [..., d_model]."""
-        return self.outer(self.inner(x).relu())
+        return self.outer(self.inner(x).relu_())
 
 
 class Residual(nn.Module):

@@ -16,6 +16,7 @@ from seq2seq.model.embedding import Embedding
 from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.interfaces import Decoder, Encoder, Memory
 from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
+from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.quantized_linear import QuantizedLinear, quantize_linears
 from seq2seq.support.devices import has_native_bfloat16
@@ -45,7 +46,7 @@ class TranslationModel(nn.Module):
         self.decoder = DECODERS[config.decoder.kind](config.decoder, self.target_embedding)
         if config.tie_embeddings == "none":
             self.output = Embedding(vocab_size, config.d_model)
-        self.projection: QuantizedLinear | None = None
+        self.projection: nn.Module | None = None
 
     @property
     def output_weight(self) -> nn.Parameter:
@@ -81,20 +82,32 @@ class TranslationModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows [..., D] to logits [..., V]."""
-        return F.linear(hidden, self.output_weight) if self.projection is None else self.projection(hidden)
+        return (
+            F.linear(hidden, self.output_weight) if self.projection is None else cast(Tensor, self.projection(hidden))
+        )
 
     def keep(self, state: Any, slots: Tensor) -> None:
         """Let all slots but these go; see `interfaces.Decoder.keep`."""
         cast(Decoder, self.decoder).keep(state, slots)
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> TranslationModel:
-        """This model, for translating and scoring there: in float32, bfloat16, or int8 on a CPU. Raises UserError."""
+        """This model, for translating and scoring there: in float32, bfloat16, or int8 on a CPU. Raises UserError.
+
+        It cannot be trained after this, nor be placed again.
+        """
         if dtype != torch.int8:
-            return self.to(device, dtype).eval()
-        if device.type != "cpu":
+            self.to(device, dtype).pack()
+        elif device.type == "cpu":
+            self.quantize()
+        else:
             raise UserError(f"int8 on {device}: it is for the CPU; type --device cpu or --dtype bfloat16")
-        self.quantize()
         return self.eval()
+
+    def pack(self) -> None:
+        """Lay weights out for translation on a processor, in the format that they have; elsewhere this does nothing."""
+        if can_pack(self.output_weight):
+            replace_linears(self, PackedLinear)
+            self.projection = PackedLinear(self.output_weight)
 
     def quantize(self) -> None:
         """Compute linear layers and logits in int8 from now on, for translation. Raises UserError."""

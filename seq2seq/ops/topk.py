@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
+FEW = 1 << 14
+"""Scores up to which one `topk` is quicker: those of a single hypothesis."""
 
 
 def best_continuations_reference(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -29,7 +31,7 @@ def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> 
     """The same; of equal sums any may come first."""
     slots, width, vocabulary = log_probs_SKV.shape
     whole = vocabulary // BLOCK
-    if count > width * whole:
+    if count > width * whole or log_probs_SKV.numel() <= FEW:
         return best_continuations_reference(log_probs_SKV, scores_SK, count)
     maxima_SKN = log_probs_SKV[:, :, : whole * BLOCK].unflatten(2, (whole, BLOCK)).amax(3)
     if vocabulary % BLOCK:

@@ -75,9 +75,10 @@ class BeamSearch:
             beams.advance(model, model.step(state, beams.tokens, beams.parents))
             yield beams
             done_S = beams.decided()
-            if done_S.all():
+            done = int(done_S.sum())
+            if done == len(done_S):
                 break
-            if done_S.any():
+            if done:
                 model.keep(state, beams.release(done_S))
         beams.release(done_S)
 
@@ -195,13 +196,13 @@ class _Beams:
 
     def decided(self) -> Tensor:
         """Sentences [S] for which no live hypothesis can still be better than the n-th finished one."""
-        worst_S = self.finished.scores[:, -1]
+        worst_S, over_S = self.finished.scores[:, -1], self.rules.limits <= self.prefixes.shape[2]
         if self.beam == 1:
             # Greedy search goes where the first eos is; it does not look behind it.
-            return worst_S > -math.inf
+            return over_S | (worst_S > -math.inf)
         # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come.
         best_S = self.scores[:, 0] / self.finished.penalty(self.rules.limits.float())
-        return (worst_S >= best_S) | (self.rules.limits <= self.prefixes.shape[2])
+        return over_S | (worst_S >= best_S)
 
     def release(self, done_S: Tensor) -> Tensor:
         """Write down the results of these sentences; returns the slots [S] of those that go on."""

@@ -74,8 +74,8 @@ class Translator:
     `glossary` says which terms outputs must hold, `forbidden` which texts they must not; `others` are models that
     search together with the first. `workers` is the number of processes that share the work; with more than one they
     are forked at the first texts that make several batches, and keep the models and the settings of then; with
-    `devices`, each has the models on one of these. With `deterministic` each text is searched by itself, which makes
-    scores the same to the last bit whatever other texts there are.
+    `devices`, each has the models on one of these, in `dtype`. With `deterministic` each text is searched by itself,
+    which makes scores the same to the last bit whatever other texts there are.
     """
 
     model: TranslationModel
@@ -86,6 +86,7 @@ class Translator:
     longest_output: int | None = None
     workers: int = 1
     devices: list[torch.device] = field(default_factory=list)
+    dtype: torch.dtype = torch.float32
     deterministic: bool = False
     glossary: Glossary | None = None
     forbidden: Sequence[str] = ()
@@ -103,8 +104,7 @@ class Translator:
         work. Raises UserError, also when vocabularies differ.
         """
         places = [choose_device(name) for name in device.split(",")]
-        place = places[0] if len(places) == 1 else torch.device("cpu")
-        members = [cls._load(Path(directory), place, dtype) for directory in directories]
+        members = [cls._load(Path(directory), places, dtype) for directory in directories]
         first = members[0]
         for directory, member in zip(directories, members, strict=True):
             if member.tokenizer.model != first.tokenizer.model:
@@ -117,14 +117,16 @@ class Translator:
             first.longest = min(member.longest for member in members)
             first.longest_output = min(limits, default=None)
         if len(places) > 1:
-            first.devices, first.workers = places, len(places)
+            first.devices, first.dtype = places, dtype
         return replace(first, search=replace(first.search, **search))
 
     @classmethod
-    def _load(cls, directory: Path, place: torch.device, dtype: torch.dtype) -> Translator:
+    def _load(cls, directory: Path, places: list[torch.device], dtype: torch.dtype) -> Translator:
         config, tokenizer, model = load_model_directory(directory)
         trained = read_json(directory / "manifest.json").get("longest_source", LONGEST)
-        return cls.of(model.placed(place, dtype), tokenizer, config, trained)
+        # Of several devices each gets a copy, in a process of its own.
+        model = model.placed(places[0], dtype) if len(places) == 1 else model.eval()
+        return cls.of(model, tokenizer, config, trained)
 
     @classmethod
     def of(
@@ -238,7 +240,7 @@ class Translator:
     def _take_place(self, worker: int) -> None:
         if self.devices:
             for model in (self.model, *self.others):
-                model.to(self.devices[worker])
+                model.placed(self.devices[worker], self.dtype)
 
     def _beam_search(self) -> BeamSearch:
         forbidden = self.tokenizer.encode(self.forbidden)

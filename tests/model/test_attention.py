@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seq2seq.model.attention import MultiHeadAttention, padded_heads
+from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.step_attention import pad_mask
+from seq2seq.ops.step_attention import pad_mask, padded_heads
 
 WIDTH, HEADS = 24, 4
 QUERIES, KEYS = [3, 1, 5], [2, 4, 4]

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from seq2seq.model.cache import FIRST_COLUMNS, DecoderCache, LayerCache, move
+from seq2seq.model.cache import DecoderCache, LayerCache, move
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.step_attention import BLOCK
 
 
 def columns(*values: list[float]) -> Tensor:
@@ -17,8 +18,8 @@ def columns(*values: list[float]) -> Tensor:
 
 
 def sources(*values: float) -> Tensor:
-    """Two source positions for each slot, [S, H, L, E]."""
-    return torch.tensor(values)[:, None, None, None].repeat(1, 1, 2, 1)
+    """A block of source positions for each slot, [S, H, C, E]."""
+    return torch.tensor(values, dtype=torch.float32)[:, None, None, None].repeat(1, 1, BLOCK, 1)
 
 
 def seen(cache: DecoderCache, keys: Tensor) -> list[list[list[float]]]:
@@ -38,7 +39,7 @@ def test_hypotheses_see_the_steps_of_their_ancestors_and_the_source_of_their_slo
     column = cache.advance(torch.zeros(3, 2, dtype=torch.int64))
     keys, values = layer.append(columns([10, 11], [20, 21], [30, 31]), columns([0, 0], [0, 0], [0, 0]), column)
     assert seen(cache, keys) == [[[1, 10], [1, 11]], [[2, 20], [2, 21]], [[3, 30], [3, 31]]]
-    assert values[:, 0, :, 0].tolist() == [[-1, 0, 0], [-2, 0, 0], [-3, 0, 0]]
+    assert values[:, 0, :3, 0].tolist() == [[-1, 0, 0], [-2, 0, 0], [-3, 0, 0]]
     # slot 1 is done: slots 2 and 0 go on, in this order; parents cross over
     cache.keep(torch.tensor([2, 0]))
     column = cache.advance(torch.tensor([[1, 0], [1, 1]]))
@@ -47,7 +48,7 @@ def test_hypotheses_see_the_steps_of_their_ancestors_and_the_source_of_their_slo
     assert layer.source_keys[:, 0, 0, 0].tolist() == [300, 100]
     assert layer.source_values[:, 0, 0, 0].tolist() == [-300, -100]
     assert cache.source_mask is not None
-    assert cache.source_mask[:, 0, 0].tolist() == [[0, 0], [0, 0]]
+    assert cache.source_mask[:, 0, 0, :3].tolist() == [[0, 0, -math.inf], [0, 0, -math.inf]]
     # and to three of each
     column = cache.advance(torch.tensor([[0, 1, 1], [1, 0, 1]]))
     keys, _ = layer.append(columns([34, 35, 36], [14, 15, 16]), columns([0, 0, 0], [0, 0, 0]), column)
@@ -57,22 +58,35 @@ def test_hypotheses_see_the_steps_of_their_ancestors_and_the_source_of_their_slo
 def test_the_room_grows_and_nothing_is_lost() -> None:
     layer = LayerCache.of(sources(0), sources(0))
     cache = DecoderCache.of([layer], Layout.of([2]))
-    steps = 2 * FIRST_COLUMNS + 1
+    steps = 2 * BLOCK + 1
     for step in range(steps):
         keys, values = layer.append(
             columns([step]), columns([-step]), cache.advance(torch.zeros(1, 1, dtype=torch.int64))
         )
-    assert keys.flatten().tolist() == list(range(steps))
-    assert values.flatten().tolist() == [-step for step in range(steps)]
+    assert keys.shape[2] == values.shape[2] == cache.ancestors.shape[3] == 3 * BLOCK
+    assert seen(cache, keys) == [[list(range(steps))]]
+    assert values.flatten()[:steps].tolist() == [-step for step in range(steps)]
+    # What nobody sees is multiplied by a weight of 0 all the same: it must be finite.
+    assert (keys.flatten()[steps:] == 0.0).all() and (values.flatten()[steps:] == 0.0).all()
     assert cache.length == steps
+
+
+def test_a_beam_may_be_wider_than_a_block() -> None:
+    layer = LayerCache.of(sources(0), sources(0))
+    cache = DecoderCache.of([layer], Layout.of([2]))
+    layer.append(columns([0]), columns([0]), cache.advance(torch.zeros(1, 1, dtype=torch.int64)))
+    wide = 2 * BLOCK + 1
+    numbers = [float(number) for number in range(1, wide + 1)]
+    keys, _ = layer.append(columns(numbers), columns(numbers), cache.advance(torch.zeros(1, wide, dtype=torch.int64)))
+    assert seen(cache, keys) == [[[0, number] for number in numbers]]
 
 
 def test_pads_of_the_source_are_masked_and_a_source_without_pads_has_no_mask() -> None:
     layer = LayerCache.of(sources(1, 2), sources(1, 2))
-    ragged = DecoderCache.of([layer], Layout.of([2, 1]))
+    ragged = DecoderCache.of([layer], Layout.of([BLOCK, 1]))
     assert ragged.source_mask is not None
-    assert ragged.source_mask[:, 0, 0].tolist() == [[0, 0], [0, -math.inf]]
-    even = DecoderCache.of([layer], Layout.of([2, 2]))
+    assert ragged.source_mask[:, 0, 0].tolist() == [[0] * BLOCK, [0] + [-math.inf] * (BLOCK - 1)]
+    even = DecoderCache.of([layer], Layout.of([BLOCK, BLOCK]))
     even.keep(torch.tensor([1]))
     assert even.source_mask is None
     assert layer.source_keys[:, 0, 0, 0].tolist() == [2]

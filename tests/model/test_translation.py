@@ -280,3 +280,19 @@ def test_memory_is_rows_and_their_layout() -> None:
     assert isinstance(memory, Memory)
     assert memory.rows.shape == (4, WIDTH)
     assert memory.layout is layout
+
+
+@every_pairing
+@torch.no_grad()
+def test_packed_weights_give_the_same_logits(encoder: str, decoder: str, norm: str) -> None:
+    plain = model_of(encoder, decoder, norm)
+    packed = copy.deepcopy(plain)
+    packed.pack()
+    layout = Layout.of([3, 1])
+    found = []
+    for model in (plain, packed):
+        state = model.start(model.encode(torch.tensor([5, 6, 3, 3]), layout))
+        model.step(state, torch.tensor([[BOS], [BOS]]), torch.zeros(2, 1, dtype=torch.int64))
+        hidden = model.step(state, torch.tensor([[7, 8], [9, 5]]), torch.zeros(2, 2, dtype=torch.int64))
+        found.append(model.logits(hidden))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)

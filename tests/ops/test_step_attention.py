@@ -7,24 +7,45 @@ import math
 import pytest
 import torch
 
-from seq2seq.ops.step_attention import step_attention, step_attention_reference
+from seq2seq.ops.packing import Layout
+from seq2seq.ops.step_attention import BLOCK, FEW, pad_mask, padded_heads, step_attention, step_attention_reference
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("rows", [None, 1, 3])
 @pytest.mark.parametrize("d_k", [8, 5])
-def test_it_is_scaled_dot_product_attention(rows: int | None, d_k: int, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("slots", [4, FEW])
+def test_it_is_scaled_dot_product_attention(
+    slots: int, rows: int | None, d_k: int, dtype: torch.dtype, tolerance: float
+) -> None:
     generator = torch.Generator().manual_seed(1)
     queries, keys, values = (
-        torch.randn(4, 2, length, width, generator=generator).to(dtype)
+        torch.randn(slots, 2, length, width, generator=generator).to(dtype)
         for length, width in ((3, d_k), (7, d_k), (7, 8))
     )
     mask = None
     if rows is not None:
-        mask = torch.zeros(4, 1, rows, 7).masked_fill(torch.rand(4, 1, rows, 7, generator=generator) < 0.5, -math.inf)
+        hidden = torch.rand(slots, 1, rows, 7, generator=generator) < 0.5
+        mask = torch.zeros(slots, 1, rows, 7).masked_fill(hidden, -math.inf)
         mask[:, :, :, 2] = 0.0
-    # As the cache gives them: a part of a larger buffer, heads not last.
-    found = step_attention(queries.transpose(1, 2).contiguous().transpose(1, 2), keys, values, mask)
+    # As a step gives them: heads not last.
+    queries = queries.transpose(1, 2).contiguous().transpose(1, 2)
+    found = step_attention(queries, keys, values, None if mask is None else mask.to(dtype))
     expected = step_attention_reference(queries.float(), keys.float(), values.float(), mask)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[2, 3], [3, 3], [BLOCK + 3, 1], [BLOCK, BLOCK]])
+def test_short_sources_fill_a_block_that_nobody_sees(lengths: list[int]) -> None:
+    layout = Layout.of(lengths)
+    rows = torch.randn(layout.total, 2, 4, generator=torch.Generator().manual_seed(1))
+    keys, mask = padded_heads(rows, layout), pad_mask(layout)
+    columns = max(BLOCK, *lengths)
+    assert keys.shape == (len(lengths), 2, columns, 4)
+    if mask is None:
+        assert lengths == [columns] * len(lengths)
+        mask = torch.zeros(len(lengths), 1, 1, columns)
+    for own, sees, sentence in zip(keys, mask[:, 0, 0], rows.split(lengths), strict=True):
+        assert torch.equal(own[:, sees == 0.0].transpose(0, 1), sentence)
+        assert (own[:, sees == -math.inf] == 0.0).all()

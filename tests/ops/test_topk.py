@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
+from seq2seq.ops import topk
 from seq2seq.ops.topk import BLOCK, best_continuations, best_continuations_reference
+
+
+@pytest.fixture(autouse=True, params=[0, topk.FEW])
+def _few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two stages however few scores there are, and as it is."""
+    monkeypatch.setattr(topk, "FEW", request.param)
 
 
 @pytest.mark.parametrize("vocabulary", [7, BLOCK, BLOCK + 1, 20 * BLOCK - 1, 20 * BLOCK, 20 * BLOCK + 3])

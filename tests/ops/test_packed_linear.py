@@ -1,0 +1,56 @@
+"""Linear layers with packed weights against PyTorch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
+
+pytestmark = pytest.mark.skipif(not can_pack(torch.ones(8, 8)), reason="this PyTorch has no oneDNN")
+
+
+def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 3, 48), (70, 48)])
+@pytest.mark.parametrize("outputs", [1, 9, 64])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_it_is_the_linear_layer(
+    shape: tuple[int, ...], outputs: int, with_bias: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    x, weight = drawn(*shape).to(dtype), drawn(outputs, shape[-1], seed=2).to(dtype)
+    bias = drawn(outputs, seed=3).to(dtype) if with_bias else None
+    found = PackedLinear(weight, bias)(x)
+    assert found.dtype == dtype
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_all_linear_layers_of_a_module_are_replaced() -> None:
+    inner = nn.Sequential(nn.Linear(32, 32, bias=False))
+    module = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), inner)
+    x = drawn(4, 32)
+    before = module(x)
+    replace_linears(module, PackedLinear)
+    assert [type(part).__name__ for part in (module[0], module[1], inner[0])] == [
+        "PackedLinear",
+        "LayerNorm",
+        "PackedLinear",
+    ]
+    torch.testing.assert_close(module(x), before, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_packed_is_known_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not can_pack(torch.ones(8, 8, dtype=torch.float64))
+    assert not can_pack(torch.ones(8, 8, device="meta"))
+
+    def missing(*_: object) -> None:
+        raise RuntimeError("built without oneDNN")
+
+    monkeypatch.setattr(PackedLinear, "forward", missing)
+    assert not can_pack(torch.ones(8, 8))
