@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.schema import ModelConfig, RecurrentConfig, SearchConfig, TransformerConfig
-from seq2seq.data.batches import Batch
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops.packing import Layout
 from seq2seq.search import beam as module
@@ -34,6 +33,7 @@ from tests.search.toy import (
     run,
     score_of,
 )
+from tools.plain_search import Uncached
 
 
 def by_lists(seed: int, source: Prefix, config: SearchConfig) -> list[Exact]:
@@ -259,36 +259,6 @@ def test_searching_leaves_no_gradient() -> None:
             return logits
 
     assert run(Learnt(1), SOURCES, SearchConfig())[0]
-
-
-class Uncached:
-    """A translation model without memory: each step computes the whole prefix of each hypothesis anew."""
-
-    def __init__(self, model: TranslationModel) -> None:
-        self.model = model
-
-    def encode(self, tokens: Tensor, layout: Layout) -> list[Tensor]:
-        return list(tokens.split(layout.lengths.tolist()))
-
-    def start(self, memory: list[Tensor]) -> list[tuple[Tensor, list[list[int]]]]:
-        return [(source, [[]]) for source in memory]
-
-    def step(self, state: list[tuple[Tensor, list[list[int]]]], tokens: Tensor, parents: Tensor) -> Tensor:
-        for slot, (source, prefixes) in enumerate(state):
-            new = zip(parents[slot].tolist(), tokens[slot].tolist(), strict=True)
-            state[slot] = source, [[*prefixes[parent], token] for parent, token in new]
-        return torch.stack([torch.stack([self._last(source, prefix) for prefix in found]) for source, found in state])
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.model.logits(hidden)
-
-    def keep(self, state: list[tuple[Tensor, list[list[int]]]], slots: Tensor) -> None:
-        state[:] = [state[slot] for slot in slots.tolist()]
-
-    def _last(self, source: Tensor, prefix: list[int]) -> Tensor:
-        target = torch.tensor(prefix)
-        batch = Batch(source, Layout.of([len(source)]), target, target, Layout.of([len(prefix)]))
-        return self.model(batch)[-1]
 
 
 @pytest.mark.parametrize("kind", ["transformer", "recurrent"])
