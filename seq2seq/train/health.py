@@ -10,7 +10,7 @@ from seq2seq.support.errors import RunError
 from seq2seq.support.progress import say
 from seq2seq.train.checkpoint import REMEDY, Progress
 from seq2seq.train.report import Report
-from seq2seq.train.spikes import IN_A_ROW, is_spike, limit, watched
+from seq2seq.train.spikes import limit, spike_length, watched
 from seq2seq.train.update import Pending
 
 SHOWN = 8
@@ -58,14 +58,14 @@ class Health:
         if policy == "off":
             return None
         losses = progress.losses = watched(progress.losses, loss / update.tokens[1])
-        if not is_spike(losses):
+        length = spike_length(losses)
+        if length is None:
             return None
-        since, highest = update.step - IN_A_ROW + 1, max(losses[-IN_A_ROW:])
-        above = limit(losses[:-IN_A_ROW])
+        since, highest, most = update.step - length + 1, max(losses[-length:]), limit(losses)
         # What is usual is learnt anew: the same rise is told once.
         progress.losses = []
-        message = f"step {update.step}: the loss rose to {highest:.3f}, since step {since} above the limit {above:.3f}"
-        self._report.record("spike", update.step, {"since": since, "loss": highest, "limit": above})
+        message = f"step {update.step}: the loss rose to {highest:.3f}, since step {since} above the limit {most:.3f}"
+        self._report.record("spike", update.step, {"since": since, "loss": highest, "limit": most})
         if policy == "warn":
             say(f"{message} (trainer.on_loss_spike=rollback would go back)")
             return None
