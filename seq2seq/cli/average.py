@@ -40,15 +40,19 @@ def average(arguments: argparse.Namespace) -> None:
 
     if arguments.output.exists():
         raise UserError(f"{arguments.output}: already there; give another --output")
-    found = Checkpoints(arguments.run_dir).all()
+    checkpoints = Checkpoints(arguments.run_dir)
+    found = checkpoints.all()
     chosen = found[-arguments.last :]
     if arguments.steps:
         wanted = [f"step-{step}" for step in arguments.steps.split(",")]
         chosen = [path for path in found if path.name in wanted]
+    chosen = checkpoints.whole(chosen)
     expected = len(arguments.steps.split(",")) if arguments.steps else arguments.last
     if len(chosen) != expected or expected < 1:
         names = ", ".join(path.name.removeprefix("step-") for path in found) or "none"
-        raise UserError(f"{arguments.run_dir}: {len(chosen)} of {expected} checkpoints found (steps there: {names})")
+        raise UserError(
+            f"{arguments.run_dir}: {len(chosen)} of {expected} whole checkpoints found (steps there: {names})"
+        )
     trained = arguments.run_dir / "model"
     if not (trained / "manifest.json").is_file():
         raise UserError(f"{trained}: not there before the run's first validation; type the training command again")

@@ -84,7 +84,8 @@ def installed(faults: Faults) -> Iterator[Faults]:
 
 def _counted(faults: Faults, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
     def operation(path: Any, *arguments: Any, **options: Any) -> Any:
-        faults.happen(name, path)
+        folder = options.get("dir_fd")
+        faults.happen(name, path if folder is None else Path(f"/proc/self/fd/{folder}").readlink() / path)
         return real(path, *arguments, **options)
 
     return operation

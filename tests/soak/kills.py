@@ -28,8 +28,8 @@ from tests.soak.ranks import SAVE_EVERY, STEPS, Kill, Ranks, made, prepared
 from tools.figures import give_out, machine
 
 RANDOM, INSIDE, TORN = "at a random moment", "inside a save", "of them with a torn directory left"
-OPERATIONS = 50
-"""About as many as a save makes; a kill that would come after the last is drawn again."""
+OPERATIONS = 31
+"""As many as a save makes that deletes an older checkpoint; where there are fewer, the kill comes in a later save."""
 STRIDE = 9
 """Updates at most from where an attempt begins to where it is killed."""
 

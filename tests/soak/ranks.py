@@ -40,7 +40,7 @@ TINY = [
     *("model.encoder.num_heads=2", "model.decoder.num_heads=2", "model.encoder.d_ff=32", "model.decoder.d_ff=32"),
     *("search.max_length_ratio=0", "search.max_length_offset=5", "data.batch_tokens=500", "data.micro_batches=2"),
     *("tokenizer.vocab_size=300", "schedule.warmup_steps=10", "trainer.device=cpu", "trainer.precision=float32"),
-    *("data.cleaning.same=false", "data.cleaning.duplicate=false", "trainer.timeout_minutes=0.5"),
+    *("data.cleaning.same=false", "data.cleaning.duplicate=false", "trainer.timeout_minutes=2"),
     *(f"trainer.max_steps={STEPS}", f"trainer.save_every={SAVE_EVERY}", "trainer.validate_every=16"),
     *("trainer.keep_checkpoints=3", "trainer.average_last=2", "trainer.log_seconds=0"),
 ]
@@ -65,13 +65,13 @@ class Made(NamedTuple):
     time: float
 
 
-def prepared(folder: Path, *overrides: str) -> Config:
-    """The configuration of a training of copied letters in `folder/run`, its data prepared."""
+def prepared(folder: Path, *overrides: str, pairs: int = 300, longest: int = 7) -> Config:
+    """The configuration of a training in `folder/run` to copy up to `longest` letters, its data prepared."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(1)
     sides = []
-    for split, count in (("train", 300), ("valid", 10)):
-        texts = [" ".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 7))) for _ in range(count)]
+    for split, count in (("train", pairs), ("valid", 10)):
+        texts = [" ".join(rng.choice(LETTERS) for _ in range(rng.randint(1, longest))) for _ in range(count)]
         (folder / split).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
         sides += [f"data.{split}.{side}={folder / split}" for side in ("source", "target")]
     config = compose(
@@ -94,7 +94,7 @@ class Ranks:
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost"}
             names = {**place, "MASTER_PORT": port} if count > 1 else {}
             own = kill_at if kill_at and kill_at.rank == rank else None
-            body = functools.partial(_as_rank, config, rank, own)
+            body = functools.partial(as_rank, config, rank, own)
             self.pids.append(_forked(body, names, self.run_dir / f"rank-{rank}.err"))
 
     def wait(self) -> list[int]:
@@ -125,7 +125,8 @@ def _forked(body: Callable[[], None], names: dict[str, Any], errors: Path) -> in
     return pid
 
 
-def _as_rank(config: Config, rank: int, own: Kill | None) -> None:
+def as_rank(config: Config, rank: int, own: Kill | None = None) -> None:
+    """Train as a rank that notes its updates in `run_dir/made`, and kills itself when it is told to."""
     with _noting(Path(config.run_dir) / "made", rank), _killing(own) if own else contextlib.nullcontext():
         train_as_rank(config)
 

@@ -24,6 +24,7 @@ from seq2seq.data.prepare import prepare
 from seq2seq.model.directory import load_model_directory, own_weights
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.support.errors import RunError, Stopped, UserError
+from seq2seq.support.files import sha256_of
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.fitting import worst_part
 from seq2seq.train.loss import batch_loss
@@ -160,6 +161,16 @@ def test_every_update_of_every_epoch_is_made_once(make: Make, monkeypatch: pytes
     data = trainer.data.train
     epochs = [data.gather(1, pairs).tolist() for epoch in range(12) for pairs in trainer.sampler.epoch(epoch)]
     assert made == epochs[:12]
+
+
+def test_the_same_seed_is_the_same_run(make: Make, tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("one", "two", "three")]
+    for run_dir in runs:
+        make(run_dir.name, "data.micro_batches=2").run()
+    for name in ("model", "optimizer"):
+        hashes = {sha256_of(run_dir / "checkpoints" / "step-12" / f"{name}.safetensors") for run_dir in runs}
+        assert len(hashes) == 1, name
+    assert len({sha256_of(run_dir / "model" / "model.safetensors") for run_dir in runs}) == 1
 
 
 def test_another_seed_is_another_run(make: Make, tmp_path: Path) -> None:
