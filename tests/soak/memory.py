@@ -44,12 +44,12 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
         longest=40,
     )
     samples: dict[int, float] = {}
-    shapes: set[tuple[int, int]] = set()
+    shapes: set[tuple[int, ...]] = set()
     update = Trainer._update
 
     def sampled(trainer: Trainer, made_of: Update) -> int:
         stop = update(trainer, made_of)
-        shapes.add(made_of.tokens)
+        shapes.add((len(made_of.pairs), *made_of.tokens))
         if trainer.progress.step % every == 0:
             samples[trainer.progress.step] = round(resident(), 1)
         return stop
