@@ -227,6 +227,7 @@ def loaded(run_dir: Path, states: dict[int, Training], keep: int = 5) -> int:
     checkpoints, fresh = Checkpoints(run_dir), training(2)
     remove_leftovers(checkpoints.directory)
     checkpoints.set_aside_damaged()
+    assert not any(map(damage, checkpoints.all())), "half of one stands under its own name"
     found = checkpoints.resume(*fresh, keeping(keep))
     assert found is not None
     assert_equal(fresh, states[found.step])
