@@ -6,7 +6,7 @@ GATE := build/gate
 MODEL := runs/quickstart/model
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint type format bench-train bench-decode bench-input wheel gate clean
+.PHONY: help quickstart test soak lint type format bench-train bench-decode bench-input wheel gate clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ quickstart: $(VENV)/quickstart ## install, train a small translator in minutes, 
 
 test: $(VENV)/dev ## run the tests
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/dev ## kill, stop and watch trainings for a quarter of an hour; the figures of docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --output docs/reliability/kills.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.stops --output docs/reliability/stops.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.memory --output docs/reliability/memory.json
+	$(BIN)/python -m tools.reliability
 
 lint: $(VENV)/dev ## check style
 	$(BIN)/ruff check .

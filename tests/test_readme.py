@@ -11,7 +11,7 @@ import pytest
 
 from seq2seq.cli import average, evaluate, score, translate
 from seq2seq.config.compose import compose, options_of
-from tools import benchmarks, figures
+from tools import benchmarks, figures, reliability
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), *sorted(ROOT.glob("recipes/*/run.sh"))]
@@ -86,6 +86,13 @@ def test_the_figures_of_the_benchmarks_are_those_that_were_measured() -> None:
     shown = {name for _, name, _ in benchmarks.SECTION.findall(text)}
     assert shown == {path.stem for path in benchmarks.FOLDER.glob("*.json")}
     assert len(shown) >= 4
+
+
+def test_the_figures_of_reliability_are_those_that_were_measured() -> None:
+    text = reliability.PAGE.read_text(encoding="utf-8")
+    assert reliability.page(text) == text
+    shown = {name for _, name, _ in reliability.SECTION.findall(text)}
+    assert shown == {path.stem for path in reliability.FOLDER.glob("*.json")} == {"kills", "stops", "memory"}
 
 
 def test_the_proofs_of_a_document_are_tests() -> None:

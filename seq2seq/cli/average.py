@@ -31,10 +31,11 @@ def options() -> argparse.ArgumentParser:
 
 
 def average(arguments: argparse.Namespace) -> None:
-    """Write the averaged model. Raises UserError for missing checkpoints."""
+    """Write the averaged model. Raises UserError for missing or damaged checkpoints."""
     from seq2seq.data.tokenizer import Tokenizer
     from seq2seq.model.directory import save_model_directory
     from seq2seq.support.files import read_json
+    from seq2seq.support.manifest import damage
     from seq2seq.train.averaging import average_weights
     from seq2seq.train.checkpoint import Checkpoints
 
@@ -49,6 +50,9 @@ def average(arguments: argparse.Namespace) -> None:
     if len(chosen) != expected or expected < 1:
         names = ", ".join(path.name.removeprefix("step-") for path in found) or "none"
         raise UserError(f"{arguments.run_dir}: {len(chosen)} of {expected} checkpoints found (steps there: {names})")
+    for folder in chosen:
+        if fault := damage(folder):
+            raise UserError(f"{folder}/{fault}; choose others: --steps A,B,…")
     trained = arguments.run_dir / "model"
     if not (trained / "manifest.json").is_file():
         raise UserError(f"{trained}: not there before the run's first validation; type the training command again")

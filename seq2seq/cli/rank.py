@@ -36,6 +36,7 @@ def train_as_rank(config: Config) -> None:
             held.enter_context(locked(Path(config.run_dir)))
             checkpoints = Checkpoints(Path(config.run_dir))
             remove_leftovers(checkpoints.directory)
+            checkpoints.set_aside_damaged()
             checkpoints.require_same_settings(config)
             prepare(config)
         world.wait(patiently=True)

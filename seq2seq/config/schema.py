@@ -342,7 +342,9 @@ class TrainerConfig:
     `average_last` averages that many last checkpoints into the final model. `average_decay` keeps an exponential moving
     average of the weights, which is then what is validated and kept as the best model. `patience` stops after so many
     validations without a better BLEU. An update whose gradient is not finite changes no weights; `max_skipped` of them
-    in a row end the run.
+    in a row end the run. `on_full_disk` goes on with the updates and tries again at the next save (`retry`) or ends the
+    run (`stop`). When the loss rises suddenly and stays up, `on_loss_spike` says so (`warn`), or also goes back to the
+    last checkpoint before and leaves out the pairs since (`rollback`); `off` does not look.
     """
 
     max_steps: int = 100_000
@@ -354,6 +356,8 @@ class TrainerConfig:
     average_decay: float | None = None
     patience: int | None = None
     max_skipped: int = 3
+    on_full_disk: str = "retry"
+    on_loss_spike: str = "warn"
     label_smoothing: float = 0.1
     precision: str = "auto"
     compile: bool | str = "auto"
@@ -377,6 +381,8 @@ class TrainerConfig:
         _at_least("trainer.samples", self.samples, 0)
         _share("trainer.label_smoothing", self.label_smoothing)
         _one_of("trainer.precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
+        _one_of("trainer.on_full_disk", self.on_full_disk, ("retry", "stop"))
+        _one_of("trainer.on_loss_spike", self.on_loss_spike, ("warn", "rollback", "off"))
         if self.compile not in ("auto", True, False):
             raise UserError(f"trainer.compile={self.compile}: must be one of auto, true, false")
         if self.average_last > self.keep_checkpoints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,13 +92,14 @@ class _Undrawn(TorchFunctionMode):
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors. Raises OSError when the disk is full."""
+    """Write tensors as safetensors. Raises OSError, as when the disk is full."""
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
     except SafetensorError as error:
         # The library wraps the system's error into its own and keeps the number in the text alone.
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, str(error), str(path)) from None
+        found = re.search(r"os error (\d+)", str(error))
+        if found:
+            raise OSError(int(found[1]), str(error), str(path)) from None
         raise
 
 

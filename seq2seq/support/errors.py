@@ -11,6 +11,8 @@ from difflib import get_close_matches
 
 PLACES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 """What an OSError says when the user named a place that is not there, or not ours to read or write."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""What an OSError says when no more can be written: no space is left, or none of the user's share of it."""
 
 
 class Explained(Exception):
@@ -80,7 +82,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, ""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
         return RunError.exit_code, f"the disk is full: {error.filename or error}"
     if isinstance(error, OSError) and error.errno in PLACES and error.filename is not None:
         return UserError.exit_code, f"{error.filename}: {error.strerror}"

@@ -10,12 +10,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from seq2seq.support.errors import UserError
 from seq2seq.support.progress import bar
+
+PARTIAL, REPLACED = ".partial", ".replaced"
+"""How the hidden names of directories end that are being made or deleted, and of those moved aside meanwhile."""
 
 
 def sha256_of(path: Path) -> str:
@@ -35,7 +38,7 @@ def sha256_of_json(value: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` in UTF-8 atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -54,29 +57,48 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def new_directory(final: Path) -> Iterator[Path]:
+def new_directory(final: Path, verify: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary directory beside `final` that becomes `final`, synced to disk, when the block ends well.
 
-    A directory already there is replaced; when the block raises, nothing under the final name has changed.
+    A directory already there is replaced; when the block raises, nothing under the final name has changed. Nor has it
+    when `verify` raises, which is given the directory once it is on disk.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=PARTIAL, dir=final.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
         for path in [*temporary.rglob("*"), temporary]:
             _fsync(path)
-        if final.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".replaced", dir=final.parent))
-            final.replace(old)
-            temporary.replace(final)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(final)
-        _fsync(final.parent)
+        if verify:
+            verify(temporary)
+        _rename(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _rename(new: Path, final: Path) -> None:
+    old = None
+    if final.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=REPLACED, dir=final.parent))
+        final.replace(old)
+    try:
+        new.replace(final)
+    except BaseException:
+        if old:
+            old.replace(final)
+        raise
+    _fsync(final.parent)
+    if old:
+        shutil.rmtree(old)
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a directory of which half never stands under its own name."""
+    doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+    path.replace(doomed)
+    shutil.rmtree(doomed)
 
 
 @contextlib.contextmanager
@@ -101,13 +123,13 @@ def locked(directory: Path) -> Iterator[None]:
 
 def remove_leftovers(parent: Path) -> None:
     """Clear away what a killed `new_directory` left under `parent`; a directory it had moved aside comes back."""
-    for old in parent.glob(".*.replaced"):
+    for old in parent.glob(f".*{REPLACED}"):
         final = parent / old.name[1:].rpartition(".")[0].rpartition(".")[0]
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.replace(final)
-    for path in parent.glob(".*.partial"):
+    for path in parent.glob(f".*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,10 +13,15 @@ from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.model.directory import fill, load_weights, own_weights, save_weights
 from seq2seq.support.errors import RunError, UserError
-from seq2seq.support.files import new_directory, read_json, write_json
+from seq2seq.support.files import new_directory, read_json, remove_directory, write_json
+from seq2seq.support.manifest import damage, write_manifest
+from seq2seq.support.progress import say
 
 MAY_CHANGE = (
-    *(f"trainer.{key}" for key in ("max_steps", "max_minutes", "save_every", "devices")),
+    *(
+        f"trainer.{key}"
+        for key in ("max_steps", "max_minutes", "save_every", "devices", "on_full_disk", "on_loss_spike")
+    ),
     *("data.workers", "data.prepared_dir", "run_dir"),
     *(f"data.{split}.sha256" for split in ("train", "valid", "test")),
 )
@@ -29,8 +33,9 @@ class Progress:
     """Where a run stands; the next update is number `update` of `epoch`.
 
     `seconds` of training and tokens trained on are counted over all stops. `micro_batches` are the parts of an update,
-    chosen at the start; `validated` is the last step that was; `skipped` are the
-    latest updates in a row whose gradients were not finite.
+    chosen at the start; `validated` is the last step that was, `best_step` the one of the best BLEU; `skipped` are the
+    latest updates in a row whose gradients were not finite, `losses` those that tell a spike, `rollbacks` how often it
+    went back since the last regular save.
     """
 
     step: int = 0
@@ -44,7 +49,10 @@ class Progress:
     data_sha256: str = ""
     micro_batches: int = 0
     validated: int = 0
+    best_step: int = 0
     skipped: int = 0
+    rollbacks: int = 0
+    losses: list[float] = field(default_factory=list)
 
 
 class Checkpoints:
@@ -56,11 +64,49 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         found = [path for path in self.directory.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(found, key=step_of)
 
     def regular(self, save_every: int) -> list[Path]:
         """Those of `all` that stand at the regular distance: a signal or the end of the run makes others too."""
-        return [path for path in self.all() if int(path.name.removeprefix("step-")) % save_every == 0]
+        return [path for path in self.all() if step_of(path) % save_every == 0]
+
+    def set_aside_damaged(self) -> None:
+        """Rename the newest checkpoints that are not as they were written, up to the first whole one; say which.
+
+        Raises UserError, and renames nothing, when none is whole.
+        """
+        faults: dict[Path, str] = {}
+        for folder in reversed(self.all()):
+            if fault := damage(folder):
+                faults[folder] = fault
+            else:
+                break
+        if faults and len(faults) == len(self.all()):
+            found = "; ".join(f"{folder.name}/{fault}" for folder, fault in faults.items())
+            raise UserError(
+                f"{self.directory}: no checkpoint is whole ({found}); bring one back from a copy, or take another "
+                "run_dir=DIR"
+            )
+        for damaged, fault in faults.items():
+            aside = damaged.with_name(f"{damaged.name}.damaged")
+            if aside.exists():
+                remove_directory(aside)
+            damaged.replace(aside)
+            say(f"{damaged}/{fault}; set aside as {aside.name}, the checkpoint before is taken")
+
+    def drop_since(self, step: int) -> None:
+        """Delete the checkpoints of this step and later ones."""
+        for folder in self.all():
+            if step_of(folder) >= step:
+                remove_directory(folder)
+
+    def whole(self, folders: list[Path]) -> list[Path]:
+        """Those of `folders` that are as they were written; the others are named on stderr."""
+        faults = {folder: damage(folder) for folder in folders}
+        for folder, fault in faults.items():
+            if fault:
+                say(f"{folder}/{fault}; left out")
+        return [folder for folder, fault in faults.items() if not fault]
 
     def save(
         self,
@@ -70,36 +116,47 @@ class Checkpoints:
         config: Config,
         average: nn.Module | None = None,
     ) -> None:
-        """Write the checkpoint of this step, then delete those that are no longer to be kept.
+        """Write the checkpoint of this step, and once it is on disk delete those that are no longer to be kept.
 
-        Raises RunError for non-finite weights.
+        The last `keep_checkpoints` are, as many of the last regular ones, and the best. Raises RunError for non-finite
+        weights and for a disk that holds something else than was written.
         """
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise RunError(
                 f"step {progress.step}: a weight is not finite; nothing was saved, the last checkpoint stands. {REMEDY}"
             )
-        with new_directory(self.directory / f"step-{progress.step}") as folder:
+        with new_directory(self.directory / f"step-{progress.step}", verify=_require_whole) as folder:
             save_weights(folder / "model.safetensors", own_weights(model))
             save_weights(folder / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
             if average:
                 save_weights(folder / "average.safetensors", own_weights(average))
             (folder / "config.yaml").write_text(compose.to_yaml(config), encoding="utf-8")
             write_json(folder / "progress.json", asdict(progress))
+            write_manifest(folder)
         keep = config.trainer.keep_checkpoints
-        for old in set(self.all()[:-keep]) - set(self.regular(config.trainer.save_every)[-keep:]):
-            shutil.rmtree(old)
+        kept = {*self.all()[-keep:], *self.regular(config.trainer.save_every)[-keep:]}
+        for old in self.all():
+            if old not in kept and step_of(old) != progress.best_step:
+                remove_directory(old)
+
+    def size(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> int:
+        """The bytes that the tensors of a checkpoint take: nearly all of it."""
+        weights = [own_weights(model), _optimizer_tensors(model, optimizer), own_weights(average) if average else {}]
+        return sum(tensor.nbytes for tensors in weights for tensor in tensors.values())
 
     def resume(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, average: nn.Module | None = None
     ) -> Progress | None:
         """Load the newest checkpoint into model, optimizer and moving average; None where there is none.
 
-        Raises UserError when the configuration differs in more than the keys of `MAY_CHANGE`.
+        Raises UserError when it is damaged, or the configuration differs in more than the keys of `MAY_CHANGE`.
         """
-        self.require_same_settings(config)
         if not self.all():
             return None
         folder = self.all()[-1]
+        if fault := damage(folder):
+            raise UserError(f"{folder}/{fault}; the same command goes on from the checkpoint before, if there is one")
+        self.require_same_settings(config)
         fill(model, load_weights(folder / "model.safetensors"), folder)
         _fill_optimizer(model, optimizer, load_weights(folder / "optimizer.safetensors"))
         if average:
@@ -122,6 +179,19 @@ class Checkpoints:
                 f"{folder}: this run was started with other settings: {'; '.join(changed)}; "
                 "set them back, or take another run_dir=DIR"
             )
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _require_whole(folder: Path) -> None:
+    if fault := damage(folder, from_disk=True):
+        raise RunError(
+            f"{folder.parent}: what was read back is not what was written ({fault}); the last checkpoint stands, but "
+            "this disk is not to be trusted: take a run_dir=DIR on another"
+        )
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

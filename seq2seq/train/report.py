@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from seq2seq.support.errors import FULL_DISK
 from seq2seq.support.progress import say
 
 
@@ -21,6 +24,7 @@ class Report:
     def __init__(self, run_dir: Path | None, log_seconds: float) -> None:
         self._log = (run_dir / "log.jsonl" if run_dir else Path(os.devnull)).open("a", encoding="utf-8", newline="\n")
         self._log_seconds = log_seconds
+        self._told = False
         self._events: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -67,12 +71,25 @@ class Report:
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write a line to `log.jsonl`, and its numbers to TensorBoard."""
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._log.flush()
-        if self._events:
-            for name, value in values.items():
+        with self._full_disk_allowed():
+            self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._log.flush()
+        with self._full_disk_allowed():
+            for name, value in values.items() if self._events else ():
                 if isinstance(value, int | float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    @contextlib.contextmanager
+    def _full_disk_allowed(self) -> Iterator[None]:
+        """What a full disk has no room for is said once: a training does not end for its log."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            if not self._told:
+                say("the disk is full: log.jsonl has no room for some lines, nor have TensorBoard's events")
+            self._told = True
 
     def skip_pause(self) -> None:
         """Leave the time since the last line (a validation, a save) out of the rates."""
@@ -80,6 +97,8 @@ class Report:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._log.close()
-        if self._events:
-            self._events.close()
+        with self._full_disk_allowed():
+            self._log.close()
+        with self._full_disk_allowed():
+            if self._events:
+                self._events.close()

@@ -10,7 +10,6 @@ import time
 from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,27 +27,23 @@ from seq2seq.model.directory import fill, own_weights, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.ops.compiled import compile_regions
 from seq2seq.support.devices import autocast, choose_compiling, choose_device, choose_precision, keep_freed_memory
-from seq2seq.support.errors import RunError, Stopped, UserError
+from seq2seq.support.errors import Explained, RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights, blend
-from seq2seq.train.checkpoint import REMEDY, Checkpoints, Progress
+from seq2seq.train.checkpoint import Checkpoints, Progress, step_of
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, worst_part
+from seq2seq.train.full_disk import FullDisk
+from seq2seq.train.health import Health
+from seq2seq.train.interrupts import SIGNALS, Interrupts
 from seq2seq.train.loss import BatchLoss
 from seq2seq.train.optimizer import build_optimizer, change_weights
-from seq2seq.train.pending import Pending
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
+from seq2seq.train.update import Part, Pending, Update
 from seq2seq.train.validation import validate
 from seq2seq.train.warm_start import starting_weights
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ONE_SIGNAL = 5.0
-"""Seconds within which a second signal is taken for the same one: launchers pass on what the rank got already."""
-
-Part = tuple[int, Batch, float]
-"""A micro-batch of an update: its number, its pairs, its weight."""
 
 
 class Trainer:
@@ -75,7 +70,9 @@ class Trainer:
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
         self.progress = Progress(data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or 0)
         self.loss: nn.Module = BatchLoss(self.model)
-        self._signal, self._signal_time, self._is_saved = 0, 0.0, False
+        self.interrupts = Interrupts(self._stopped)
+        self.full_disk = FullDisk(self.run_dir, config.trainer.on_full_disk)
+        self._spike: int | None = None
         self._pending: Pending | None = None
         self._since = time.monotonic()
 
@@ -117,10 +114,11 @@ class Trainer:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
         self.report = Report(self.run_dir if self.world.is_main else None, self.config.trainer.log_seconds)
-        handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self.health = Health(self.config, self.progress, self.report)
         try:
-            self._train()
-            self._finish()
+            with self.interrupts:
+                self._train()
+                self._finish()
         except torch.OutOfMemoryError:
             parts = self.progress.micro_batches
             raise RunError(
@@ -128,8 +126,6 @@ class Trainer:
                 f"parts does not fit the device's memory; type data.micro_batches={2 * parts} and another run_dir=DIR"
             ) from None
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             self.report.close()
 
     def _require_same_state(self, end: dict[str, Any]) -> None:
@@ -175,26 +171,30 @@ class Trainer:
         self._skip_pause()
         with contextlib.closing(self._prepared()) as updates:
             while not self._finished():
-                stop = self._update(*next(updates))
+                stop = self._update(next(updates))
                 progress.update += 1
-                if progress.step % settings.save_every == 0 or stop or self._is_due():
+                to_save = progress.step % settings.save_every == 0 or bool(stop) or self._is_due()
+                if to_save:
                     stop = self._settle() or stop
+                went_back = self._spike is not None and self._go_back(self._spike)
+                if to_save and not went_back:
+                    progress.rollbacks = 0
                     self._save()
                 if stop:
                     raise self._stopped(stop)
-                if self._is_due():
+                if self._is_due() and not went_back:
                     self._validate()
 
-    def _prepared(self) -> Generator[tuple[tuple[int, int], list[Part]]]:
-        """The updates from where the run stands: tokens of each side, and this rank's parts, made ahead by a thread."""
+    def _prepared(self) -> Generator[Update]:
+        """The updates from where the run stands, made ahead by a thread."""
         data, progress, world = self.data.train, self.progress, self.world
 
-        def make(pairs: NDArray[np.int64]) -> tuple[tuple[int, int], list[Part]]:
+        def make(pairs: NDArray[np.int64]) -> Update:
             source, target = (int(lengths[pairs].sum()) for lengths in data.lengths)
             parts = micro_batches(data, pairs, progress.micro_batches, world.rank, world.size)
             if self.device.type == "cuda":
                 parts = ((index, batch.pinned(), weight) for index, batch, weight in parts)
-            return (source, target), list(parts)
+            return Update(pairs.tolist(), (source, target), list(parts))
 
         while True:
             updates = self.sampler.epoch(progress.epoch)
@@ -206,29 +206,25 @@ class Trainer:
         """Whether this step is one to validate."""
         return self.progress.step % self.config.trainer.validate_every == 0 or self._finished()
 
-    def _all_is_saved(self, yes: bool) -> None:
-        """While it is, a signal ends the run at once: a validation may be long, and is made up for."""
-        self._is_saved = yes
-        if yes and self._signal:
-            raise self._stopped(self._signal)
+    def _stopped(self, number: int) -> Explained:
+        name, step = signal.Signals(number).name, self.progress.step
+        return self.full_disk.error() or Stopped(
+            number, f"stopped by {name} at step {step:,}, saved; the same command goes on"
+        )
 
-    def _stopped(self, number: int) -> Stopped:
-        name = signal.Signals(number).name
-        return Stopped(number, f"stopped by {name} at step {self.progress.step:,}, saved; the same command goes on")
-
-    def _update(self, tokens: tuple[int, int], parts: list[Part]) -> int:
-        """One update by all ranks, of `tokens` source and target tokens; returns the signal that any of them got, or 0.
+    def _update(self, update: Update) -> int:
+        """One update by all ranks; returns the signal that any of them got, or 0.
 
         Nothing in it waits for the device: whether the gradient was finite is decided there, and read an update later.
         """
         config, progress = self.config, self.progress
         progress.step += 1
         rate = learning_rate(progress.step, config.schedule, config.model.d_model, config.trainer.max_steps)
-        sums = self._gradients(parts, tokens[1])
+        sums = self._gradients(update.parts, update.tokens[1])
         # Asked before this update's weights are waited for: a rank that is gone shows here.
         signal_number = self._settle()
         norm = self._step(rate)
-        self._pending = Pending(progress.step, rate, tokens, torch.stack((*sums, norm)))
+        self._pending = Pending(progress.step, rate, update.tokens, update.pairs, torch.stack((*sums, norm)))
         return signal_number
 
     def _step(self, rate: float) -> Tensor:
@@ -255,27 +251,17 @@ class Trainer:
         seconds = now - self._since if self.world.is_main else 0.0
         self._since = now
         *sums, norm = pending.outcome() if pending else [0.0, 0.0, 0.0]
-        loss, nll, seconds, *caught = self.world.sum([*sums, seconds, *(float(self._signal == n) for n in SIGNALS)])
+        loss, nll, seconds, *caught = self.world.sum(
+            [*sums, seconds, *(float(self.interrupts.caught == n) for n in SIGNALS)]
+        )
         progress.seconds += seconds
         if pending:
             progress.source_tokens += pending.tokens[0]
             progress.target_tokens += pending.tokens[1]
-            if self._is_finite(pending.step, loss, norm):
-                left = self._left()
-                self.report.update(pending.step, (loss, nll), pending.tokens, pending.rate, left)
+            if self.health.is_finite(pending, loss, norm):
+                self.report.update(pending.step, (loss, nll), pending.tokens, pending.rate, self._left())
+                self._spike = self.health.spike(pending, loss)
         return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
-
-    def _is_finite(self, step: int, loss: float, norm: float) -> bool:
-        progress, limit = self.progress, self.config.trainer.max_skipped
-        if math.isfinite(norm):
-            progress.skipped = 0
-            return True
-        progress.skipped += 1
-        message = f"step {step}: the loss is {loss}, the norm of its gradient {norm}; the weights were not updated"
-        if progress.skipped >= limit:
-            raise RunError(f"{message}; {limit} in a row are trainer.max_skipped. {REMEDY}")
-        say(f"{message}; going on ({progress.skipped} in a row, trainer.max_skipped={limit})")
-        return False
 
     def _gradients(self, parts: list[Part], target_tokens: int) -> Tensor:
         """Leave the gradients of the mean loss of an update in the model; returns this rank's sums of loss and nll."""
@@ -307,19 +293,17 @@ class Trainer:
 
     def _validate(self) -> None:
         progress, model = self.progress, self.average or self.model
-        self._all_is_saved(True)
+        self.interrupts.all_is_saved(True)
         values = self._scores(model)
-        self._all_is_saved(False)
+        self.interrupts.all_is_saved(False)
         progress.validated = progress.step
         self.report.record("valid", progress.step, values)
         say(f"validation at step {progress.step:,}: perplexity {values['perplexity']:.2f}, BLEU {values['bleu']:.2f}")
         for sample in values["samples"]:
             say(f"    {sample['source']}\n  = {sample['hypothesis']}\n  ~ {sample['reference']}")
-        if values["bleu"] > progress.best_bleu:
-            progress.best_bleu, progress.validations_since_best = values["bleu"], 0
-            self._save_model(model, values)
-        else:
-            progress.validations_since_best += 1
+        progress.validations_since_best += 1
+        if values["bleu"] > progress.best_bleu and self._save_model(model, values):
+            progress.best_bleu, progress.best_step, progress.validations_since_best = values["bleu"], progress.step, 0
         self._save()
 
     def _skip_pause(self) -> None:
@@ -335,50 +319,72 @@ class Trainer:
 
     def _save(self) -> None:
         if self.world.is_main:
-            self.checkpoints.save(self.model, self.optimizer, self.progress, self.config, self.average)
+            state = self.model, self.optimizer
+            with self.full_disk.saving("checkpoint", self.progress.step, self.checkpoints.size(*state, self.average)):
+                self.checkpoints.save(*state, self.progress, self.config, self.average)
         self._skip_pause()
 
-    def _save_model(self, model: TranslationModel, values: dict[str, Any]) -> None:
-        if not self.world.is_main:
-            return
-        save_model_directory(
-            self.run_dir / "model",
-            self.config,
-            self.data.tokenizer,
-            own_weights(model),
-            data_sha256=self.data.data_sha256,
-            longest_source=self.data.longest_source,
-            steps=self.progress.step,
-            valid={"loss": values["loss"], "bleu": values["bleu"], "signature": bleu_signature()},
-        )
+    def _save_model(self, model: TranslationModel, values: dict[str, Any]) -> bool:
+        """Make this the model of the run; whether the disk had room for it, which rank 0 tells the others."""
+        weights = own_weights(model)
+        if self.world.is_main:
+            size = sum(weight.nbytes for weight in weights.values())
+            with self.full_disk.saving("model", self.progress.step, size):
+                save_model_directory(
+                    self.run_dir / "model",
+                    self.config,
+                    self.data.tokenizer,
+                    weights,
+                    data_sha256=self.data.data_sha256,
+                    longest_source=self.data.longest_source,
+                    steps=self.progress.step,
+                    valid={"loss": values["loss"], "bleu": values["bleu"], "signature": bleu_signature()},
+                )
+        return bool(self.world.gather(self.full_disk.is_saved("model"))[0])
+
+    def _go_back(self, since: int) -> bool:
+        """Take the weights of the last checkpoint before step `since` and save them with the place in the data of now.
+
+        The same pairs again would make the same spike: updates are a function of the seed. False without a checkpoint.
+        """
+        progress, self._spike = self.progress, None
+        if not any(step_of(folder) < since for folder in self.checkpoints.all()):
+            say("there is no checkpoint before it to go back to; going on")
+            return False
+        self.world.wait()
+        if self.world.is_main:
+            self.checkpoints.drop_since(since)
+        self.world.wait()
+        found = self.checkpoints.resume(self.model, self.optimizer, self.config, self.average)
+        assert found
+        self._pending = None
+        progress.step, progress.skipped, progress.losses = found.step, found.skipped, found.losses
+        progress.rollbacks += 1
+        say(f"back at step {found.step:,}; the pairs of the updates since are left out")
+        self._save()
+        return True
 
     def _finish(self) -> None:
         """Leave the better model by validation BLEU: the best one seen, or the average of the last checkpoints."""
         self.world.wait()
-        self._all_is_saved(True)
+        self.interrupts.all_is_saved(True)
         count = self.config.trainer.average_last
         folders = self.checkpoints.regular(self.config.trainer.save_every)[-count:] if count else []
+        folders = self.checkpoints.whole(folders)
         best = self.progress.best_bleu
         if len(folders) > 1:
             fill(self.model, average_weights([folder / "model.safetensors" for folder in folders]), folders[-1])
             values = self._scores(self.model)
             self.report.record("average", self.progress.step, {"checkpoints": len(folders), **values})
             say(f"average of the last {len(folders)} checkpoints: BLEU {values['bleu']:.2f}; best single: {best:.2f}")
-            if values["bleu"] >= best:
-                self._save_model(self.model, values)
+            if values["bleu"] >= best and self._save_model(self.model, values):
                 best = values["bleu"]
+        if error := self.full_disk.error():
+            raise error
         if self.world.is_main:
             write_json(self.end, {"step": self.progress.step, "bleu": best})
         self.world.wait()
         say(f"finished after {self.progress.seconds / 60:.1f} minutes of training; the model: {self.run_dir / 'model'}")
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._signal and time.monotonic() - self._signal_time > ONE_SIGNAL:
-            raise Stopped(number, "stopped at once; the last save stands")
-        if not self._signal:
-            self._signal, self._signal_time = number, time.monotonic()
-            if self._is_saved:
-                raise self._stopped(number)
 
 
 def _seed_of(*numbers: int) -> int:

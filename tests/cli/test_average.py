@@ -12,6 +12,7 @@ import torch
 from seq2seq.cli.average import main
 from seq2seq.model.directory import load_weights
 from seq2seq.support.files import read_json
+from seq2seq.support.manifest import write_manifest
 from seq2seq.translate.translator import Translator
 
 
@@ -27,6 +28,7 @@ def run_dir(tiny_model: Path, tmp_path: Path) -> Path:
         shifted = {name: tensor + shift for name, tensor in weights.items()}
         safetensors.torch.save_file(shifted, folder / "model.safetensors")
         (folder / "config.yaml").write_bytes((tiny_model / "config.yaml").read_bytes())
+        write_manifest(folder)
     (tmp_path / "run" / "checkpoints" / ".step-4000.x.tmp").mkdir()
     return tmp_path / "run"
 
@@ -77,11 +79,13 @@ def test_mistakes(run: Any, run_dir: Path, tmp_path: Path) -> None:
 def test_checkpoints_of_another_model_are_refused(run: Any, run_dir: Path, tmp_path: Path) -> None:
     other = run_dir / "checkpoints" / "step-100" / "model.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(2)}, other)
+    (other.parent / "manifest.json").unlink()
+    write_manifest(other.parent)
     run(main, run_dir, "--last", "4", "--output", tmp_path / "averaged").refused(
         "seq2seq-average", f"{other}: not the same model as"
     )
     other.write_bytes(b"broken")
     run(main, run_dir, "--last", "4", "--output", tmp_path / "averaged").refused(
-        "seq2seq-average", f"{other}: cannot be read"
+        "seq2seq-average", f"{other}: damaged, its SHA-256 is not that of the manifest; choose others"
     )
     assert not (tmp_path / "averaged").exists()

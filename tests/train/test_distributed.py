@@ -95,6 +95,28 @@ def test_a_run_goes_on_with_another_number_of_ranks(corpus: list[str], tmp_path:
     assert_same_training(tmp_path / "run", alone)
 
 
+def test_of_a_damaged_newest_checkpoint_all_ranks_take_the_one_before(
+    corpus: list[str], tmp_path: Path, alone: Path
+) -> None:
+    own = [*corpus, *SETTINGS, f"run_dir={tmp_path}/run", "trainer.devices=2"]
+    for steps in (15, 30):
+        assert train(*own, f"trainer.max_steps={steps}").returncode == 0
+    damaged = tmp_path / "run" / "checkpoints" / "step-30" / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    done = train(*own)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "step-30" in line]
+    assert told == [
+        f"{damaged}: damaged, its SHA-256 is not that of the manifest; set aside as step-30.damaged, "
+        "the checkpoint before is taken"
+    ]
+    assert "going on from step 15" in done.stderr
+    lines = log(tmp_path / "run", "train")
+    assert [line["step"] for line in lines] == [*range(1, 31), *range(16, STEPS + 1)]
+    last = {line["step"]: line["loss"] for line in lines}
+    assert [last[step] for step in range(1, STEPS + 1)] == pytest.approx(losses(alone), abs=1e-5)
+
+
 def test_ranks_that_cannot_share_the_micro_batches() -> None:
     require_shareable(8, 4)
     with pytest.raises(UserError, match=r"3 ranks .* 8 micro-batches .* 1 or 2 or 4 or 8 ranks .*micro_batches=9"):

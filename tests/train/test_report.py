@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,16 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
     events.Reload()
     assert events.Tags()["scalars"] == ["valid/bleu"]
     assert [(event.step, event.value) for event in events.Scalars("valid/bleu")] == [(7, 31.5)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_a_full_disk_costs_lines_of_the_log_and_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    report = Report(tmp_path, log_seconds=1000.0)
+    report.record("valid", 1, {"bleu": 1.0})
+    report.record("valid", 2, {"bleu": 2.0})
+    report.close()
+    assert capsys.readouterr().err.count("the disk is full: log.jsonl has no room for some lines") == 1

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -23,10 +24,12 @@ from seq2seq.data.prepare import prepare
 from seq2seq.model.directory import load_model_directory, own_weights
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.support.errors import RunError, Stopped, UserError
+from seq2seq.support.files import sha256_of
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.fitting import worst_part
 from seq2seq.train.loss import batch_loss
-from seq2seq.train.trainer import Part, Trainer
+from seq2seq.train.trainer import Trainer
+from seq2seq.train.update import Part, Update
 from seq2seq.translate.translator import Translator
 
 LETTERS = "abcdefghij"
@@ -146,16 +149,28 @@ def test_every_update_of_every_epoch_is_made_once(make: Make, monkeypatch: pytes
     made: list[list[int]] = []
     update = trainer._update
 
-    def record(tokens: tuple[int, int], parts: list[Part]) -> int:
-        made.append(parts[0][1].target_out.tolist())
-        assert tokens == (parts[0][1].source_layout.total, parts[0][1].target_layout.total)
-        return update(tokens, parts)
+    def record(made_of: Update) -> int:
+        pairs, tokens, ((_, batch, _),) = made_of
+        made.append(batch.target_out.tolist())
+        assert tokens == (batch.source_layout.total, batch.target_layout.total)
+        assert made[-1] == trainer.data.train.gather(1, np.array(pairs)).tolist()
+        return update(made_of)
 
     monkeypatch.setattr(trainer, "_update", record)
     trainer.run()
     data = trainer.data.train
     epochs = [data.gather(1, pairs).tolist() for epoch in range(12) for pairs in trainer.sampler.epoch(epoch)]
     assert made == epochs[:12]
+
+
+def test_the_same_seed_is_the_same_run(make: Make, tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("one", "two", "three")]
+    for run_dir in runs:
+        make(run_dir.name, "data.micro_batches=2").run()
+    for name in ("model", "optimizer"):
+        hashes = {sha256_of(run_dir / "checkpoints" / "step-12" / f"{name}.safetensors") for run_dir in runs}
+        assert len(hashes) == 1, name
+    assert len({sha256_of(run_dir / "model" / "model.safetensors") for run_dir in runs}) == 1
 
 
 def test_another_seed_is_another_run(make: Make, tmp_path: Path) -> None:
@@ -171,10 +186,10 @@ def test_a_signal_stops_after_the_step_is_saved(
 ) -> None:
     update = Trainer._update
 
-    def interrupted(trainer: Trainer, tokens: tuple[int, int], parts: list[Part]) -> int:
+    def interrupted(trainer: Trainer, made_of: Update) -> int:
         if trainer.progress.step == 2:
             signal.raise_signal(number)
-        return update(trainer, tokens, parts)
+        return update(trainer, made_of)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patched, pytest.raises(Stopped) as stopped:
@@ -263,14 +278,14 @@ def test_an_update_that_is_not_finite_changes_nothing_and_the_run_goes_on(
     states = [tensors(tmp_path / "run", step) for step in range(1, 8)]
     same = [all(torch.equal(old[name], new[name]) for name in old) for old, new in itertools.pairwise(states)]
     assert same == [True, True, False, True, False, False]
-    pattern = r"step (\d): .* gradient inf; the weights were not updated; going on \((\d) in a row"
+    pattern = r"step (\d): .* gradient inf; the weights were not updated .*; going on \((\d) in a row"
     assert re.findall(pattern, capsys.readouterr().err) == [("2", "1"), ("3", "2"), ("5", "1")]
 
 
 def test_too_many_of_them_in_a_row_end_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make("run", "trainer.max_skipped=2", "trainer.save_every=2")
     breaking(trainer, monkeypatch, {2, 4, 5})
-    with pytest.raises(RunError, match=r"^step 5: .* not updated; 2 in a row are trainer.max_skipped\. Try a lower"):
+    with pytest.raises(RunError, match=r"^step 5: .* not updated .*; 2 in a row are trainer.max_skipped\. Try a lower"):
         trainer.run()
     # Also over a stop: the count is a part of the state.
     assert steps_saved(tmp_path / "run") == [2, 4]
@@ -533,7 +548,7 @@ def test_a_checkpoint_made_by_a_signal_is_not_averaged(
     settings = ("trainer.save_every=4", "trainer.average_last=2", "trainer.keep_checkpoints=2")
     with pytest.raises(Stopped), monkeypatch.context() as patched:
         trainer = make("run", *settings)
-        patched.setattr(trainer, "_signal", signal.SIGTERM)
+        patched.setattr(trainer.interrupts, "caught", signal.SIGTERM)
         trainer.run()
     assert steps_saved(tmp_path / "run") == [1]
     make("run", *settings).run()

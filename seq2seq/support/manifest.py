@@ -1,0 +1,52 @@
+"""A directory's manifest: the SHA-256 of each of its files, and its own; any change of any of them shows."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from seq2seq.support.files import sha256_of, sha256_of_json
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of the files that stand in `folder`."""
+    hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_bytes(_encoded(hashes))
+
+
+def damage(folder: Path, *, from_disk: bool = False) -> str | None:
+    """The first file of `folder` that is not as its manifest was written for, and how; None where all are whole.
+
+    `from_disk` has files read from the disk itself, where the system can, not from its copy in memory.
+    """
+    try:
+        written = (folder / MANIFEST).read_bytes()
+        hashes = json.loads(written)["sha256"]
+        # Byte by byte: a change that means the same in JSON is a change too.
+        if _encoded(hashes) != written:
+            return f"{MANIFEST}: damaged"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST}: missing or damaged ({error})"
+    for name, expected in hashes.items():
+        try:
+            if from_disk:
+                _forget(folder / name)
+            if sha256_of(folder / name) != expected:
+                return f"{name}: damaged, its SHA-256 is not that of the manifest"
+        except OSError as error:
+            return f"{name}: cannot be read ({error.strerror})"
+    return None
+
+
+def _encoded(hashes: dict[str, str]) -> bytes:
+    manifest = {"format_version": 1, "sha256": hashes, "own_sha256": sha256_of_json(hashes)}
+    return (json.dumps(manifest, indent=2) + "\n").encode()
+
+
+def _forget(path: Path) -> None:
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

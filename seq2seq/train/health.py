@@ -1,0 +1,75 @@
+"""Whether a training is well: gradients that are not finite, and losses that rise suddenly, are found and told."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from seq2seq.config.schema import Config
+from seq2seq.support.errors import RunError
+from seq2seq.support.progress import say
+from seq2seq.train.checkpoint import REMEDY, Progress
+from seq2seq.train.report import Report
+from seq2seq.train.spikes import limit, spike_length, watched
+from seq2seq.train.update import Pending
+
+SHOWN = 8
+"""Pairs that a line on the console names; the log has all."""
+MOST_ROLLBACKS = 3
+"""Times that a run goes back without coming as far as its next save."""
+
+
+class Health:
+    """Judges the outcomes of updates, in order; what it counts is kept in the progress of the run."""
+
+    def __init__(self, config: Config, progress: Progress, report: Report) -> None:
+        self._settings, self._progress, self._report = config.trainer, progress, report
+        self._store = Path(config.data.prepared_dir) / "train"
+
+    def is_finite(self, update: Pending, loss: float, norm: float) -> bool:
+        """Whether the update, of this summed loss, changed the weights: the norm of its gradient is finite.
+
+        Raises RunError after `trainer.max_skipped` in a row that did not.
+        """
+        progress, most = self._progress, self._settings.max_skipped
+        loss /= update.tokens[1]
+        if math.isfinite(norm):
+            progress.skipped = 0
+            return True
+        progress.skipped += 1
+        # JSON has no such numbers.
+        self._report.record("skipped", update.step, {"loss": str(loss), "norm": str(norm), "pairs": update.pairs})
+        shown = ", ".join(map(str, update.pairs[:SHOWN])) + (", …" if len(update.pairs) > SHOWN else "")
+        message = (
+            f"step {update.step}: the loss is {loss}, the norm of its gradient {norm}; the weights were not updated "
+            f"(pairs {shown} of {self._store}, counted from 0; all {len(update.pairs)} in log.jsonl)"
+        )
+        if progress.skipped >= most:
+            raise RunError(f"{message}; {most} in a row are trainer.max_skipped. {REMEDY}")
+        say(f"{message}; going on ({progress.skipped} in a row, trainer.max_skipped={most})")
+        return False
+
+    def spike(self, update: Pending, loss: float) -> int | None:
+        """The step that the run is to go back before, since the loss rose there and stayed up; None: it goes on.
+
+        Raises RunError where the run went back to the same checkpoint too often.
+        """
+        progress, policy = self._progress, self._settings.on_loss_spike
+        if policy == "off":
+            return None
+        losses = progress.losses = watched(progress.losses, loss / update.tokens[1])
+        length = spike_length(losses)
+        if length is None:
+            return None
+        since, highest, most = update.step - length + 1, max(losses[-length:]), limit(losses)
+        # What is usual is learnt anew: the same rise is told once.
+        progress.losses = []
+        message = f"step {update.step}: the loss rose to {highest:.3f}, since step {since} above the limit {most:.3f}"
+        self._report.record("spike", update.step, {"since": since, "loss": highest, "limit": most})
+        if policy == "warn":
+            say(f"{message} (trainer.on_loss_spike=rollback would go back)")
+            return None
+        if progress.rollbacks >= MOST_ROLLBACKS:
+            raise RunError(f"{message}; going back {MOST_ROLLBACKS} times did not help. {REMEDY}")
+        say(message)
+        return since

@@ -1,0 +1,55 @@
+"""SIGTERM and SIGINT during a training: what is in hand is finished and saved, then the run ends."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from seq2seq.support.errors import Stopped
+from seq2seq.support.ranks import is_rank
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ONE_SIGNAL = 0.5
+"""Seconds within which a second signal is taken for the same one: `timeout` sends each twice."""
+ONE_SIGNAL_OF_LAUNCHERS = 5.0
+"""The same for ranks, to which launchers pass on what they got already, when they come to it."""
+
+
+class Interrupts:
+    """Notes the first signal, for the loop to ask after; the second ends the run at once.
+
+    `end` makes the error that ends a run of which everything is saved.
+    """
+
+    def __init__(self, end: Callable[[int], Exception]) -> None:
+        self.caught = 0
+        self._end = end
+        self._since = 0.0
+        self._all_is_saved = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def all_is_saved(self, yes: bool) -> None:
+        """While it is, a signal ends the run at once: a validation may be long, and is made up for."""
+        self._all_is_saved = yes
+        if yes and self.caught:
+            raise self._end(self.caught)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        seconds = time.monotonic() - self._since
+        if self.caught and seconds > (ONE_SIGNAL_OF_LAUNCHERS if is_rank() else ONE_SIGNAL):
+            raise Stopped(number, "stopped at once; the last save stands")
+        if not self.caught:
+            self.caught, self._since = number, time.monotonic()
+            if self._all_is_saved:
+                raise self._end(number)

@@ -1,0 +1,41 @@
+"""An update of the weights: what it is to be made of, and what the host has not yet heard of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from seq2seq.data.batches import Batch
+
+Part = tuple[int, Batch, float]
+"""A micro-batch of an update: its number, its pairs, its weight."""
+
+
+class Update(NamedTuple):
+    """An update to be made: the numbers of its pairs, its tokens of source and target, this rank's parts of it."""
+
+    pairs: list[int]
+    tokens: tuple[int, int]
+    parts: list[Part]
+
+
+class Pending:
+    """An update whose outcome the device may still be computing: the sums of loss and nll, the norm of the gradient.
+
+    `tokens` are those of its sources and targets, `pairs` the numbers of its pairs in the store.
+    """
+
+    def __init__(self, step: int, rate: float, tokens: tuple[int, int], pairs: list[int], outcome: Tensor) -> None:
+        self.step, self.rate, self.tokens, self.pairs = step, rate, tokens, pairs
+        self._outcome = outcome.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if outcome.is_cuda else None
+        if self._copied:
+            self._copied.record()
+
+    def outcome(self) -> list[float]:
+        """Loss, nll and norm, once they are there; nothing that came after them is waited for."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._outcome.tolist()

@@ -1,0 +1,147 @@
+"""What a training says and does when its gradients are not finite or its loss rises."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from seq2seq.config.compose import compose
+from seq2seq.data.prepare import prepare
+from seq2seq.support.errors import RunError
+from seq2seq.train import health
+from seq2seq.train.trainer import Trainer
+from seq2seq.train.update import Part, Update
+from tests.train.test_trainer import TINY, assert_same_state, draw, log, steps_saved, write_copies
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_copies(tmp_path_factory.mktemp("corpus"), draw(300, 1), draw(10, 2))
+
+
+def trainer_in(run_dir: Path, corpus: list[str], *overrides: str) -> Trainer:
+    config = compose([*corpus, *TINY, f"run_dir={run_dir}", *overrides])
+    return Trainer(config, prepare(config))
+
+
+def test_the_pairs_of_an_update_that_was_skipped_are_told(
+    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_in(tmp_path, corpus, "trainer.max_steps=4", "data.micro_batches=2")
+    gradients = trainer._gradients
+
+    def broken(parts: list[Part], target_tokens: int) -> Tensor:
+        sums = gradients(parts, target_tokens)
+        if trainer.progress.step == 3:
+            next(iter(trainer.model.parameters())).grad.view(-1)[3] = math.nan  # type: ignore[union-attr]
+        return sums
+
+    monkeypatch.setattr(trainer, "_gradients", broken)
+    trainer.run()
+    (line,) = log(tmp_path, "skipped")
+    assert line["step"] == 3
+    assert line["norm"] == "nan"
+    assert line["pairs"] == trainer.sampler.epoch(0)[2].tolist()
+    (told,) = re.findall(
+        r"step 3: the loss is (.*), the norm .* \(pairs (.*) of (.*), counted", capsys.readouterr().err
+    )
+    assert told[0] == line["loss"]
+    assert told[1].removesuffix(", …") == ", ".join(map(str, line["pairs"][: health.SHOWN]))
+    assert (Path(told[2]) / "target.tokens.npy").is_file()
+
+
+SPIKING = ["trainer.max_steps=60", "trainer.save_every=10", "schedule.peak=0.002"]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, times: int, step: int = 44) -> None:
+    """Throw the weights about after this step, as often as it comes, up to so many times."""
+    left, update = itertools.repeat(None, times), Trainer._update
+
+    def spoilt(trainer: Trainer, made_of: Update) -> int:
+        stop = update(trainer, made_of)
+        if trainer.progress.step == step and next(left, True) is None:
+            torch.manual_seed(0)
+            with torch.no_grad():
+                for weight in trainer.model.parameters():
+                    weight.add_(3 * torch.randn_like(weight))
+        return stop
+
+    monkeypatch.setattr(Trainer, "_update", spoilt)
+
+
+def test_a_spike_is_told(
+    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(monkeypatch, 1)
+    trainer_in(tmp_path, corpus, *SPIKING).run()
+    (line,) = log(tmp_path, "spike")
+    assert (line["since"], line["step"]) == (45, 47)
+    assert re.search(r"step 47: the loss rose to .* since step 45 above the limit", capsys.readouterr().err)
+    assert steps_saved(tmp_path) == [20, 30, 40, 50, 60]
+
+
+def test_a_clean_run_tells_none(tmp_path: Path, corpus: list[str]) -> None:
+    trainer_in(tmp_path, corpus, *SPIKING).run()
+    assert log(tmp_path, "spike") == []
+
+
+def test_a_spike_can_be_looked_away_from(tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 1)
+    trainer_in(tmp_path, corpus, *SPIKING, "trainer.on_loss_spike=off").run()
+    assert log(tmp_path, "spike") == []
+
+
+def test_the_run_goes_back_to_before_it_and_leaves_out_its_pairs(
+    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*SPIKING, "trainer.on_loss_spike=rollback", "trainer.log_seconds=0", "trainer.keep_checkpoints=9"]
+    made: list[list[int]] = []
+    update = Trainer._update
+
+    def noted(trainer: Trainer, made_of: Update) -> int:
+        made.append(made_of.pairs)
+        return update(trainer, made_of)
+
+    monkeypatch.setattr(Trainer, "_update", noted)
+    spoil(monkeypatch, 1)
+    trainer = trainer_in(tmp_path / "run", corpus, *overrides)
+    trainer.run()
+    # Found when the update of step 48 was on its way.
+    steps = [line["step"] for line in log(tmp_path / "run", "train")]
+    assert steps == [*range(1, 48), *range(41, 61)]
+    assert made == [pairs.tolist() for epoch in range(20) for pairs in trainer.sampler.epoch(epoch)][: 48 + 20]
+    losses = [line["loss"] for line in log(tmp_path / "run", "train")]
+    assert max(losses[47:]) < max(losses[:40]) < min(losses[44:47])
+    assert steps_saved(tmp_path / "run") == [10, 20, 30, 40, 50, 60]
+
+    # A run that ended after it went back goes on as one that did not end.
+    monkeypatch.undo()
+    spoil(monkeypatch, 1)
+    trainer_in(tmp_path / "ended", corpus, *overrides, "trainer.max_steps=50").run()
+    trainer_in(tmp_path / "ended", corpus, *overrides).run()
+    assert_same_state(tmp_path / "run", tmp_path / "ended", 60)
+
+
+def test_a_spike_that_comes_again_and_again_ends_the_run(
+    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 10)
+    trainer = trainer_in(tmp_path, corpus, *SPIKING, "trainer.on_loss_spike=rollback")
+    with pytest.raises(RunError, match=r"^step 47: the loss rose .*; going back 3 times did not help\. Try a lower"):
+        trainer.run()
+    assert steps_saved(tmp_path)[-1] == 40
+
+
+def test_without_a_checkpoint_before_it_the_run_goes_on(
+    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(monkeypatch, 1)
+    trainer_in(tmp_path, corpus, *SPIKING, "trainer.on_loss_spike=rollback", "trainer.save_every=100").run()
+    assert "there is no checkpoint before it to go back to; going on" in capsys.readouterr().err
+    assert steps_saved(tmp_path) == [60]

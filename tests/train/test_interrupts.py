@@ -1,0 +1,90 @@
+"""The first signal is noted, the same one passed on twice is one, and a second one ends the run at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from seq2seq.support.errors import Stopped
+from seq2seq.train import interrupts as module
+from seq2seq.train.interrupts import SIGNALS, Interrupts
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def ended(number: int) -> Stopped:
+    return Stopped(number, "all is saved")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_is_noted_and_the_handlers_come_back(number: signal.Signals) -> None:
+    before = [signal.getsignal(one) for one in SIGNALS]
+    with Interrupts(ended) as interrupts:
+        assert interrupts.caught == 0
+        signal.raise_signal(number)
+        assert interrupts.caught == number
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+def test_a_second_one_ends_the_run_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch, ranks: bool) -> None:
+    monkeypatch.setattr(module, "is_rank", lambda: ranks)
+    with Interrupts(ended) as interrupts:
+        signal.raise_signal(signal.SIGTERM)
+        clock.now += 4.0 if ranks else 0.1
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.caught == signal.SIGTERM, "the same one, passed on"
+        clock.now += 2.0
+        with pytest.raises(Stopped, match="at once; the last save stands") as stopped:
+            signal.raise_signal(signal.SIGINT)
+        assert stopped.value.exit_code == 130
+
+
+def test_while_all_is_saved_the_first_ends_the_run() -> None:
+    with Interrupts(ended) as interrupts:
+        interrupts.all_is_saved(True)
+        with pytest.raises(Stopped, match="all is saved"):
+            signal.raise_signal(signal.SIGTERM)
+    with Interrupts(ended) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped, match="all is saved") as stopped:
+            interrupts.all_is_saved(True)
+        assert stopped.value.exit_code == 130
+
+
+def test_a_second_one_interrupts_what_hangs() -> None:
+    # The signals of a child with a real clock: the first is noted, the second comes when the first is old.
+    child = os.fork()
+    if child == 0:
+        code = 0
+        try:
+            with Interrupts(ended):
+                time.sleep(60)
+                time.sleep(60)
+        except Stopped as stopped:
+            code = stopped.exit_code
+        os._exit(code)
+    began = time.monotonic()
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        assert time.monotonic() < began + 30
+        time.sleep(0.7)
+        os.kill(child, signal.SIGTERM)
+    # waitpid has given the status away: asked once more, there is no such child.
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child, 0)

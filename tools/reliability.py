@@ -1,0 +1,68 @@
+"""Put the figures of docs/reliability/*.json, which the tools of tests/soak wrote, into docs/reliability.md.
+
+    python -m tools.reliability
+
+What stands between `<!-- NAME -->` and `<!-- end -->` is that of docs/reliability/NAME.json; a test compares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, FOLDER = ROOT / "docs" / "reliability.md", ROOT / "docs" / "reliability"
+SECTION = re.compile(r"(<!-- ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def kills(figures: dict[str, Any]) -> str:
+    """How often trainings were killed, and what came of it."""
+    found = figures["kills"]
+    return (
+        f"{found['of one rank'] + found['of two ranks']} kills, {found['of one rank']} in trainings of one rank and "
+        f"{found['of two ranks']} of two; {found['inside a save']} inside a save, of which "
+        f"{found['of them with a torn directory left']} left a torn directory behind. "
+        f"{figures['trainings_bit_equal']} of {figures['trainings_bit_equal']} trainings of "
+        f"{figures['updates_of_each']} updates ended byte by byte as the unbroken one; at most "
+        f"{figures['most_updates_lost']} updates were lost to a kill, with a save every {figures['save_every']}."
+    )
+
+
+def stops(figures: dict[str, Any]) -> str:
+    """How soon trainings stopped when they were told to, and the restart by torchrun."""
+    told = figures["signals"]
+    return (
+        f"{told['stops']} signals: at most {told['most_updates_after_the_signal']} updates were made after one, and "
+        f"the last of them saved; the end came within {told['most_seconds_to_the_end']:.1f} seconds. torchrun's "
+        f"{figures['torchrun']['restarts']} restarts after a killed rank led to the bytes of the unbroken training."
+    )
+
+
+def memory(figures: dict[str, Any]) -> str:
+    """The memory of a long training."""
+    samples = figures["resident_MiB"]
+    first, *_, last = samples.items()
+    middle = list(samples.items())[len(samples) // 2 - 1]
+    shown = ", ".join(f"{value:,.0f} MiB at update {int(step):,}" for step, value in (first, middle, last))
+    return (
+        f"{figures['steps']:,} updates of {figures['shapes']:,} shapes: {shown}; "
+        f"{figures['grown_in_the_last_half_MiB']:+.1f} MiB in the last half."
+    )
+
+
+def rendered(name: str) -> str:
+    """The Markdown of docs/reliability/NAME.json."""
+    figures = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    text = {"kills": kills, "stops": stops, "memory": memory}[name](figures)
+    return f"{text}\n\n`{figures['command']}`, {figures['date']}; {figures['machine']}.\n"
+
+
+def page(text: str) -> str:
+    """The page with all its figures made anew."""
+    return SECTION.sub(lambda found: f"{found[1]}{rendered(found[2])}{found[3]}", text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
