@@ -192,6 +192,8 @@ class Translator:
 
     def _tasks(self, texts: list[str], prefixes: list[str]) -> list[Task]:
         sources = [[*ids, EOS] for ids in self.tokenizer.encode(texts)]
+        if self.glossary and self.search.sampling:
+            raise UserError("a glossary is for beam search: leave it out, or sampling (--sampling)")
         if not self.glossary and not any(prefixes):
             return [Task(source, Constraints()) for source in sources]
         terms = [self.glossary.targets(text) if self.glossary else [] for text in texts]

@@ -101,6 +101,13 @@ def test_samples_are_the_same_for_the_same_seed(tiny_model: Path, sentences: lis
     assert [texts[0] for texts in sampled(top_k=1)] == loaded(tiny_model, beam_size=1).translate(sentences)
 
 
+def test_samples_hold_no_terms(tiny_model: Path) -> None:
+    translator = loaded(tiny_model, sampling=True)
+    translator.glossary = Glossary({"dog": "Wolf"})
+    with pytest.raises(UserError, match="a glossary is for beam search"):
+        translator.translate(["the dog"])
+
+
 @pytest.fixture(scope="module")
 def sister(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with the vocabulary of the tiny one and other weights."""
