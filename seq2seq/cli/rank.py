@@ -25,11 +25,14 @@ PR_SET_PDEATHSIG = 1
 def train_as_rank(config: Config) -> None:
     """Prepare and train; a run of other settings is refused before its prepared data are touched."""
     from seq2seq.data.prepare import Prepared, prepare
+    from seq2seq.support.devices import compute_deterministically
     from seq2seq.train.checkpoint import Checkpoints
     from seq2seq.train.distributed import joined
     from seq2seq.train.trainer import Trainer
     from seq2seq.train.warm_start import require_same_model
 
+    if config.trainer.deterministic:
+        compute_deterministically()
     with joined(config) as world, contextlib.ExitStack() as held:
         if world.is_main:
             require_same_model(config)

@@ -334,7 +334,8 @@ class ScheduleConfig:
 class TrainerConfig:
     """How long and where to train, what to keep and what to show. Steps are updates of the weights.
 
-    `compile` fuses the layers of Transformers with PyTorch's compiler; `auto` does on GPUs.
+    `compile` fuses the layers of Transformers with PyTorch's compiler; `auto` does on GPUs. With `deterministic`, GPUs
+    too compute the same bits each time, more slowly; processors always do.
 
     `devices` is the number of ranks on this machine, one a device; one that does not answer the others within
     `timeout_minutes` ends the run.
@@ -361,6 +362,7 @@ class TrainerConfig:
     label_smoothing: float = 0.1
     precision: str = "auto"
     compile: bool | str = "auto"
+    deterministic: bool = False
     device: str = "auto"
     devices: int = 1
     timeout_minutes: float = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import warnings
 
@@ -79,6 +80,16 @@ def _has_gpu() -> bool:
 def choose_compiling(setting: bool | str, device: torch.device) -> bool:
     """Whether to compile the regions of a model: on GPUs alone for `auto`."""
     return device.type == "cuda" if setting == "auto" else bool(setting)
+
+
+def compute_deterministically() -> None:
+    """Let PyTorch take only operations that give the same bits each time, for the whole process; before any on a GPU.
+
+    An operation that has no such form raises RuntimeError.
+    """
+    # cuBLAS reads it when it starts: without it, its products may differ between two streams.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -115,3 +117,12 @@ def test_keeping_freed_memory_changes_no_number() -> None:
     before = torch.arange(1000.0).sum()
     keep_freed_memory()
     assert torch.arange(1000.0).sum() == before
+
+
+def test_a_training_may_be_held_to_operations_that_repeat() -> None:
+    """In a process of its own: it is set for the whole of it."""
+    code = (
+        "import os, torch; from seq2seq.support.devices import compute_deterministically as set_it; set_it();"
+        "assert torch.are_deterministic_algorithms_enabled() and os.environ['CUBLAS_WORKSPACE_CONFIG']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,6 +10,8 @@ import torch
 
 from seq2seq.config.compose import compose
 from seq2seq.data.prepare import prepare
+from seq2seq.support.devices import compute_deterministically
+from seq2seq.support.files import sha256_of
 from seq2seq.train.trainer import Trainer
 from tests.train.test_trainer import TINY, draw, log, write_copies
 
@@ -58,3 +60,18 @@ def test_an_update_does_not_wait_for_the_device(tmp_path: Path, monkeypatch: pyt
     watch("_step")
     trainer.run()
     assert watched == 2 * 7
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    overrides = [*write_copies(tmp_path, draw(300, 1), draw(10, 2)), *TINY, "trainer.device=cuda"]
+    hashes = set()
+    compute_deterministically()
+    try:
+        for name in ("one", "two", "three"):
+            config = compose([*overrides, f"run_dir={tmp_path}/{name}", "trainer.precision=bfloat16"])
+            Trainer(config, prepare(config)).run()
+            hashes.add(sha256_of(tmp_path / name / "model" / "model.safetensors"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(hashes) == 1
