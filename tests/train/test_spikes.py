@@ -12,7 +12,7 @@ from seq2seq.train.spikes import ENOUGH, LAST, WINDOW, spike_length, watched
 
 CLEAN = json.loads((Path(__file__).parent / "clean_losses.json").read_text(encoding="utf-8"))
 """The losses, in nats a token, of the first updates of two real trainings in which nothing went wrong:
-seq2seq-train +recipe=NAME trainer.log_seconds=0, two cores, float32."""
+seq2seq-train +recipe=NAME trainer.log_seconds=0, on one thread."""
 
 
 def alarms(losses: list[float]) -> list[int]:
