@@ -25,6 +25,8 @@ class Tokenizer:
 
     def __init__(self, model: bytes) -> None:
         self.model = model
+        if not model:
+            raise UserError("an empty file is no SentencePiece model")
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         ids = tuple(self._processor.piece_to_id(piece) for piece in ("<pad>", "<unk>", "<s>", "</s>"))
         if ids != (PAD, UNK, BOS, EOS):

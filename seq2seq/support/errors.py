@@ -12,6 +12,9 @@ from difflib import get_close_matches
 PLACES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 """What an OSError says when the user named a place that is not there, or not ours to read or write."""
 
+LONGEST = 2000
+"""Characters of a message that are shown; what was quoted out of a file may have millions."""
+
 
 class Explained(Exception):
     """An error that one line explains; the command ends with `exit_code`."""
@@ -58,6 +61,12 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
+def one_line(message: str) -> str:
+    """A message that a terminal shows as one line and obeys in nothing: names out of files may hold anything."""
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message[:LONGEST])
+    return shown + ("…" if len(message) > LONGEST else "")
+
+
 def exit_code_of(command: str, run: Callable[[], None]) -> int:
     """Run a command's body and turn whatever it raises into an exit code and a message on stderr."""
     try:
@@ -77,7 +86,7 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and what to tell the user: one line, but for a defect of ours."""
     if isinstance(error, Explained):
-        return error.exit_code, str(error)
+        return error.exit_code, one_line(str(error))
     if isinstance(error, KeyboardInterrupt):
         return 130, ""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
