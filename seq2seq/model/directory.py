@@ -93,7 +93,9 @@ def _hashes(directory: Path) -> dict[str, str]:
             f"{directory}: model format {found!r}; this version reads {FORMAT_VERSION}; take the version that wrote it"
         )
     if listed != sorted(FILES):
-        raise UserError(f"{path}: lists the files {', '.join(map(repr, listed))}; a model has {', '.join(sorted(FILES))}")
+        raise UserError(
+            f"{path}: lists the files {', '.join(map(repr, listed))}; a model has {', '.join(sorted(FILES))}"
+        )
     if type(longest) is not int or longest < 1:
         raise UserError(f"{path}: longest_source={longest!r}: must be a whole number of at least 1")
     return hashes
@@ -105,7 +107,9 @@ def _require_own_file(path: Path) -> None:
         raise UserError(f"{path}: missing from the model directory")
     # What a link out of it shows may be a secret of this machine, and would be missing on the next one.
     if path.resolve().parent != path.parent.resolve():
-        raise UserError(f"{path}: a link out of the model directory; make a copy without links: cp -rL {path.parent} NEW")
+        raise UserError(
+            f"{path}: a link out of the model directory; make a copy without links: cp -rL {path.parent} NEW"
+        )
     size, memory = path.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = LARGEST_TEXT if path.suffix in (".json", ".yaml") else memory
     if size > limit:
@@ -171,7 +175,9 @@ def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -
     for name, tensor in weights.items():
         # A NaN is both the least and the greatest number of a tensor; of all ways to look this reads it only once.
         if not all(bound.isfinite() for bound in tensor.aminmax()):
-            raise UserError(f"{path}: tensor {name} holds a number that is not finite; take another model or checkpoint")
+            raise UserError(
+                f"{path}: tensor {name} holds a number that is not finite; take another model or checkpoint"
+            )
     with torch.no_grad():
         for name, tensor in own_weights(model).items():
             tensor.copy_(weights[name])

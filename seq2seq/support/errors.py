@@ -63,7 +63,9 @@ def first_line(error: BaseException) -> str:
 
 def one_line(message: str) -> str:
     """A message that a terminal shows as one line and obeys in nothing: names out of files may hold anything."""
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message[:LONGEST])
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in message[:LONGEST]
+    )
     return shown + ("…" if len(message) > LONGEST else "")
 
 

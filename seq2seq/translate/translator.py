@@ -108,8 +108,8 @@ class Translator:
         found = iter(self._search([part for of_text in parts for part in of_text]))
         return [self._join([next(found) for _ in of_text]) for of_text in parts]
 
-    def _count(self, text: str) -> int:
-        return len(self.tokenizer.encode([text])[0])
+    def _count(self, texts: list[str]) -> list[int]:
+        return list(map(len, self.tokenizer.encode(texts)))
 
     def _search(self, texts: list[str]) -> list[list[Hypothesis]]:
         """The hypotheses of each text, searched in batches of similar length."""
