@@ -158,10 +158,11 @@ def _table(
                 reason = "duplicate" if key in seen else None
                 seen.add(key)
             if report and reason:
-                report.drop(reason, pair.source, pair.target)
+                report.drop(reason, pair.source, pair.target, pair.place)
             else:
                 count += 1
-                yield {**pair._asdict(), "hash": text_hash(pair.source)}
+                row = {"source": pair.source, "target": pair.target, "label": pair.label}
+                yield {**row, "hash": text_hash(pair.source)}
 
     features = datasets.Features(
         source=datasets.Value("large_string"),
@@ -181,8 +182,14 @@ def _table(
         # `datasets` makes no table without rows.
         if count:
             raise
-        after = " after cleaning" if report and report.dropped else ""
-        raise UserError(f"the {split} corpus is empty{after}") from None
+        name = f"the {split} corpus ({corpus.name_of(getattr(data, split))}) is empty"
+        if not report or not report.dropped:
+            raise UserError(name) from None
+        reasons = "; ".join(
+            f"{count:,} pairs are {reason}, the first at {report.examples[reason][0][2]}"
+            for reason, count in report.dropped.most_common()
+        )
+        raise UserError(f"{name} after cleaning: {reasons}; see data.cleaning.*") from None
 
 
 def _hold_out(train: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
