@@ -146,6 +146,7 @@ def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write tensors as safetensors. Raises OSError when the disk is full."""
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+        path.chmod(0o644)  # The library lets nobody else read it.
     except SafetensorError as error:
         # The library wraps the system's error into its own and keeps the number in the text alone.
         if f"os error {errno.ENOSPC}" in str(error):
