@@ -213,9 +213,7 @@ def test_any_changed_byte_of_what_is_read_whole_is_found(
     sound = path.read_bytes()
     for place in range(0, len(sound), 61):
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << place % 8]) + sound[place + 1 :])
-        with pytest.raises(
-            UserError, match=rf"{path.parent}: .*{path.name} is not as it was written.*; delete"
-        ):
+        with pytest.raises(UserError, match=rf"{path.parent}: .*{path.name} is not as it was written.*; delete"):
             prepare(settings)
     path.write_bytes(sound)
     assert prepare(settings).valid_text[0][:2] == toy_pairs[150]

@@ -33,6 +33,7 @@ from seq2seq.data.tokenizer import EOS, Tokenizer
 from seq2seq.ops.packing import Layout
 from seq2seq.translate import lines
 from seq2seq.translate.lines import windows
+from seq2seq.translate.splitting import split
 from seq2seq.translate.translator import Translator
 
 LONGEST = 12
@@ -132,14 +133,13 @@ def expected_of(translator: Translator, content: bytes) -> list[tuple[str, str |
     found: list[tuple[str, str | None]] = []
     for line in [*given, last] if last else given:
         text = line.decode("utf-8", errors="replace").removeprefix("\ufeff").strip(BLANKS)
-        ids = translator.tokenizer.encode([text])[0]
-        if not text.strip():
-            found.append(("empty", ""))
-        elif len(ids) > LONGEST:
-            found.append(("split", None))
-        else:
+        parts = split(text, translator._count, LONGEST) if text.strip() else []
+        if len(parts) == 1:
             model: Any = translator.model
-            found.append(("ok", translator.tokenizer.decode([[model.answer_to([*ids, EOS])]])[0]))
+            source = [*translator.tokenizer.encode(parts)[0], EOS]
+            found.append(("ok", translator.tokenizer.decode([[model.answer_to(source)]])[0]))
+        else:
+            found.append(("split", None) if parts else ("empty", ""))
     return found
 
 
