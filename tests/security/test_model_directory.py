@@ -271,6 +271,10 @@ payload(
     lambda folder: (folder / TOKENIZER).write_bytes((folder / TOKENIZER).read_bytes().replace(b"</s>", b"<|s>")),
 )
 payload(
+    *("a tokenizer with a piece that is no text", "can't decode byte 0xff"),
+    lambda folder: (folder / TOKENIZER).write_bytes((folder / TOKENIZER).read_bytes() + b"\n\x05\n\x03ab\xff"),
+)
+payload(
     *("a tokenizer with a piece more", "has shape"),
     # In the protobuf each piece is a field of its own, number 1, and fields may come in any order.
     lambda folder: (folder / TOKENIZER).write_bytes((folder / TOKENIZER).read_bytes() + b"\n\x05\n\x03abc"),
