@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq.cli import average, evaluate, translate
+from seq2seq.cli import average, evaluate, score, translate
 from seq2seq.config.compose import compose, options_of
 from tools import benchmarks, figures
 
@@ -19,6 +19,7 @@ PARSERS = {
     "seq2seq-translate": translate.options,
     "seq2seq-evaluate": evaluate.options,
     "seq2seq-average": average.options,
+    "seq2seq-score": score.options,
 }
 
 

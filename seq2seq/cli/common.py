@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import seq2seq
+from seq2seq.cli.search_options import add_search_options, chosen
 from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
@@ -24,23 +25,30 @@ def parser(command: str, summary: str, epilog: str) -> argparse.ArgumentParser:
     return made
 
 
-def add_model_options(options: argparse.ArgumentParser) -> None:
-    """The options of commands that translate."""
+def add_device_options(options: argparse.ArgumentParser, devices: str = "auto, cpu, cuda, cuda:1") -> None:
+    """The options of commands that compute with a model."""
     options.add_argument(
         "--model", metavar="DIR", help="model directory (default: $SEQ2SEQ_MODEL, else the newest under runs/)"
     )
-    options.add_argument(
-        "--beam-size", type=int, metavar="K", help="hypotheses kept at each step; 1 is greedy (default: the model's)"
-    )
-    options.add_argument(
-        "--length-penalty",
-        type=float,
-        metavar="A",
-        help="GNMT's α: above 0 favours longer outputs (default: the model's)",
-    )
-    options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    options.add_argument("--device", default="auto", help=f"{devices} (default: auto)")
     options.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "int8"), help="number format (default: float32)"
+    )
+    options.add_argument("--threads", type=int, metavar="N", help="processor threads, in one process (default: all)")
+    options.add_argument(
+        "--batch-tokens", type=int, default=4096, metavar="N", help="source tokens worked on at once (default: 4096)"
+    )
+
+
+def add_model_options(options: argparse.ArgumentParser) -> None:
+    """The options of commands that translate."""
+    add_device_options(options, "auto, cpu, cuda, or several GPUs: cuda:0,cuda:1")
+    options.add_argument(
+        "--ensemble",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="another model of the same vocabulary, to search together with it (may be given several times)",
     )
     options.add_argument(
         "--workers",
@@ -53,41 +61,65 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
         action="store_true",
         help="search each line by itself, several times slower: scores are the same to the last bit in any company",
     )
-    options.add_argument("--threads", type=int, metavar="N", help="processor threads, in one process (default: all)")
     options.add_argument(
-        "--batch-tokens", type=int, default=4096, metavar="N", help="source tokens searched at once (default: 4096)"
+        "--glossary",
+        type=Path,
+        metavar="FILE",
+        help="terms, one pair a line (source, tab, target): where the source has one, the output has the other",
     )
+    options.add_argument("--forbid", type=Path, metavar="FILE", help="words and phrases, one a line, not to be used")
+    add_search_options(options)
 
 
-def load_translator(arguments: argparse.Namespace, n_best: int = 1) -> Translator:
+def prepare_process(arguments: argparse.Namespace) -> None:
+    """Set the threads and the memory of this process by the options. Raises UserError."""
+    import torch
+
+    from seq2seq.support.devices import keep_freed_memory
+
+    for name in ("threads", "batch_tokens"):
+        require_positive(arguments, name)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+
+
+def require_positive(arguments: argparse.Namespace, name: str) -> None:
+    """Raise UserError where the option of this name was given below 1."""
+    value = getattr(arguments, name)
+    if value is not None and value < 1:
+        raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+
+
+def load_translator(arguments: argparse.Namespace) -> Translator:
     """The translator that the options ask for. Raises UserError."""
     directory = find_model(arguments.model)
     import torch
 
-    from seq2seq.support.devices import keep_freed_memory
+    from seq2seq.data.text_files import read_lines
+    from seq2seq.translate.glossary import Glossary
     from seq2seq.translate.translator import Translator
 
-    for name in ("threads", "workers", "batch_tokens"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    keep_freed_memory()
-    search = {
-        name: getattr(arguments, name)
-        for name in ("beam_size", "length_penalty")
-        if getattr(arguments, name) is not None
-    }
+    prepare_process(arguments)
+    require_positive(arguments, "workers")
     translator = Translator.load(
-        directory, device=arguments.device, dtype=getattr(torch, arguments.dtype), n_best=n_best, **search
+        directory,
+        *arguments.ensemble,
+        device=arguments.device,
+        dtype=getattr(torch, arguments.dtype),
+        **chosen(arguments),
     )
     translator.batch_tokens = arguments.batch_tokens
     translator.deterministic = arguments.deterministic
-    on_gpu = translator.model.output_weight.is_cuda
-    if arguments.workers and (on_gpu or arguments.threads):
+    if arguments.glossary:
+        translator.glossary = Glossary.load(arguments.glossary)
+    if arguments.forbid:
+        translator.forbidden = [line for line in read_lines(arguments.forbid) if line]
+    one_process = bool(arguments.threads) or translator.model.device.type == "cuda" or bool(translator.devices)
+    if arguments.workers and one_process:
         raise UserError("--workers is for processes of one thread on the CPU; leave it, or --threads and --device, out")
-    translator.workers = 1 if on_gpu or arguments.threads else arguments.workers or available_processors()
+    if not one_process:
+        translator.workers = arguments.workers or available_processors()
     return translator
 
 

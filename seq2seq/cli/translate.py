@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from seq2seq.cli.common import add_model_options, load_translator, parser
 from seq2seq.support.errors import UserError, exit_code_of
 from seq2seq.support.progress import say
 
 if TYPE_CHECKING:
-    from seq2seq.translate.translator import Translation
+    from seq2seq.translate.translator import Translation, Translator
 
 SUMMARY = "Translate standard input, one sentence a line, to standard output: as many lines, in the same order."
 EXAMPLES = """examples:
   seq2seq-translate < input.txt > output.txt
   echo "forty-seven" | seq2seq-translate --model runs/quickstart/model --beam-size 8 --scores
   seq2seq-translate --jsonl --n-best 4 < input.txt
+  seq2seq-translate --sampling --top-p 0.9 --n-best 5 < input.txt
+  seq2seq-translate --glossary terms.tsv --forbid never.txt < input.txt
+  seq2seq-translate --stream --beam-size 1
 """
 
 
@@ -27,7 +31,7 @@ def options() -> argparse.ArgumentParser:
     made = parser("seq2seq-translate", SUMMARY, EXAMPLES)
     add_model_options(made)
     made.add_argument(
-        "--n-best", type=int, default=1, metavar="N", help="hypotheses printed for each line: N lines instead of one"
+        "--prefix", type=Path, metavar="FILE", help="what each output must begin with, one a line; an empty line: any"
     )
     made.add_argument(
         "--scores", action="store_true", help="print the score (log-probability / length penalty), tab, text"
@@ -35,43 +39,110 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--jsonl", action="store_true", help="print one JSON object a line: text, score, status, hypotheses"
     )
+    made.add_argument(
+        "--token-scores", action="store_true", help="with --jsonl: also all tokens with their log-probabilities"
+    )
+    made.add_argument(
+        "--align",
+        choices=("pharaoh", "matrix"),
+        help="with --jsonl: also word alignments by attention, source-target from 0 (0-0 2-1); matrix: and all weights",
+    )
+    made.add_argument("--stream", action="store_true", help="print each output while it is found (--beam-size 1)")
     return made
 
 
 def translate(arguments: argparse.Namespace) -> None:
     """Translate window by window, flushing after each."""
     from seq2seq.translate.lines import decode, windows
+    from seq2seq.translate.prefixes import Prefixes
 
-    if arguments.n_best < 1:
-        raise UserError(f"--n-best {arguments.n_best}: must be at least 1")
-    translator = load_translator(arguments, arguments.n_best)
+    if arguments.stream and (arguments.jsonl or arguments.scores):
+        raise UserError("--stream prints text alone; leave out --jsonl and --scores")
+    explained = arguments.token_scores or bool(arguments.align)
+    if explained and (not arguments.jsonl or arguments.ensemble):
+        flag = "--token-scores" if arguments.token_scores else "--align"
+        raise UserError(
+            f"{flag}: it is for JSON of one model; " + ("leave out --ensemble" if arguments.ensemble else "add --jsonl")
+        )
+    translator = load_translator(arguments)
+    if arguments.stream:
+        translator.require_streaming()
     if sys.stdin.isatty():
         say("type a sentence and Enter; Ctrl-D ends")
-    replaced = lines = 0
+    prefixes = Prefixes(arguments.prefix)
+    unmet: list[tuple[int, str]] = []
+    replaced = damaged = lines = 0
     for window in windows(sys.stdin.buffer):
         decoded = [decode(line) for line in window]
-        lines += sum(count > 0 for _, count in decoded)
+        texts, starts = [text for text, _ in decoded], prefixes.take(len(decoded))
+        damaged += sum(count > 0 for _, count in decoded)
         replaced += sum(count for _, count in decoded)
-        for translation, (_, count) in zip(
-            translator.translate_n_best([text for text, _ in decoded]), decoded, strict=True
-        ):
-            sys.stdout.buffer.write(_render(translation, count, arguments).encode("utf-8", errors="replace"))
+        if arguments.stream:
+            for text, start in zip(texts, starts, strict=True):
+                for piece in (*translator.stream(text, start), "\n"):
+                    _write(piece)
+                    sys.stdout.buffer.flush()
+            continue
+        found = translator.translate_n_best(texts, starts)
+        told = _described(translator, found, arguments) if explained else [[]] * len(found)
+        rows = zip(found, decoded, told, strict=True)
+        for number, (translation, (_, count), about) in enumerate(rows, lines + 1):
+            _write(_render(translation, count, about, translator.search.n_best, arguments))
+            if translation.unmet:
+                unmet.append((number, translation.unmet))
         sys.stdout.buffer.flush()
+        lines += len(window)
     if replaced:
-        say(f"{replaced} invalid UTF-8 sequences in {lines} lines were read as U+FFFD; check the encoding of the input")
+        say(
+            f"{replaced} invalid UTF-8 sequences in {damaged} lines were read as U+FFFD; "
+            "check the encoding of the input"
+        )
+    prefixes.require_end()
+    if unmet:
+        raise UserError(
+            f"lines that could not be translated as asked, and were translated without: {len(unmet)}; "
+            f"the first is line {unmet[0][0]}: {unmet[0][1]}"
+        )
 
 
-def _render(translation: Translation, replaced: int, arguments: argparse.Namespace) -> str:
+def _write(text: str) -> None:
+    sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
+
+
+def _described(
+    translator: Translator, found: list[Translation], arguments: argparse.Namespace
+) -> list[list[dict[str, Any]]]:
+    """What --token-scores and --align tell of each hypothesis of each translation."""
+    from seq2seq.translate.scoring import described
+
+    return [
+        [
+            described(translator.tokenizer, parts, tokens=arguments.token_scores, align=arguments.align)
+            for parts in of_one
+        ]
+        for of_one in translator.explain(found, attention=bool(arguments.align))
+    ]
+
+
+def _render(
+    translation: Translation, replaced: int, about: list[dict[str, Any]], n_best: int, arguments: argparse.Namespace
+) -> str:
     hypotheses = list(zip(translation.texts, translation.scores, strict=True))
     if arguments.jsonl:
-        row = {"text": hypotheses[0][0], "score": hypotheses[0][1], "status": translation.status}
+        rows = [{"text": text, "score": score} for text, score in hypotheses]
+        for row, more in zip(rows, about, strict=False):
+            row |= more
+        flags = [*translation.flags, *["replaced"][: replaced > 0]]
+        line = {**rows[0], "status": ",".join(flags) or "ok"}
         if replaced:
-            row["replaced"] = replaced
-        if arguments.n_best > 1:
-            row["hypotheses"] = [{"text": text, "score": score} for text, score in hypotheses]
-        return json.dumps(row, ensure_ascii=False) + "\n"
+            line["replaced"] = replaced
+        if translation.unmet:
+            line["unmet"] = translation.unmet
+        if n_best > 1:
+            line["hypotheses"] = rows
+        return json.dumps(line, ensure_ascii=False) + "\n"
     # Every input line has its N lines, also where search found fewer hypotheses.
-    hypotheses += [("", float("-inf"))] * (arguments.n_best - len(hypotheses))
+    hypotheses += [("", float("-inf"))] * (n_best - len(hypotheses))
     return "".join(f"{score:.4f}\t{text}\n" if arguments.scores else f"{text}\n" for text, score in hypotheses)
 
 

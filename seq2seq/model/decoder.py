@@ -16,6 +16,7 @@ from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward, Residual, final_norm
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import UserError
 
 Attend = Callable[[Tensor], Tensor]
 
@@ -48,6 +49,18 @@ class DecoderLayer(nn.Module):
             lambda y: self.cross_attention(y, layout, memory_ND, source),
         )
 
+    def whole_with_weights(
+        self, x_MD: Tensor, layout: Layout, memory_ND: Tensor, source: Layout
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same, with the weights of cross-attention of each sentence, [H, T, L]."""
+        weights: list[Tensor] = []
+
+        def attend_source(y_MD: Tensor) -> Tensor:
+            out_MD, weights[:] = self.cross_attention.weights(y_MD, layout, memory_ND, source)
+            return out_MD
+
+        return self(x_MD, lambda y: self.self_attention(y, layout, y, layout, causal=True), attend_source), weights
+
     def step(self, x_SKD: Tensor, state: DecoderCache, cache: LayerCache, column: int) -> Tensor:
         """One new position of each hypothesis, to be kept from this column on: [S, K, D] to [S, K, D]."""
 
@@ -78,6 +91,25 @@ class TransformerDecoder(nn.Module):
         for layer in cast("Iterable[DecoderLayer]", self.layers):
             x_MD = layer.whole(x_MD, layout, memory.rows, memory.layout)
         return self.norm(x_MD)
+
+    def with_attention(
+        self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same, with the attention of one layer; see `interfaces.Decoder`."""
+        # In decoders of the paper's depth the last but one aligns best (Garg et al., 2019), in shallow ones the last:
+        # docs/log.md, 2026-11-24.
+        deep = len(self.layers) >= 6
+        chosen = len(self.layers) - deep if layer is None else layer
+        if not 1 <= chosen <= len(self.layers):
+            raise UserError(f"attention of layer {chosen}: the decoder has layers 1 to {len(self.layers)}")
+        weights: list[Tensor] = []
+        x_MD = self.input(tokens, layout.positions, layout.max_length)
+        for number, module in enumerate(cast("Iterable[DecoderLayer]", self.layers), 1):
+            if number == chosen:
+                x_MD, weights = module.whole_with_weights(x_MD, layout, memory.rows, memory.layout)
+            else:
+                x_MD = module.whole(x_MD, layout, memory.rows, memory.layout)
+        return self.norm(x_MD), [own_HTL.float().mean(0) for own_HTL in weights]
 
     def start(self, memory: Memory) -> DecoderCache:
         """The cache before the first step: keys and values of the source, computed once."""

@@ -41,6 +41,15 @@ class Decoder(Protocol):
     def __call__(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Hidden rows [M, D] for target tokens [M], each computed from the tokens before it and itself."""
 
+    def with_attention(
+        self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same rows, and where each sentence's tokens (bos first, T of them) attend in its source: [T, L] in
+        float32, of one layer (counted from 1; None: the one that serves alignments best), the mean of its heads.
+
+        Raises UserError where there is no such layer.
+        """
+
     def start(self, memory: Memory) -> Any:
         """The state before the first step, one hypothesis a sentence."""
 

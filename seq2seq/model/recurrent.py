@@ -17,6 +17,7 @@ from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.ops.dropout import Dropout
 from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import UserError
 
 
 class RecurrentEncoder(nn.Module):
@@ -46,11 +47,14 @@ class AdditiveAttention(nn.Module):
         self.key = nn.Linear(d_model, d_model, bias=False)
         self.energy = nn.Linear(d_model, 1, bias=False)
 
-    def forward(self, state_SKD: Tensor, keys_SLD: Tensor, memory_SLD: Tensor, mask_SL: Tensor) -> Tensor:
-        """The mean of each slot's memory, weighted for each of its states: [S, K, D]."""
+    def forward(
+        self, state_SKD: Tensor, keys_SLD: Tensor, memory_SLD: Tensor, mask_SL: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The mean of each slot's memory, weighted for each of its states, [S, K, D], and the weights [S, K, L]."""
         hidden_SKLD = (self.query(state_SKD)[:, :, None] + keys_SLD[:, None]).tanh()
         scores_SKL = self.energy(hidden_SKLD).squeeze(-1).float().masked_fill(~mask_SL[:, None], -torch.inf)
-        return scores_SKL.softmax(-1).to(memory_SLD.dtype) @ memory_SLD
+        weights_SKL = scores_SKL.softmax(-1)
+        return weights_SKL.to(memory_SLD.dtype) @ memory_SLD, weights_SKL
 
 
 @dataclass
@@ -97,10 +101,24 @@ class RecurrentDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Packed target tokens [M] to hidden rows [M, D]."""
+        return self._whole(tokens, layout, memory)[0]
+
+    def with_attention(
+        self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same, with its one attention; see `interfaces.Decoder`."""
+        if layer not in (None, 1):
+            raise UserError(f"attention of layer {layer}: a recurrent decoder has one attention, number 1")
+        rows_MD, weights_BTL = self._whole(tokens, layout, memory)
+        sizes = zip(layout.lengths.tolist(), memory.layout.lengths.tolist(), strict=True)
+        return rows_MD, [own[:target, :source] for own, (target, source) in zip(weights_BTL, sizes, strict=True)]
+
+    def _whole(self, tokens: Tensor, layout: Layout, memory: Memory) -> tuple[Tensor, Tensor]:
         state = self.start(memory)
-        x_BLD = layout.unpack(self.dropout(self.embedding(tokens)))
-        rows = [self._advance(state, x_B1D) for x_B1D in x_BLD.split(1, dim=1)]
-        return layout.pack(torch.cat(rows, dim=1))
+        x_BTD = layout.unpack(self.dropout(self.embedding(tokens)))
+        steps = [self._advance(state, x_B1D) for x_B1D in x_BTD.split(1, dim=1)]
+        rows_BTD, weights_BTL = (torch.cat(parts, dim=1) for parts in zip(*steps, strict=True))
+        return layout.pack(rows_BTD), weights_BTL
 
     def start(self, memory: Memory) -> RecurrentState:
         """The state before the first token, from the mean of the memory: any encoder has one."""
@@ -113,18 +131,19 @@ class RecurrentDecoder(nn.Module):
     def step(self, state: RecurrentState, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
         state.advance(parents)
-        return self._advance(state, self.dropout(self.embedding(tokens)))
+        return self._advance(state, self.dropout(self.embedding(tokens)))[0]
 
     def keep(self, state: RecurrentState, slots: Tensor) -> None:
         """Go on with these slots alone."""
         state.keep(slots)
 
-    def _advance(self, state: RecurrentState, x_SKD: Tensor) -> Tensor:
+    def _advance(self, state: RecurrentState, x_SKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden rows [S, K, D] after one more token of each hypothesis, and where it attended, [S, K, L]."""
         queries_SKD = state.hidden[-1].view(x_SKD.shape)
-        context_SKD = self.attention(queries_SKD, state.keys, state.memory, state.mask)
+        context_SKD, weights_SKL = self.attention(queries_SKD, state.keys, state.memory, state.mask)
         below_RD = torch.cat((x_SKD, context_SKD.to(x_SKD.dtype)), -1).flatten(0, 1)
         for layer, cell in enumerate(self.cells):
             state.hidden[layer], state.cell[layer] = cell(below_RD, (state.hidden[layer], state.cell[layer]))
             below_RD = self.dropout(state.hidden[layer])
         output = torch.cat((below_RD.view(x_SKD.shape), context_SKD.to(x_SKD.dtype), x_SKD), -1)
-        return self.dropout(self.output(output).tanh())
+        return self.dropout(self.output(output).tanh()), weights_SKL

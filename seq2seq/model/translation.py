@@ -19,6 +19,7 @@ from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.quantized_linear import QuantizedLinear, quantize_linears
 from seq2seq.support.devices import has_native_bfloat16
+from seq2seq.support.errors import UserError
 
 ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
     "transformer": TransformerEncoder,
@@ -51,10 +52,20 @@ class TranslationModel(nn.Module):
         """The matrix before the softmax, [V, D]; no bias (section 3.4)."""
         return cast(Embedding, getattr(self, "output", self.target_embedding)).weight
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.output_weight.device
+
     def forward(self, batch: Batch) -> Tensor:
         """Hidden rows [M, D], one for each target token to predict."""
         memory = cast(Encoder, self.encoder)(batch.source, batch.source_layout)
         return cast(Decoder, self.decoder)(batch.target_in, batch.target_layout, memory)
+
+    def with_attention(self, batch: Batch, layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The same, and each sentence's attention to its source [T, L]; see `interfaces.Decoder.with_attention`."""
+        memory = self.encode(batch.source, batch.source_layout)
+        return cast(Decoder, self.decoder).with_attention(batch.target_in, batch.target_layout, memory, layer)
 
     def encode(self, tokens: Tensor, layout: Layout) -> Memory:
         """The memory of packed source tokens [N]."""
@@ -75,6 +86,15 @@ class TranslationModel(nn.Module):
     def keep(self, state: Any, slots: Tensor) -> None:
         """Let all slots but these go; see `interfaces.Decoder.keep`."""
         cast(Decoder, self.decoder).keep(state, slots)
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> TranslationModel:
+        """This model, for translating and scoring there: in float32, bfloat16, or int8 on a CPU. Raises UserError."""
+        if dtype != torch.int8:
+            return self.to(device, dtype).eval()
+        if device.type != "cpu":
+            raise UserError(f"int8 on {device}: it is for the CPU; type --device cpu or --dtype bfloat16")
+        self.quantize()
+        return self.eval()
 
     def quantize(self) -> None:
         """Compute linear layers and logits in int8 from now on, for translation. Raises UserError."""

@@ -1,4 +1,4 @@
-"""Beam search over a batch of sentences; a beam of one is greedy search.
+"""Beam search over a batch of sentences; a beam of one is greedy search. Sampling is the same with drawn tokens.
 
 Shapes: S slots (sentences not yet done), K hypotheses of each, V vocabulary, C candidates, T steps so far,
 n = n_best finished hypotheses kept for each sentence.
@@ -7,6 +7,8 @@ n = n_best finished hypotheses kept for each sentence.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +16,12 @@ from torch import Tensor
 from seq2seq.config.schema import SearchConfig
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.topk import best_continuations
-from seq2seq.search.hypotheses import Hypothesis, SearchModel
-from seq2seq.search.penalties import gnmt
+from seq2seq.search.constraints import RequiredPhrases
+from seq2seq.search.diversity import Diversity, joined, repeated
+from seq2seq.search.finished import Finished, pick
+from seq2seq.search.hypotheses import Constraints, Hypothesis, SearchModel
+from seq2seq.search.rules import Rules
+from seq2seq.search.sampling import draw, uniforms
 
 ROWS = 128
 """How many rows of the vocabulary are looked at together on a processor."""
@@ -24,128 +30,189 @@ ROWS = 128
 class BeamSearch:
     """Finds the outputs of highest log-probability / length penalty (Wu et al., 2016, section 7).
 
-    `max_length` is the longest output, eos counted, that the model can make; None: any.
+    `max_length` is the longest output, eos counted, that the model can make; None: any. `forbidden` are sequences of
+    tokens that no output may hold.
     """
 
     def __init__(
-        self, config: SearchConfig, bos: int, eos: int, never_generated: list[int], max_length: int | None = None
+        self,
+        config: SearchConfig,
+        bos: int,
+        eos: int,
+        never_generated: list[int],
+        max_length: int | None = None,
+        forbidden: Sequence[Sequence[int]] = (),
     ) -> None:
         self.config = config
         self.bos, self.eos = bos, eos
         self.never_generated = torch.tensor(never_generated, dtype=torch.int64)
         self.max_length = max_length
+        self.forbidden = forbidden
+
+    def __call__(
+        self, model: SearchModel, source: Tensor, layout: Layout, constraints: Sequence[Constraints] | None = None
+    ) -> list[list[Hypothesis]]:
+        """The `n_best` hypotheses, best first, of each packed source sentence; fewer where fewer exist.
+
+        A sentence whose `constraints` cannot be met has none.
+        """
+        constraints = constraints or [Constraints()] * layout.batch_size
+        groups = self.config.diversity_groups
+        if groups > 1:
+            source, layout, constraints = repeated(groups, source, layout, constraints)
+        for beams in self.steps(model, source, layout, constraints):
+            results = beams.results
+        return joined(results, groups, self.config.n_best) if groups > 1 else results
 
     @torch.no_grad()
-    def __call__(self, model: SearchModel, source: Tensor, layout: Layout) -> list[list[Hypothesis]]:
-        """The `n_best` hypotheses, best first, of each packed source sentence; fewer where fewer exist."""
-        limits = (layout.lengths * self.config.max_length_ratio).long() + self.config.max_length_offset
-        if self.max_length is not None:
-            limits = limits.clamp(max=self.max_length)
-        beams = _Beams(self, limits)
+    def steps(
+        self, model: SearchModel, source: Tensor, layout: Layout, constraints: Sequence[Constraints]
+    ) -> Iterator[_Beams]:
+        """The state of search after each step; the results are complete after the last."""
+        beams = _Beams(self, source, layout, constraints)
         state = model.start(model.encode(source, layout))
         while True:
             beams.advance(model, model.step(state, beams.tokens, beams.parents))
+            yield beams
             done_S = beams.decided()
             if done_S.all():
                 break
             if done_S.any():
                 model.keep(state, beams.release(done_S))
         beams.release(done_S)
-        return beams.results
+
+    def limits(self, lengths_S: Tensor) -> Tensor:
+        """The longest output [S], eos counted, for sources of these lengths."""
+        limits_S = (lengths_S * self.config.max_length_ratio).long() + self.config.max_length_offset
+        for most in (self.config.max_length, self.max_length):
+            if most is not None:
+                limits_S = limits_S.clamp(max=most)
+        return limits_S
 
 
 class _Beams:
     """The live hypotheses of all unfinished sentences, and the finished ones of each."""
 
-    def __init__(self, search: BeamSearch, limits_S: Tensor) -> None:
-        slots, device = limits_S.shape[0], limits_S.device
+    def __init__(self, search: BeamSearch, source: Tensor, layout: Layout, constraints: Sequence[Constraints]) -> None:
+        slots, device, config = layout.batch_size, source.device, search.config
         self.search = search
         self.results: list[list[Hypothesis]] = [[] for _ in range(slots)]
-        self.never_generated = search.never_generated.to(device)
+        self.finished = Finished(slots, config, search.eos, device)
         self.sentences = torch.arange(slots, device=device)
-        self.limits = limits_S
-        self.first_limit = int(limits_S.min())
-        self.length = 0
         self.tokens = torch.full((slots, 1), search.bos, device=device)
         self.parents = torch.zeros_like(self.tokens)
         self.scores = torch.zeros(slots, 1, device=device)
         self.prefixes = torch.empty(slots, 1, 0, dtype=torch.int64, device=device)
-        n = search.config.n_best
-        self.finished = torch.full((slots, n), -math.inf, device=device)
-        self.outputs = torch.full((slots, n, 0), search.eos, device=device)
+        self.beam = config.n_best if config.sampling else config.beam_size // config.diversity_groups
+        self.phrases = None
+        if any(of_one.phrases for of_one in constraints):
+            self.phrases = RequiredPhrases([of_one.phrases for of_one in constraints], device)
+            # Each token of the phrases makes one more bank of hypotheses.
+            self.beam += max(sum(map(len, of_one.phrases)) for of_one in constraints)
+        self.rules = Rules(
+            config,
+            search.eos,
+            search.never_generated,
+            search.forbidden,
+            limits=search.limits(layout.lengths),
+            minima=(layout.lengths * config.min_length_ratio).long().clamp(min=config.min_length),
+            forced=[of_one.prefix for of_one in constraints],
+            phrases=self.phrases,
+        )
+        self.diversity = None
+        if config.diversity_groups > 1:
+            self.diversity = Diversity(slots // config.diversity_groups, config.diversity_penalty)
+        self.uniforms = torch.empty(slots, 0, device=device)
+        if config.sampling:
+            sources = [sentence.tolist() for sentence in source.split(layout.lengths.tolist())]
+            self.uniforms = uniforms(sources, config.seed, self.beam, int(self.rules.limits.max())).to(device)
 
     def advance(self, model: SearchModel, hidden: Tensor) -> None:
         """Extend all live hypotheses by one token."""
-        self.length += 1
-        beam = self.search.config.beam_size
         scores_SC, places_SC, tokens_SC = self._candidates(model, hidden)
-        prefixes_SCT = torch.cat((_pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
+        prefixes_SCT = torch.cat((pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
         ends_SC = tokens_SC == self.search.eos
-        self._finish(scores_SC.masked_fill(~ends_SC, -math.inf), prefixes_SCT)
+        self.finished.add(scores_SC.masked_fill(~ends_SC, -math.inf), prefixes_SCT)
 
-        self.scores, kept_SK = scores_SC.masked_fill(ends_SC, -math.inf).topk(min(beam, scores_SC.shape[1]))
+        going_SC = scores_SC.masked_fill(ends_SC, -math.inf)
+        if self.phrases:
+            kept_SK = self.phrases.choose(going_SC, prefixes_SCT, places_SC, self.beam)
+        else:
+            kept_SK = going_SC.topk(min(self.beam, going_SC.shape[1]))[1]
+        self.scores = going_SC.gather(1, kept_SK)
         self.tokens = tokens_SC.gather(1, kept_SK)
-        self.prefixes = _pick(prefixes_SCT, kept_SK)
+        self.prefixes = pick(prefixes_SCT, kept_SK)
         self.parents = places_SC.gather(1, kept_SK)
 
     def _candidates(self, model: SearchModel, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best continuations of each slot: score, place of the parent, token, [S, C] each."""
-        width, beam = hidden.shape[1], self.search.config.beam_size
-        found = []
+        """The continuations of each slot that may be kept: score, place of the parent, token, [S, C] each."""
         # Slot by slot as far as the cache of a processor reaches: the log-probabilities of all never exist together.
-        slots = hidden.shape[0] if hidden.is_cuda else -(-ROWS // width)
-        for start in range(0, hidden.shape[0], slots):
-            part = slice(start, start + slots)
-            scores_SKV = self._log_probabilities(model.logits(hidden[part]), part)
-            vocabulary = scores_SKV.shape[2]
-            # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
-            # Greedy search looks at the best one only: an eos in second place ends nothing.
-            count = 1 if beam == 1 else min(2 * beam, width * vocabulary)
-            found.append(best_continuations(scores_SKV, self.scores[part], count))
-        scores_SC, flat_SC = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return scores_SC, flat_SC // vocabulary, flat_SC % vocabulary
+        slots = hidden.shape[0] if hidden.is_cuda else -(-ROWS // hidden.shape[1])
+        parts: list[Any] = [slice(start, start + slots) for start in range(0, hidden.shape[0], slots)]
+        if self.diversity:
+            parts = self.diversity.parts(self.sentences, slots)
+        found = []
+        for part in parts:
+            scores_SKV = self.rules.log_probabilities(model.logits(hidden[part]), self.prefixes[part], part)
+            scores_SC, flat_SC = self._choices(scores_SKV, part)
+            tokens_SC = flat_SC % scores_SKV.shape[2]
+            found.append((scores_SC, flat_SC // scores_SKV.shape[2], tokens_SC))
+            if self.diversity:
+                goes_on_SC = tokens_SC != self.search.eos
+                self.diversity.chosen(scores_SC, tokens_SC, goes_on_SC, self.beam, self.sentences[part])
+        scores_SC, places_SC, tokens_SC = (torch.cat(of_parts) for of_parts in zip(*found, strict=True))
+        if self.diversity:
+            order = torch.cat(parts).argsort()
+            return scores_SC[order], places_SC[order], tokens_SC[order]
+        return scores_SC, places_SC, tokens_SC
 
-    def _log_probabilities(self, logits_SKV: Tensor, slots: slice) -> Tensor:
-        scores_SKV = logits_SKV.log_softmax(-1, dtype=torch.float32)
-        scores_SKV.index_fill_(2, self.never_generated, -math.inf)
-        if self.first_limit <= self.length:
-            only_eos_V = torch.full_like(scores_SKV[0, 0], -math.inf)
-            only_eos_V[self.search.eos] = 0.0
-            scores_SKV[self.limits[slots] <= self.length] += only_eos_V
-        return scores_SKV
+    def _choices(self, scores_SKV: Tensor, part: Any) -> tuple[Tensor, Tensor]:
+        """The candidates of some slots: score, and K-place · V + token, [S, C] each."""
+        config, totals_SK = self.search.config, self.scores[part]
+        if config.sampling:
+            return self._drawn(scores_SKV, part)
+        if self.diversity:
+            self.diversity.charge(scores_SKV, self.sentences[part])
+        # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
+        # Greedy search looks at the best one only: an eos in second place ends nothing.
+        count = 1 if self.beam == 1 else min(2 * self.beam, scores_SKV[0].numel())
+        best = best_continuations(scores_SKV, totals_SK, count)
+        if self.phrases:
+            return self.phrases.candidates(scores_SKV, totals_SK, self.prefixes[part], part, best)
+        return best
 
-    def _finish(self, scores_SC: Tensor, prefixes_SCT: Tensor) -> None:
-        """Merge the candidates that ended (score above −∞) into the finished ones."""
-        length = torch.tensor(self.length, dtype=torch.float32, device=scores_SC.device)
-        scores_SC = scores_SC / gnmt(length, self.search.config.length_penalty)
-        outputs = torch.nn.functional.pad(self.outputs, (0, 1), value=self.search.eos)
-        self.finished, best = torch.cat((self.finished, scores_SC), 1).topk(self.finished.shape[1])
-        self.outputs = _pick(torch.cat((outputs, prefixes_SCT), 1), best)
+    def _drawn(self, scores_SKV: Tensor, part: Any) -> tuple[Tensor, Tensor]:
+        """A drawn continuation of each sample: score, and K-place · V + token, [S, K] each."""
+        config, totals_SK = self.search.config, self.scores[part]
+        places_K = torch.arange(self.beam, device=scores_SKV.device)
+        if scores_SKV.shape[1] < self.beam:
+            places_K = places_K.new_zeros(self.beam)
+        scores_SKV, totals_SK = scores_SKV[:, places_K], totals_SK[:, places_K]
+        uniforms_SK = self.uniforms[part, :, self.prefixes.shape[2]]
+        tokens_SK = draw(scores_SKV, uniforms_SK, config.temperature, config.top_k, config.top_p)
+        scores_SK = totals_SK + scores_SKV.gather(2, tokens_SK[:, :, None])[..., 0]
+        return scores_SK, places_K * scores_SKV.shape[2] + tokens_SK
 
     def decided(self) -> Tensor:
         """Sentences [S] for which no live hypothesis can still be better than the n-th finished one."""
-        worst_S = self.finished[:, -1]
-        if self.search.config.beam_size == 1:
+        worst_S = self.finished.scores[:, -1]
+        if self.beam == 1:
             # Greedy search goes where the first eos is; it does not look behind it.
             return worst_S > -math.inf
         # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come.
-        best_S = self.scores[:, 0] / gnmt(self.limits.float(), self.search.config.length_penalty)
-        return (worst_S >= best_S) | (self.limits <= self.length)
+        best_S = self.scores[:, 0] / self.finished.penalty(self.rules.limits.float())
+        return (worst_S >= best_S) | (self.rules.limits <= self.prefixes.shape[2])
 
     def release(self, done_S: Tensor) -> Tensor:
         """Write down the results of these sentences; returns the slots [S] of those that go on."""
-        for sentence, scores, outputs in zip(
-            self.sentences[done_S].tolist(), self.finished[done_S].tolist(), self.outputs[done_S].tolist(), strict=True
-        ):
-            self.results[sentence] = [
-                Hypothesis(output[: output.index(self.search.eos)], score)
-                for score, output in zip(scores, outputs, strict=True)
-                if score > -math.inf
-            ]
+        found = self.finished.of(done_S, self.rules.limits)
+        for sentence, hypotheses in zip(self.sentences[done_S].tolist(), found, strict=True):
+            self.results[sentence] = hypotheses
         slots = _closed_up(~done_S)
-        for name in ("sentences", "limits", "tokens", "parents", "scores", "prefixes", "finished", "outputs"):
+        for name in ("sentences", "uniforms", "tokens", "parents", "scores", "prefixes"):
             setattr(self, name, getattr(self, name)[slots])
-        self.first_limit = int(self.limits.min()) if len(slots) else 0
+        self.finished.keep(slots)
+        self.rules.keep(slots)
         return slots
 
 
@@ -155,8 +222,3 @@ def _closed_up(live_S: Tensor) -> Tensor:
     slots = torch.arange(count, device=live_S.device)
     slots[~live_S[:count]] = live_S[count:].nonzero()[:, 0] + count
     return slots
-
-
-def _pick(sequences_SKT: Tensor, places_SC: Tensor) -> Tensor:
-    """The sequences at these places of each slot, [S, C, T]."""
-    return sequences_SKT.gather(1, places_SC[:, :, None].expand(-1, -1, sequences_SKT.shape[2]))

@@ -1,7 +1,8 @@
-"""What search knows of a model, and what it returns."""
+"""What search knows of a model, what it is asked for, and what it returns."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -28,8 +29,23 @@ class SearchModel(Protocol):
     def keep(self, state: Any, slots: Tensor) -> None: ...
 
 
+@dataclass(frozen=True)
+class Constraints:
+    """What the output of one sentence must hold, as token ids: `prefix` at its start, each of `phrases` anywhere."""
+
+    prefix: list[int] = field(default_factory=list)
+    phrases: list[list[int]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.prefix or self.phrases)
+
+
 class Hypothesis(NamedTuple):
-    """A finished output: token ids without bos and eos, and log-probability / length penalty."""
+    """A finished output: token ids without bos and eos, and log-probability / length penalty.
+
+    `limited` tells that eos came only because the output was as long as was allowed.
+    """
 
     tokens: list[int]
     score: float
+    limited: bool = False

@@ -1,10 +1,25 @@
-"""Length penalties: what a hypothesis' log-probability is divided by before hypotheses are compared."""
+"""Penalties: what a hypothesis' log-probability is divided by, or loses, before hypotheses are compared."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
-def gnmt(length: Tensor, alpha: float) -> Tensor:
-    """((5 + |Y|) / 6)^α, eos counted in |Y| (Wu et al., 2016, equation 14); [...] to [...]."""
-    return ((5.0 + length) / 6.0) ** alpha
+def length_penalty(kind: str, length: Tensor, alpha: float) -> Tensor:
+    """What log-probabilities are divided by, eos counted in the length |Y|; [...] to [...].
+
+    `gnmt`: ((5 + |Y|) / 6)^α (Wu et al., 2016, equation 14); `average`: |Y|; `none`: 1. None falls with the length.
+    """
+    if kind == "average":
+        return length
+    return ((5.0 + length) / 6.0) ** (alpha if kind == "gnmt" else 0.0)
+
+
+def coverage_penalty(attention_TL: Tensor, beta: float) -> float:
+    """β · Σ log min(attention that a source piece got in all, 1), at most 0 (Wu et al., 2016, equation 14).
+
+    `attention` [T, L] are the weights of T target pieces over L source pieces.
+    """
+    covered_L = attention_TL.sum(0).clamp(min=torch.finfo(torch.float32).tiny, max=1.0)
+    return beta * float(covered_L.log().sum())

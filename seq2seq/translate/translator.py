@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +15,18 @@ from seq2seq.data.batches import cut
 from seq2seq.data.text_files import BLANKS
 from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
 from seq2seq.model.directory import load_model_directory
+from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
-from seq2seq.search.hypotheses import Hypothesis
+from seq2seq.search.hypotheses import Constraints, Hypothesis
+from seq2seq.search.penalties import coverage_penalty
 from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import read_json
 from seq2seq.support.progress import bar
+from seq2seq.translate.glossary import Glossary
+from seq2seq.translate.scoring import PairScore, score_pairs
 from seq2seq.translate.splitting import split
 from seq2seq.translate.workers import Workers
 
@@ -33,17 +37,33 @@ TOKENS_OF_A_WORKER = 1000
 LONGEST = 250
 
 
+class Task(NamedTuple):
+    """What is searched for at once: source ids, eos last, and what the output must hold."""
+
+    source: list[int]
+    constraints: Constraints
+
+
 @dataclass
 class Translation:
     """The hypotheses of one text, best first: `text` and `score` (log-probability / length penalty) of each.
 
-    `status` is `ok`, `empty` (nothing to translate) or `split` (longer than the model was trained for: translated in
-    parts and joined, the score the sum of theirs; only the best hypothesis is kept).
+    `flags` says what else there is to know: `empty` (nothing to translate), `split` (longer than the model was trained
+    for: translated in parts and joined, the score the sum of theirs; only the best hypothesis is kept), `length_limit`
+    (the output, or a part of it, ended because it was as long as is allowed), `unmet` (no output holds the prefix and
+    terms asked for, `unmet` says why: translated without them). `outputs` are the parts of each hypothesis.
     """
 
     texts: list[str]
     scores: list[float]
-    status: str = "ok"
+    flags: list[str] = field(default_factory=list)
+    unmet: str = ""
+    outputs: list[list[tuple[Task, Hypothesis]]] = field(default_factory=list, repr=False)
+
+    @property
+    def status(self) -> str:
+        """The flags with commas between; `ok` where there are none."""
+        return ",".join(self.flags) or "ok"
 
 
 @dataclass
@@ -51,9 +71,11 @@ class Translator:
     """A model, its tokenizer and the settings of search, ready to translate.
 
     Texts of more than `longest` pieces are cut; no output has more than `longest_output`, eos counted (None: any).
-    `workers` is the number of processes that share the work; with more than one they are forked at the first texts
-    that make several batches, and keep the model and the settings of then. With `deterministic` each text is searched
-    by itself, which makes scores the same to the last bit whatever other texts there are.
+    `glossary` says which terms outputs must hold, `forbidden` which texts they must not; `others` are models that
+    search together with the first. `workers` is the number of processes that share the work; with more than one they
+    are forked at the first texts that make several batches, and keep the models and the settings of then; with
+    `devices`, each has the models on one of these. With `deterministic` each text is searched by itself, which makes
+    scores the same to the last bit whatever other texts there are.
     """
 
     model: TranslationModel
@@ -63,28 +85,46 @@ class Translator:
     longest: int = LONGEST
     longest_output: int | None = None
     workers: int = 1
+    devices: list[torch.device] = field(default_factory=list)
     deterministic: bool = False
+    glossary: Glossary | None = None
+    forbidden: Sequence[str] = ()
+    others: Sequence[TranslationModel] = ()
     _started: Workers | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32, **search: Any
+        cls, *directories: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32, **search: Any
     ) -> Translator:
         """Load a model directory; `search` overrides its settings (`beam_size=1`).
 
-        `dtype` is float32, bfloat16 or int8 (linear layers in 8-bit integers, on a CPU). Raises UserError.
+        Several directories make an ensemble; the settings are those of the first. `dtype` is float32, bfloat16 or int8
+        (linear layers in 8-bit integers, on a CPU). Several devices, with commas between (`cuda:0,cuda:1`), share the
+        work. Raises UserError, also when vocabularies differ.
         """
-        config, tokenizer, model = load_model_directory(Path(directory))
-        trained = read_json(Path(directory) / "manifest.json").get("longest_source", LONGEST)
-        place = choose_device(device)
-        if dtype != torch.int8:
-            model = model.to(place, dtype)
-        elif place.type == "cpu":
-            model.quantize()
-        else:
-            raise UserError(f"int8 on {place}: it is for the CPU; type --device cpu or --dtype bfloat16")
-        translator = cls.of(model.eval(), tokenizer, config, trained)
-        return replace(translator, search=replace(config.search, **search))
+        places = [choose_device(name) for name in device.split(",")]
+        place = places[0] if len(places) == 1 else torch.device("cpu")
+        members = [cls._load(Path(directory), place, dtype) for directory in directories]
+        first = members[0]
+        for directory, member in zip(directories, members, strict=True):
+            if member.tokenizer.model != first.tokenizer.model:
+                raise UserError(
+                    f"{directory} has another vocabulary than {directories[0]}: they cannot search together"
+                )
+        if len(members) > 1:
+            limits = [member.longest_output for member in members if member.longest_output is not None]
+            first.others = [member.model for member in members[1:]]
+            first.longest = min(member.longest for member in members)
+            first.longest_output = min(limits, default=None)
+        if len(places) > 1:
+            first.devices, first.workers = places, len(places)
+        return replace(first, search=replace(first.search, **search))
+
+    @classmethod
+    def _load(cls, directory: Path, place: torch.device, dtype: torch.dtype) -> Translator:
+        config, tokenizer, model = load_model_directory(directory)
+        trained = read_json(directory / "manifest.json").get("longest_source", LONGEST)
+        return cls.of(model.placed(place, dtype), tokenizer, config, trained)
 
     @classmethod
     def of(
@@ -96,64 +136,171 @@ class Translator:
         longest = longest_source if limit is None else min(longest_source, limit // 2)
         return cls(model, tokenizer, config.search, longest=longest, longest_output=limit)
 
-    def translate(self, texts: Sequence[str]) -> list[str]:
+    def translate(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[str]:
         """The best translation of each text; an empty or blank text gives an empty one."""
-        return [translation.texts[0] for translation in self.translate_n_best(texts)]
+        return [translation.texts[0] for translation in self.translate_n_best(texts, prefixes)]
 
-    def translate_n_best(self, texts: Sequence[str]) -> list[Translation]:
-        """The `search.n_best` translations of each text, with scores."""
+    def translate_n_best(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[Translation]:
+        """The `search.n_best` translations of each text, with scores.
+
+        With `prefixes`, each begins with the one for its text (`""`: with anything).
+        """
         # Outer blanks were taken off in training too; a line of a file with CRLF ends with one.
         stripped = [text.strip(BLANKS) for text in texts]
         parts = [split(text, self._count, self.longest) if text.strip() else [] for text in stripped]
-        found = iter(self._search([part for of_text in parts for part in of_text]))
+        starts = [
+            prefix.strip(BLANKS) if place == 0 else ""
+            for prefix, of_text in zip(prefixes or [""] * len(texts), parts, strict=True)
+            for place, _ in enumerate(of_text)
+        ]
+        tasks = self._tasks([part for of_text in parts for part in of_text], starts)
+        found = zip(tasks, self._search(tasks), strict=True)
         return [self._join([next(found) for _ in of_text]) for of_text in parts]
+
+    def stream(self, text: str, prefix: str = "") -> Iterator[str]:
+        """The translation of a text while it is found, a few characters at a time, by greedy search or sampling.
+
+        Raises UserError for a beam of several hypotheses, and with a glossary, which needs one.
+        """
+        self.require_streaming()
+        parts = split(text.strip(BLANKS), self._count, self.longest) if text.strip() else []
+        tasks = self._tasks(parts, [prefix.strip(BLANKS), *[""] * len(parts)][: len(parts)])
+        for place, task in enumerate(tasks):
+            if place:
+                yield " "
+            told = shown = ""
+            for beams in self._beam_search().steps(self._together(), *self._packed([task]), [task.constraints]):
+                tokens = [token for token in beams.prefixes[0, 0].tolist() if token != EOS]
+                shown = self.tokenizer.decode([tokens])[0]
+                # A character may come in several pieces, a byte each.
+                if not shown.endswith("\ufffd"):
+                    yield shown[len(told) :]
+                    told = shown
+            yield shown[len(told) :]
+
+    def require_streaming(self) -> None:
+        """Raise UserError unless there is one hypothesis alone, from which nothing is ever taken back."""
+        size = self.search.n_best if self.search.sampling else self.search.beam_size
+        if size > 1 or self.glossary:
+            what = f"{size} hypotheses" if size > 1 else "a glossary, which needs several hypotheses"
+            raise UserError(f"streaming with {what}: it is for one alone; set beam_size=1 (--beam-size 1), no glossary")
 
     def _count(self, texts: list[str]) -> list[int]:
         return list(map(len, self.tokenizer.encode(texts)))
 
-    def _search(self, texts: list[str]) -> list[list[Hypothesis]]:
-        """The hypotheses of each text, searched in batches of similar length."""
+    def _tasks(self, texts: list[str], prefixes: list[str]) -> list[Task]:
         sources = [[*ids, EOS] for ids in self.tokenizer.encode(texts)]
-        lengths = np.array([len(ids) for ids in sources], np.int32)
+        if not self.glossary and not any(prefixes):
+            return [Task(source, Constraints()) for source in sources]
+        terms = [self.glossary.targets(text) if self.glossary else [] for text in texts]
+        phrases = [self.tokenizer.encode(of_text) for of_text in terms]
+        starts = self.tokenizer.encode(prefixes)
+        return [
+            Task(source, Constraints(start, wanted))
+            for source, start, wanted in zip(sources, starts, phrases, strict=True)
+        ]
+
+    def _search(self, tasks: list[Task]) -> list[list[Hypothesis]]:
+        """The hypotheses of each task, searched in batches of similar length; none where constraints were not met."""
+        lengths = np.array([len(task.source) for task in tasks], np.int32)
+        widths = np.array([sum(map(len, task.constraints.phrases)) for task in tasks], np.int32)
         # The longest first: what is left at the end, where some workers have nothing to do, is short.
-        order = np.argsort(-lengths, kind="stable")
-        workers = min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
+        order = np.lexsort((-lengths, widths))
+        workers = len(self.devices) or min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
         # Each worker has several batches to do, so that all end at about the same time.
         share = self.batch_tokens if workers == 1 else int(lengths.sum()) // (workers * BATCHES_OF_A_WORKER) + 1
         most = max(min(self.batch_tokens, share), int(lengths.max(initial=0)))
-        runs = order[:, None].tolist() if self.deterministic else list(cut(order, [lengths[order]], most))
-        results: list[list[Hypothesis]] = [[] for _ in sources]
-        with bar("translating", len(sources)) as progress:
-            for done, found in self._map([[sources[index] for index in run] for run in runs], workers):
+        # Phrases widen the beam: who has as many shares a batch, and none is searched more widely because of another.
+        alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
+        runs = [run for same in alike for run in cut(same, [lengths[same]], most)]
+        if self.deterministic:
+            runs = order[:, None].tolist()
+        results: list[list[Hypothesis]] = [[] for _ in tasks]
+        with bar("translating", len(tasks)) as progress:
+            for done, found in self._map([[tasks[index] for index in run] for run in runs], workers):
                 for index, hypotheses in zip(runs[done], found, strict=True):
                     results[index] = hypotheses
                 progress.update(len(runs[done]))
-        if not all(results):
+        if not all(found or task.constraints for task, found in zip(tasks, results, strict=True)):
             raise RunError(
                 "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
             )
         return results
 
-    def _map(self, batches: list[list[list[int]]], workers: int) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
-        """The number of each batch of sources and what was found for it, as they are done."""
+    def _map(self, batches: list[list[Task]], workers: int) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
+        """The number of each batch of tasks and what was found for it, as they are done."""
         if workers == 1:
             return enumerate(map(self._search_batch, batches))
         if self._started is None:
-            self._started = Workers(self.workers, self._search_batch)
+            self._started = Workers(workers, self._search_batch, self._take_place)
         return self._started.map(batches)
 
-    def _search_batch(self, sources: list[list[int]]) -> list[list[Hypothesis]]:
-        search = BeamSearch(self.search, BOS, EOS, self.tokenizer.never_generated, self.longest_output)
-        device = self.model.output_weight.device
-        tokens = torch.tensor([token for ids in sources for token in ids], device=device)
-        return search(self.model, tokens, Layout.of([len(ids) for ids in sources], device))
+    def _take_place(self, worker: int) -> None:
+        if self.devices:
+            for model in (self.model, *self.others):
+                model.to(self.devices[worker])
 
-    def _join(self, parts: list[list[Hypothesis]]) -> Translation:
-        if not parts:
-            return Translation([""], [0.0], "empty")
-        if len(parts) == 1:
-            texts = self.tokenizer.decode([hypothesis.tokens for hypothesis in parts[0]])
-            return Translation(texts, [hypothesis.score for hypothesis in parts[0]])
-        best = [hypotheses[0] for hypotheses in parts]
-        text = " ".join(self.tokenizer.decode([hypothesis.tokens for hypothesis in best]))
-        return Translation([text], [sum(hypothesis.score for hypothesis in best)], "split")
+    def _beam_search(self) -> BeamSearch:
+        forbidden = self.tokenizer.encode(self.forbidden)
+        # Coverage is known of whole outputs alone: as many as the beam holds are found first.
+        config = replace(self.search, n_best=self.search.beam_size) if self.search.coverage_penalty else self.search
+        return BeamSearch(config, BOS, EOS, self.tokenizer.never_generated, self.longest_output, forbidden)
+
+    def _packed(self, tasks: list[Task]) -> tuple[torch.Tensor, Layout]:
+        tokens = torch.tensor([token for task in tasks for token in task.source], device=self.model.device)
+        return tokens, Layout.of([len(task.source) for task in tasks], self.model.device)
+
+    def _search_batch(self, tasks: list[Task]) -> list[list[Hypothesis]]:
+        constraints = [task.constraints for task in tasks]
+        found = self._beam_search()(self._together(), *self._packed(tasks), constraints)
+        if not self.search.coverage_penalty:
+            return found
+        pairs = [(task.source[:-1], one.tokens) for task, of_one in zip(tasks, found, strict=True) for one in of_one]
+        attended = iter(score_pairs(self.model, pairs, self.batch_tokens, attention=True))
+        return [self._covered([(one, next(attended).attention) for one in of_one]) for of_one in found]
+
+    def _covered(self, found: list[tuple[Hypothesis, torch.Tensor | None]]) -> list[Hypothesis]:
+        """The `n_best` hypotheses, best first, after source pieces that got little attention have cost something."""
+        beta = self.search.coverage_penalty
+        scored = [
+            one._replace(score=one.score + coverage_penalty(attention_TL[:, :-1], beta))
+            for one, attention_TL in found
+            if attention_TL is not None
+        ]
+        return sorted(scored, key=lambda one: -one.score)[: self.search.n_best]
+
+    def _together(self) -> TranslationModel | Ensemble:
+        return Ensemble([self.model, *self.others]) if self.others else self.model
+
+    def _join(self, found: list[tuple[Task, list[Hypothesis]]]) -> Translation:
+        if not found:
+            return Translation([""], [0.0], ["empty"])
+        unmet = next((self._why(task) for task, hypotheses in found if not hypotheses), "")
+        parts = [
+            [(task, hypothesis) for hypothesis in hypotheses or self._search([Task(task.source, Constraints())])[0]]
+            for task, hypotheses in found
+        ]
+        outputs = [[hypothesis] for hypothesis in parts[0]] if len(parts) == 1 else [[part[0] for part in parts]]
+        texts = [" ".join(self.tokenizer.decode([part.tokens for _, part in output])) for output in outputs]
+        scores = [sum(part.score for _, part in output) for output in outputs]
+        limited = any(part.limited for _, part in outputs[0])
+        flags = {"split": len(parts) > 1, "length_limit": limited, "unmet": bool(unmet)}
+        return Translation(texts, scores, [name for name, holds in flags.items() if holds], unmet, outputs)
+
+    def explain(self, translations: Sequence[Translation], *, attention: bool = False) -> list[list[list[PairScore]]]:
+        """The log-probabilities of all tokens of each hypothesis of each translation, part by part; see `PairScore`.
+
+        They are those of the (first) model itself, whatever rules search obeyed, and so is the attention.
+        """
+        outputs = [output for translation in translations for output in translation.outputs]
+        pairs = [(task.source[:-1], part.tokens) for output in outputs for task, part in output]
+        scores = iter(score_pairs(self.model, pairs, self.batch_tokens, attention=attention))
+        return [[[next(scores) for _ in output] for output in translation.outputs] for translation in translations]
+
+    def _why(self, task: Task) -> str:
+        """Why nothing was found for a task."""
+        limit = int(self._beam_search().limits(torch.tensor(len(task.source))))
+        prefix, phrases = task.constraints.prefix, self.tokenizer.decode(task.constraints.phrases)
+        if len(prefix) >= limit:
+            return f"the prefix has {len(prefix)} pieces, and the output may have {limit - 1}"
+        return f"no output of at most {limit - 1} pieces holds all of {', '.join(map(repr, phrases)) or 'the prefix'}"

@@ -17,17 +17,22 @@ from seq2seq.support.errors import Explained, RunError
 class Workers:
     """`count` processes, started at once, that compute `function` of what they are sent.
 
-    They end with the process that made them, whatever ends it.
+    Each first calls `prepare`, if there is one, with its number. They end with the process that made them, whatever
+    ends it.
     """
 
-    def __init__(self, count: int, function: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, count: int, function: Callable[[Any], Any], prepare: Callable[[int], None] | None = None
+    ) -> None:
         # A forked process shares the memory of the weights; one that was spawned would load them again.
         context = multiprocessing.get_context("fork")
         self.processes: list[BaseProcess] = []
         self.pipes: list[Connection] = []
-        for _ in range(count):
+        for number in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, [*self.pipes, ours], function), daemon=True)
+            process = context.Process(
+                target=_work, args=(theirs, [*self.pipes, ours], function, number, prepare), daemon=True
+            )
             process.start()
             theirs.close()
             self.processes.append(process)
@@ -79,7 +84,13 @@ def _receive(pipe: Connection) -> Any:
     return result
 
 
-def _work(pipe: Connection, others: list[Connection], function: Callable[[Any], Any]) -> None:
+def _work(
+    pipe: Connection,
+    others: list[Connection],
+    function: Callable[[Any], Any],
+    number: int,
+    prepare: Callable[[int], None] | None,
+) -> None:
     # Ctrl-C reaches all processes of a terminal; the one that made this one ends it. A pipe held open here would hide
     # from the others that it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -87,6 +98,8 @@ def _work(pipe: Connection, others: list[Connection], function: Callable[[Any], 
     for other in others:
         other.close()
     torch.set_num_threads(1)
+    if prepare:
+        prepare(number)
     while True:
         try:
             task = pipe.recv()

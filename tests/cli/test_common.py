@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import seq2seq
-from seq2seq.cli import average, evaluate, prepare, train, translate
+from seq2seq.cli import average, evaluate, prepare, score, train, translate
 from seq2seq.cli.common import find_model
 from seq2seq.support.errors import UserError
 
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "seq2seq-average": average.main,
     "seq2seq-evaluate": evaluate.main,
     "seq2seq-prepare": prepare.main,
+    "seq2seq-score": score.main,
     "seq2seq-train": train.main,
     "seq2seq-translate": translate.main,
 }
@@ -84,7 +85,7 @@ def test_the_model_is_the_one_named_else_the_newest(
         (["--threads", "0"], "--threads 0: must be at least 1"),
         (["--batch-tokens", "-5"], "--batch-tokens -5: must be at least 1"),
         (["--device", "gpu"], "device=gpu: no such device; type auto, cpu"),
-        (["--n-best", "0"], "--n-best 0: must be at least 1"),
+        (["--n-best", "0"], "search.n_best=0: must be at least 1"),
         (["--n-best", "5"], "search.n_best=5: must not be above search.beam_size=4"),
     ],
 )
@@ -101,7 +102,7 @@ def test_an_option_misused(arguments: list[str], run: Any) -> None:
     assert err.startswith("usage: seq2seq-translate") and "error: " in err
 
 
-@pytest.mark.parametrize("command", [translate, evaluate])
+@pytest.mark.parametrize("command", [translate, evaluate, score])
 def test_no_model(command: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"seq2seq-{command.__name__.rpartition('.')[2]}"
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.positions import sinusoids
 from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import UserError
 
 WIDTH, HEADS, INNER, VOCABULARY = 24, 4, 40, 31
 RAGGED = ([3, 1, 7, 2], [2, 5, 4, 1])
@@ -94,3 +95,28 @@ def test_gradients_are_pytorchs(copy_decoder_layer: Copy, randomise: Randomise, 
     theirs = torch.autograd.grad(expected, wanted, upstream)
     for one, other in zip(own, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "default"), [(1, 1), (3, 3), (6, 5)])
+def test_attention_is_that_of_one_layer_and_changes_nothing(randomise: Randomise, layers: int, default: int) -> None:
+    ours = build("post", layers, randomise).eval()
+    tokens, layout, memory = inputs(RAGGED)
+    asked: list[Any] = []
+    for layer in cast("Iterable[DecoderLayer]", ours.layers):
+        layer.cross_attention.register_forward_pre_hook(lambda _, arguments: asked.append(arguments))
+    expected = ours(tokens, layout, memory)
+    found = {}
+    for number, arguments in enumerate(asked[:layers], 1):
+        rows, found[number] = ours.with_attention(tokens, layout, memory, number)
+        torch.testing.assert_close(rows, expected, atol=1e-5, rtol=0)
+        layer = cast(DecoderLayer, ours.layers[number - 1])
+        _, heads = layer.cross_attention.weights(*arguments)
+        for own, of_heads, source, target in zip(found[number], heads, *RAGGED[::-1], strict=True):
+            assert own.shape == (target, source)
+            torch.testing.assert_close(own, sum(of_heads) / HEADS, atol=1e-5, rtol=0)
+    assert len(found) == layers
+    for own, of_default in zip(ours.with_attention(tokens, layout, memory, None)[1], found[default], strict=True):
+        assert torch.equal(own, of_default)
+    for layer_number in (0, layers + 1):
+        with pytest.raises(UserError, match=f"attention of layer {layer_number}: the decoder has layers 1 to {layers}"):
+            ours.with_attention(tokens, layout, memory, layer_number)

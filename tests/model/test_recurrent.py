@@ -56,7 +56,7 @@ def test_additive_attention_is_the_formula() -> None:
     attention = AdditiveAttention(8)
     states, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
-    found = attention(states, attention.key(memory), memory, mask)
+    found, weights = attention(states, attention.key(memory), memory, mask)
     for slot, length in ((0, 5), (1, 2)):
         for place in range(3):
             energies = torch.stack(
@@ -67,6 +67,8 @@ def test_additive_attention_is_the_formula() -> None:
             )
             expected = energies.softmax(0) @ memory[slot, :length]
             torch.testing.assert_close(found[slot, place], expected, rtol=0, atol=1e-6)
+            torch.testing.assert_close(weights[slot, place, :length], energies.softmax(0), rtol=0, atol=1e-6)
+            assert not weights[slot, place, length:].any()
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRINGS)

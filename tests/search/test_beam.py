@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
-from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,89 +16,24 @@ from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops.packing import Layout
 from seq2seq.search import beam as module
 from seq2seq.search.beam import BeamSearch
-from seq2seq.search.hypotheses import Hypothesis, SearchModel
-
-BOS, EOS, NEVER = 2, 3, [0, 1, 2]
-FREE = 3
-VOCABULARY = 4 + FREE
-WORDS = list(range(4, VOCABULARY))
-
-Prefix = tuple[int, ...]
-
-
-@cache
-def row_of(seed: int, source: Prefix, prefix: Prefix) -> tuple[float, ...]:
-    """The logits after a prefix (without bos): random, but always the same."""
-    draw = random.Random(repr((seed, source, prefix)))
-    return tuple(draw.gauss(0, 2) for _ in range(VOCABULARY))
-
-
-@dataclass
-class ToyState:
-    """Of each slot the source and what was fed so far to each hypothesis; and how many slots each step had."""
-
-    rows: list[tuple[Prefix, list[Prefix]]]
-    slots: list[int]
-
-
-class ToyModel:
-    """A search model whose logits are drawn from the whole source and the whole prefix."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.state: ToyState | None = None
-
-    def encode(self, tokens: Tensor, layout: Layout) -> list[Prefix]:
-        return [tuple(source.tolist()) for source in tokens.split(layout.lengths.tolist())]
-
-    def start(self, memory: list[Prefix]) -> ToyState:
-        self.state = ToyState([(source, [()]) for source in memory], [])
-        return self.state
-
-    def step(self, state: ToyState, tokens: Tensor, parents: Tensor) -> Tensor:
-        state.rows = [
-            (source, [(*before[parent], token) for parent, token in zip(of_slot, new, strict=True)])
-            for (source, before), of_slot, new in zip(state.rows, parents.tolist(), tokens.tolist(), strict=True)
-        ]
-        state.slots.append(len(state.rows))
-        assert all(fed[0] == BOS for _, of_slot in state.rows for fed in of_slot)
-        return torch.tensor([[row_of(self.seed, source, fed[1:]) for fed in of_slot] for source, of_slot in state.rows])
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def keep(self, state: ToyState, slots: Tensor) -> None:
-        assert len(slots) < len(state.rows), "it is called to let slots go"
-        state.rows = [state.rows[slot] for slot in slots.tolist()]
-
-
-class Exact(NamedTuple):
-    """A hypothesis found by plain Python."""
-
-    tokens: list[int]
-    score: float
-
-
-def log_probabilities(seed: int, source: Prefix, prefix: Prefix) -> list[float]:
-    logits = row_of(seed, source, prefix)
-    total = math.log(sum(math.exp(logit) for logit in logits))
-    return [logit - total for logit in logits]
-
-
-def score_of(seed: int, source: Prefix, words: Prefix, alpha: float) -> float:
-    ended = (*words, EOS)
-    total = sum(log_probabilities(seed, source, ended[:place])[token] for place, token in enumerate(ended))
-    return total / ((5 + len(ended)) / 6) ** alpha
-
-
-def all_outputs(seed: int, source: Prefix, limit: int, alpha: float) -> list[Exact]:
-    """Every sequence of words that ends in eos within `limit` tokens, best first."""
-    found = [
-        Exact(list(words), score_of(seed, source, words, alpha))
-        for length in range(limit)
-        for words in itertools.product(WORDS, repeat=length)
-    ]
-    return sorted(found, key=lambda exact: -exact.score)
+from tests.search.toy import (
+    BOS,
+    EOS,
+    FREE,
+    NEVER,
+    SOURCES,
+    WORDS,
+    Exact,
+    Prefix,
+    ToyModel,
+    ToyState,
+    all_outputs,
+    assert_same,
+    limit_of,
+    log_probabilities,
+    run,
+    score_of,
+)
 
 
 def by_lists(seed: int, source: Prefix, config: SearchConfig) -> list[Exact]:
@@ -135,24 +67,6 @@ def by_argmax(seed: int, source: Prefix, config: SearchConfig) -> Exact:
     return Exact(list(words), score_of(seed, source, words, config.length_penalty))
 
 
-def limit_of(source: Prefix, config: SearchConfig) -> int:
-    return int(len(source) * config.max_length_ratio) + config.max_length_offset
-
-
-def run(model: SearchModel, sources: list[Prefix], config: SearchConfig) -> list[list[Hypothesis]]:
-    tokens = torch.tensor([token for source in sources for token in source])
-    return BeamSearch(config, BOS, EOS, NEVER)(model, tokens, Layout.of([len(source) for source in sources]))
-
-
-def assert_same(found: list[Hypothesis], expected: list[Exact]) -> None:
-    assert [hypothesis.tokens for hypothesis in found] == [exact.tokens for exact in expected]
-    for hypothesis, exact in zip(found, expected, strict=True):
-        assert hypothesis.score == pytest.approx(exact.score, abs=1e-5)
-
-
-SOURCES: list[Prefix] = [(4, 3), (5, 4, 3), (3,), (6, 3)]
-
-
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.5])
 def test_a_beam_that_holds_all_prefixes_finds_the_best_of_all_outputs(seed: int, alpha: float) -> None:
@@ -162,6 +76,15 @@ def test_a_beam_that_holds_all_prefixes_finds_the_best_of_all_outputs(seed: int,
     )
     for source, found in zip(SOURCES, run(ToyModel(seed), SOURCES, config), strict=True):
         assert_same(found, all_outputs(seed, source, 4, alpha)[: config.n_best])
+
+
+@pytest.mark.parametrize("kind", ["average", "none"])
+def test_other_normalizations_are_exact_too(kind: str) -> None:
+    config = SearchConfig(FREE**3, max_length_ratio=0.0, max_length_offset=4, n_best=5, length_normalization=kind)
+    for source, found in zip(SOURCES, run(ToyModel(6), SOURCES, config), strict=True):
+        totals = all_outputs(6, source, 4, 0.0)
+        divided = [Exact(words, score / (len(words) + 1 if kind == "average" else 1)) for words, score in totals]
+        assert_same(found, sorted(divided, key=lambda exact: -exact.score)[:5])
 
 
 @pytest.mark.parametrize("n_best", [1, 3])
@@ -240,11 +163,12 @@ def test_no_output_is_longer_than_the_model_can_make(beam_size: int) -> None:
     model = Biased(1, WORDS[0])
     found = BeamSearch(config, BOS, EOS, NEVER, max_length=4)(model, tokens, layout)
     assert [len(hypotheses[0].tokens) + 1 for hypotheses in found] == [4, 4, 2]
+    assert all(hypotheses[0].limited for hypotheses in found)
 
 
 def test_a_model_that_ends_at_once_gives_empty_outputs() -> None:
     for found in run(Biased(3, EOS), SOURCES, SearchConfig(beam_size=2)):
-        assert found[0].tokens == []
+        assert found[0].tokens == [] and not found[0].limited
         assert found[0].score == pytest.approx(0, abs=1e-3)
 
 
@@ -275,7 +199,7 @@ def test_stopping_early_does_not_change_the_result(
     config = SearchConfig(beam_size=beam_size, length_penalty=alpha, max_length_offset=8, n_best=n_best)
     model, patient = ToyModel(seed), ToyModel(seed)
     found = run(model, SOURCES, config)
-    monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.limits <= beams.length)
+    monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.rules.limits <= beams.prefixes.shape[2])
     assert run(patient, SOURCES, config) == found
     assert model.state is not None
     assert patient.state is not None
@@ -286,7 +210,7 @@ def test_stopping_early_saves_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = []
     for patient in (False, True):
         if patient:
-            monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.limits <= beams.length)
+            monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.rules.limits <= beams.prefixes.shape[2])
         model = ToyModel(1)
         run(model, SOURCES, SearchConfig(beam_size=2, max_length_offset=8))
         assert model.state is not None

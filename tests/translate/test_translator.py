@@ -20,7 +20,7 @@ from seq2seq.model.translation import build_model
 from seq2seq.ops.packing import Layout
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.support.errors import UserError
-from seq2seq.translate.translator import Translator
+from seq2seq.translate.translator import Task, Translator
 
 STRANGE = [
     *("", " ", "\t \u2028", "\u2028", "the\u2028dog", "the\x85dog", "the\rdog", "the\0dog", "\0", "\ufeffthe dog"),
@@ -110,9 +110,9 @@ def test_a_hundred_thousand_characters_in_one_line(translator: Translator, unit:
     # One piece out for each part in: the search is tested elsewhere.
     short = Translator(translator.model, translator.tokenizer, SearchConfig(1, max_length_ratio=0, max_length_offset=2))
     before, found, after = short.translate_n_best(["the dog", long, "the apple"])
-    assert found.status == "split"
+    assert found.flags == ["split", "length_limit"]
     assert found.texts[0]
-    assert (before.status, after.status) == ("ok", "ok")
+    assert (before.status, after.status) == ("length_limit", "length_limit")
     assert [before.texts, after.texts] == [short.translate_n_best([text])[0].texts for text in ("the dog", "the apple")]
 
 
@@ -120,7 +120,8 @@ def test_a_long_text_is_its_parts(translator: Translator, sentences: list[str]) 
     limited = Translator(translator.model, translator.tokenizer, translator.search, longest=60)
     sentences = [text for text in sentences if len(limited.tokenizer.encode([text])[0]) > 30][:3]
     joined, *parts = limited.translate_n_best([" ".join(sentences), *sentences])
-    assert joined.status == "split" and {part.status for part in parts} == {"ok"}
+    limited_too = ["length_limit"] * any(part.flags == ["length_limit"] for part in parts)
+    assert joined.flags == ["split", *limited_too] and all("split" not in part.flags for part in parts)
     assert joined.texts == [" ".join(part.texts[0] for part in parts)]
     assert joined.scores[0] == pytest.approx(sum(part.scores[0] for part in parts), abs=1e-4)
 
@@ -140,16 +141,16 @@ def test_learned_positions_limit_parts_and_outputs(
     searched: list[str] = []
     found: list[int] = []
 
-    def search(texts: list[str]) -> list[list[Hypothesis]]:
-        searched.extend(texts)
-        results = Translator._search(limited, texts)
+    def search(tasks: list[Task]) -> list[list[Hypothesis]]:
+        searched.extend(limited.tokenizer.decode([task.source[:-1] for task in tasks]))
+        results = Translator._search(limited, tasks)
         found.extend(len(hypotheses[0].tokens) + 1 for hypotheses in results)
         return results
 
     monkeypatch.setattr(limited, "_search", search)
     for text in (("the old dog sees the red apple. " * 160)[:5000], "x" * 5000, "🦊" * 300):
         searched.clear()
-        assert limited.translate_n_best([text])[0].status == "split"
+        assert limited.translate_n_best([text])[0].flags[0] == "split"
         assert "".join(searched).replace(" ", "") == text.replace(" ", ""), "no character is lost"
         assert max(limited._count(searched)) <= limited.longest
     assert max(found) <= limit
@@ -162,12 +163,12 @@ def test_n_best_are_different_and_best_first(tiny_model: Path, translator: Trans
         assert found.texts[0] == best
         assert len(found.texts) == len(found.scores) == 4
         assert found.scores == sorted(found.scores, reverse=True)
-    searched = several._search([sentences[0]])[0]
+    searched = several._search(several._tasks(sentences[:1], [""]))[0]
     assert len({tuple(hypothesis.tokens) for hypothesis in searched}) == 4
 
 
 def test_a_score_is_the_log_probability_over_the_penalty(translator: Translator, sentences: list[str]) -> None:
-    hypothesis = translator._search([sentences[0]])[0][0]
+    hypothesis = translator._search(translator._tasks(sentences[:1], [""]))[0][0]
     source = torch.tensor([*translator.tokenizer.encode([sentences[0]])[0], EOS])
     target = [BOS, *hypothesis.tokens, EOS]
     model = translator.model

@@ -1,0 +1,28 @@
+"""The settings of search as options: one for each key of `SearchConfig`, with its help."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
+
+from seq2seq.config.schema import SearchConfig
+
+
+def add_search_options(options: argparse.ArgumentParser) -> None:
+    """Add `--beam-size`, `--length-penalty` and so on; one that is not given is None."""
+    group = options.add_argument_group("search", "Where nothing is given, the model's own settings (config.yaml) hold.")
+    kinds = get_type_hints(SearchConfig)
+    for key in fields(SearchConfig):
+        flag, text = f"--{key.name.replace('_', '-')}", key.metadata["help"]
+        kind = next(iter(get_args(kinds[key.name])), kinds[key.name])
+        if kind is bool:
+            group.add_argument(flag, action="store_true", default=None, help=text)
+        else:
+            group.add_argument(flag, type=kind, metavar={int: "N", float: "X"}.get(kind, "NAME"), help=text)
+
+
+def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given. One hypothesis a sentence is the default, whatever the model's own setting."""
+    given = {key.name: getattr(arguments, key.name) for key in fields(SearchConfig)}
+    return {"n_best": 1, **{name: value for name, value in given.items() if value is not None}}

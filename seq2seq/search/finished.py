@@ -1,0 +1,59 @@
+"""The finished hypotheses of each sentence.
+
+Shapes: S slots, C candidates, T steps so far, n finished hypotheses kept of each.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from seq2seq.config.schema import SearchConfig
+from seq2seq.search.hypotheses import Hypothesis
+from seq2seq.search.penalties import length_penalty
+
+
+class Finished:
+    """The `n_best` outputs of highest log-probability / length penalty that ended so far."""
+
+    def __init__(self, slots: int, config: SearchConfig, eos: int, device: torch.device) -> None:
+        self.config = config
+        self.eos = eos
+        self.scores = torch.full((slots, config.n_best), -math.inf, device=device)
+        self.outputs = torch.full((slots, config.n_best, 0), eos, device=device)
+
+    def penalty(self, length: Tensor) -> Tensor:
+        """What log-probabilities of outputs of this length, eos counted, are divided by."""
+        return length_penalty(self.config.length_normalization, length, self.config.length_penalty)
+
+    def add(self, scores_SC: Tensor, prefixes_SCT: Tensor) -> None:
+        """Merge in what ended in this step: log-probabilities (−∞: did not end) and tokens up to eos."""
+        length = torch.tensor(prefixes_SCT.shape[2], dtype=torch.float32, device=scores_SC.device)
+        outputs = torch.nn.functional.pad(self.outputs, (0, 1), value=self.eos)
+        together = torch.cat((self.scores, scores_SC / self.penalty(length)), 1)
+        self.scores, best = together.topk(self.scores.shape[1])
+        self.outputs = pick(torch.cat((outputs, prefixes_SCT), 1), best)
+
+    def of(self, slots_S: Tensor, limits_S: Tensor) -> list[list[Hypothesis]]:
+        """The hypotheses of these slots, best first."""
+        found = zip(*(x[slots_S].tolist() for x in (self.scores, self.outputs, limits_S)), strict=True)
+        return [
+            [
+                Hypothesis(output[:length], score, length + 1 >= limit)
+                for score, output in zip(scores, outputs, strict=True)
+                if score > -math.inf
+                for length in [output.index(self.eos)]
+            ]
+            for scores, outputs, limit in found
+        ]
+
+    def keep(self, slots: Tensor) -> None:
+        """Go on with these slots alone."""
+        self.scores, self.outputs = self.scores[slots], self.outputs[slots]
+
+
+def pick(sequences_SKT: Tensor, places_SC: Tensor) -> Tensor:
+    """The sequences at these places of each slot, [S, C, T]."""
+    return sequences_SKT.gather(1, places_SC[:, :, None].expand(-1, -1, sequences_SKT.shape[2]))

@@ -1,0 +1,117 @@
+"""What an output must not hold or must begin with: −∞ for tokens that must not come now, set before the choice.
+
+Shapes: S slots, K hypotheses of each, V vocabulary, T tokens so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seq2seq.config.schema import SearchConfig
+from seq2seq.search.constraints import RequiredPhrases
+
+
+class Rules:
+    """The rules for a batch of sentences.
+
+    `limits` and `minima` [S] are the longest and shortest outputs, eos counted; `forced` the tokens that each sentence
+    must begin with; `forbidden` sequences that none may hold.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        eos: int,
+        never_generated: Tensor,
+        forbidden: Sequence[Sequence[int]],
+        limits: Tensor,
+        minima: Tensor,
+        forced: Sequence[list[int]],
+        phrases: RequiredPhrases | None,
+    ) -> None:
+        self.config = config
+        self.eos = eos
+        self.never_generated = never_generated.to(limits.device)
+        self.forbidden = forbidden
+        self.limits, self.minima, self.phrases = limits, minima, phrases
+        self.first_limit, self.last_minimum = int(limits.min()), int(minima.max())
+        longest = max(len(tokens) for tokens in forced)
+        # −1: any token.
+        padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in forced]
+        self.forced = torch.tensor(padded, dtype=torch.int64, device=limits.device)
+
+    def log_probabilities(self, logits_SKV: Tensor, prefixes_SKT: Tensor, part: Any) -> Tensor:
+        """The model's for the next token of these slots, −∞ for what must not come."""
+        length = prefixes_SKT.shape[2] + 1
+        if self.config.repetition_penalty != 1:
+            penalize_repetition(logits_SKV, prefixes_SKT, self.config.repetition_penalty)
+        scores_SKV = logits_SKV.log_softmax(-1, dtype=torch.float32)
+        forcing = length <= self.forced.shape[1]
+        free_SKV = scores_SKV.clone() if forcing else scores_SKV
+        scores_SKV.index_fill_(2, self.never_generated, -math.inf)
+        if self.config.no_repeat_ngram:
+            forbid_repeated(scores_SKV, prefixes_SKT, self.config.no_repeat_ngram)
+        for phrase in self.forbidden:
+            forbid(scores_SKV, prefixes_SKT, phrase)
+        if self.phrases:
+            self.phrases.forbid_end(scores_SKV, part, self.eos)
+        if length < self.last_minimum:
+            scores_SKV[:, :, self.eos].masked_fill_((self.minima[part] > length)[:, None], -math.inf)
+        if forcing:
+            force(scores_SKV, free_SKV, self.forced[part, length - 1])
+        if self.first_limit <= length:
+            only_eos_V = torch.full_like(scores_SKV[0, 0], -math.inf)
+            only_eos_V[self.eos] = 0.0
+            scores_SKV[self.limits[part] <= length] += only_eos_V
+        return scores_SKV
+
+    def keep(self, slots: Tensor) -> None:
+        """Go on with these slots alone."""
+        self.limits, self.minima, self.forced = self.limits[slots], self.minima[slots], self.forced[slots]
+        if len(slots):
+            self.first_limit, self.last_minimum = int(self.limits.min()), int(self.minima.max())
+        if self.phrases:
+            self.phrases.keep(slots)
+
+
+def penalize_repetition(logits_SKV: Tensor, prefixes_SKT: Tensor, penalty: float) -> None:
+    """Divide positive logits of tokens in the prefix by `penalty`, multiply negative ones, in place.
+
+    (Keskar et al., 2019, section 4.1.)
+    """
+    seen = logits_SKV.gather(2, prefixes_SKT)
+    logits_SKV.scatter_(2, prefixes_SKT, torch.where(seen > 0, seen / penalty, seen * penalty))
+
+
+def forbid_repeated(scores_SKV: Tensor, prefixes_SKT: Tensor, size: int) -> None:
+    """−∞ for tokens that would make `size` tokens appear twice in a row in a hypothesis (Paulus et al., 2018)."""
+    if prefixes_SKT.shape[2] < size:
+        return
+    sequences_SKNG = prefixes_SKT.unfold(2, size, 1)
+    start = prefixes_SKT.shape[2] - size + 1
+    again_SKN = (sequences_SKNG[..., :-1] == prefixes_SKT[:, :, None, start:]).all(3)
+    losses_SKN = torch.zeros(again_SKN.shape, device=scores_SKV.device).masked_fill_(again_SKN, -math.inf)
+    scores_SKV.scatter_add_(2, sequences_SKNG[..., -1], losses_SKN)
+
+
+def forbid(scores_SKV: Tensor, prefixes_SKT: Tensor, phrase: Sequence[int]) -> None:
+    """−∞ for the last token of `phrase` where the prefix ends in all before it."""
+    *before, last = phrase
+    if len(before) > prefixes_SKT.shape[2]:
+        return
+    start = prefixes_SKT.shape[2] - len(before)
+    ends_SK = (prefixes_SKT[:, :, start:] == torch.tensor(before, dtype=torch.int64, device=prefixes_SKT.device)).all(2)
+    scores_SKV[:, :, last].masked_fill_(ends_SK, -math.inf)
+
+
+def force(scores_SKV: Tensor, free_SKV: Tensor, tokens_S: Tensor) -> None:
+    """This token alone in each slot, with its score in `free`; −1: any."""
+    forced_S = tokens_S >= 0
+    tokens_SK1 = tokens_S[forced_S, None, None].expand(-1, scores_SKV.shape[1], 1)
+    only_SKV = torch.full_like(scores_SKV[forced_S], -math.inf)
+    scores_SKV[forced_S] = only_SKV.scatter_(2, tokens_SK1, free_SKV[forced_S].gather(2, tokens_SK1))

@@ -1,0 +1,41 @@
+"""Glossaries: whole words, the longest term first, and a line that is none is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seq2seq.support.errors import UserError
+from seq2seq.translate.glossary import Glossary
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "terms.tsv").write_bytes(text.encode())
+    return folder / "terms.tsv"
+
+
+def test_terms_are_whole_words_and_the_longest_counts(tmp_path: Path) -> None:
+    path = written(tmp_path, "\ufeff# comment\r\ncar\tAuto\r\n\r\ncar park\tParkhaus\nC++\tC++\nYes!\tJa!")
+    glossary = Glossary.load(path)
+    assert glossary.terms == {"car": "Auto", "car park": "Parkhaus", "C++": "C++", "Yes!": "Ja!"}
+    assert glossary.targets("A car, a car park and a car.") == ["Auto", "Parkhaus"]
+    assert glossary.targets("Cars, cart, scar, Car.") == []
+    assert glossary.targets("Yes! C++ and CC++, C+++") == ["Ja!", "C++"]
+    assert Glossary({}).targets("a car") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("car\tAuto\ndog Hund\n", r"terms\.tsv:2: 'dog Hund' is not a pair: write source term, tab, target term"),
+        ("car\tAuto\tPKW\n", r"terms\.tsv:1: 'car\\tAuto\\tPKW' is not a pair"),
+        ("\tAuto\n", r"terms\.tsv:1: .* is not a pair"),
+        ("car\tAuto\n\ncar\tWagen\n", r"terms\.tsv:3: 'car' was 'Auto' before; keep one of the two lines"),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Glossary.load(written(tmp_path, text))
+    with pytest.raises(UserError, match="no such file"):
+        Glossary.load(tmp_path / "none.tsv")
