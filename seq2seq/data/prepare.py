@@ -27,13 +27,15 @@ from seq2seq.config.schema import Config, DataConfig
 from seq2seq.data import corpus
 from seq2seq.data.clean import Report, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
-from seq2seq.data.store import FORMAT, Store, write_store
+from seq2seq.data.store import FORMAT, Store, damaged, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import new_directory, read_json, remove_leftovers, sha256_of, sha256_of_json, write_json
 from seq2seq.support.progress import bar, bars_of_datasets, say
 
 BLOCK = 2_000
+WHOLE = ("tokenizer.model", "text.json")
+"""The files of stages that are read as a whole, each time a run starts."""
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
 
 T = TypeVar("T")
@@ -43,13 +45,16 @@ R = TypeVar("R")
 class Prepared:
     """What the stages made: tokenizer, stores, raw validation text, and a hash of the encoded training data.
 
-    `longest_source` is the longest training source in pieces, without eos.
+    `longest_source` is the longest training source in pieces, without eos. Raises UserError for damaged files; damaged
+    tokens are found when they are first asked for.
     """
 
     def __init__(self, directory: Path) -> None:
+        _require_sound(directory / "tokenizer", "tokenizer.model")
         self.tokenizer = Tokenizer.load(directory / "tokenizer" / "tokenizer.model")
         self.train = Store(directory / "train")
         self.valid = Store(directory / "valid")
+        _require_sound(directory / "valid", "text.json")
         self.valid_text: list[Pair] = [Pair(*row) for row in read_json(directory / "valid" / "text.json")]
         self.longest_source = int(self.train.lengths[0].max(initial=2)) - 1
         self.data_sha256 = self.train.sha256
@@ -101,8 +106,20 @@ def _stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) -
     if _fingerprint_of(folder) != fingerprint:
         with new_directory(folder) as temporary:
             make(temporary)
-            write_json(temporary / "stage.json", {"fingerprint": fingerprint, "inputs": inputs})
+            # The arrays of a store have checksums of their own, and tables are read right after they were made.
+            sums = {name: sha256_of(temporary / name) for name in WHOLE if (temporary / name).is_file()}
+            write_json(temporary / "stage.json", {"fingerprint": fingerprint, "sha256": sums, "inputs": inputs})
     return fingerprint
+
+
+def _require_sound(folder: Path, name: str) -> None:
+    """Raise UserError when a file is not as its stage wrote it. Stages of older versions recorded nothing."""
+    try:
+        expected = read_json(folder / "stage.json").get("sha256", {}).get(name)
+        if expected and sha256_of(folder / name) != expected:
+            raise damaged(folder, f"{name} is not as it was written: its sha256 is not that in stage.json")
+    except (OSError, ValueError, AttributeError) as error:
+        raise damaged(folder, str(error)) from None
 
 
 def _fingerprint_of(folder: Path) -> str | None:
@@ -158,10 +175,11 @@ def _table(
                 reason = "duplicate" if key in seen else None
                 seen.add(key)
             if report and reason:
-                report.drop(reason, pair.source, pair.target)
+                report.drop(reason, pair.source, pair.target, pair.place)
             else:
                 count += 1
-                yield {**pair._asdict(), "hash": text_hash(pair.source)}
+                row = {"source": pair.source, "target": pair.target, "label": pair.label}
+                yield {**row, "hash": text_hash(pair.source)}
 
     features = datasets.Features(
         source=datasets.Value("large_string"),
@@ -181,8 +199,14 @@ def _table(
         # `datasets` makes no table without rows.
         if count:
             raise
-        after = " after cleaning" if report and report.dropped else ""
-        raise UserError(f"the {split} corpus is empty{after}") from None
+        name = f"the {split} corpus ({corpus.name_of(getattr(data, split))}) is empty"
+        if not report or not report.dropped:
+            raise UserError(name) from None
+        reasons = "; ".join(
+            f"{count:,} pairs are {reason}, the first at {report.examples[reason][0][2]}"
+            for reason, count in report.dropped.most_common()
+        )
+        raise UserError(f"{name} after cleaning: {reasons}; see data.cleaning.*") from None
 
 
 def _hold_out(train: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

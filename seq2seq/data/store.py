@@ -39,7 +39,7 @@ class CheckedArray:
         with path.open("rb") as file:
             self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         if len(self._bytes) != recorded["bytes"]:
-            raise _damaged(path.parent, f"{path.name} has {len(self._bytes):,} bytes, not {recorded['bytes']:,}")
+            raise damaged(path.parent, f"{path.name} has {len(self._bytes):,} bytes, not {recorded['bytes']:,}")
         self._crc32 = np.frombuffer(bytes.fromhex(recorded["crc32"]), ">u4")
         self._unchecked = np.ones(len(self._crc32), bool)
         self._check_block(0)
@@ -73,7 +73,7 @@ class CheckedArray:
         if zlib.crc32(data) != self._crc32[block]:
             start, found = block * BLOCK, f"CRC-32 {zlib.crc32(data):08x}, not {self._crc32[block]:08x}"
             what = f"{self._path.name}: block {block}, bytes {start:,} to {start + len(data) - 1:,}, has {found}"
-            raise _damaged(self._path.parent, what)
+            raise damaged(self._path.parent, what)
         self._unchecked[block] = False
 
 
@@ -97,7 +97,7 @@ class Store:
                 for kind in ("tokens", "offsets", "lengths")
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(directory, str(error)) from None
+            raise damaged(directory, str(error)) from None
         self._offsets = [side.checked() for side in offsets]
         self.lengths = [side.checked() for side in lengths]
         hashed = sorted(name for name in files if "lengths" not in name)
@@ -179,7 +179,8 @@ def _checksums(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest(), "crc32": "".join(sums)}
 
 
-def _damaged(directory: Path, what: str) -> UserError:
+def damaged(directory: Path, what: str) -> UserError:
+    """The error for prepared data that are not as they were written."""
     return UserError(
         f"{directory}: prepared data missing or damaged ({what}); delete the directory and type the command again"
     )

@@ -8,6 +8,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -18,6 +19,10 @@ from seq2seq.support.progress import bar
 
 SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
 BLANKS = " \t\r\n"
+LONGEST = 1 << 24
+"""Bytes of the longest line that is read: a longer one is no sentence, and a gigabyte would take several of memory."""
+ZSTD_INPUT = 1 << 11
+"""Bytes decompressed at once: four of them may become 128 KiB, and 2 KiB no more than 64 MiB."""
 
 
 def require(path: Path) -> None:
@@ -56,7 +61,7 @@ class _Zstd(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         while not self._ready:
-            block = self._rest or self._file.read(1 << 17)
+            block = self._rest or self._file.read(ZSTD_INPUT)
             if not block:
                 if self._inside:
                     raise EOFError("it ends inside a frame")
@@ -73,21 +78,28 @@ class _Zstd(io.RawIOBase):
 def read_lines(path: Path, *, is_table: bool = False) -> Iterator[str]:
     """The lines of a UTF-8 file, split on `\n` only, without byte-order mark and outer blanks; tabs stay in a table.
 
-    Raises UserError with file, line and byte for invalid UTF-8, and for a damaged compressed file.
+    Raises UserError with file, line and byte for invalid UTF-8, and for a damaged compressed file or a line too long.
     """
     require(path)
     number = 0
     try:
         with path.open("rb") as file, bar(f"reading {path.name}", path.stat().st_size, unit="bytes") as progress:
-            for number, line in enumerate(decompressed(file, path.suffix), 1):
+            stream = decompressed(file, path.suffix)
+            for number, line in enumerate(iter(partial(stream.readline, LONGEST + 1), b""), 1):
+                if len(line) > LONGEST:
+                    raise UserError(
+                        f"{path}:{number}: the line has more than {LONGEST:,} bytes: no sentence has; does it end "
+                        "in another sign than a newline, or is it no text?"
+                    )
                 if number % 1000 == 0:
                     progress.update(file.tell() - progress.n)
                 text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 yield text.decode("utf-8").strip(" \r\n" if is_table else BLANKS)
     except UnicodeDecodeError as error:
+        encoding = "utf-16" if number == 1 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise UserError(
             f"{path}:{number}: byte {error.start + 1} of the line (0x{error.object[error.start]:02x}) is not UTF-8; "
-            f"convert the file, for example: iconv -f latin1 -t utf-8 {path.name}"
+            f"convert the file, for example: iconv -f {encoding} -t utf-8 {path.name}"
         ) from None
     except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         if isinstance(error, OSError) and error.errno:

@@ -10,7 +10,7 @@ import sentencepiece
 
 from seq2seq.config.schema import TokenizerConfig
 from seq2seq.data.sentencepiece_training import train_sentencepiece
-from seq2seq.support.errors import UserError
+from seq2seq.support.errors import UserError, first_line
 from seq2seq.support.progress import say
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
@@ -25,6 +25,8 @@ class Tokenizer:
 
     def __init__(self, model: bytes) -> None:
         self.model = model
+        if not model:
+            raise UserError("an empty file is no SentencePiece model")
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         ids = tuple(self._processor.piece_to_id(piece) for piece in ("<pad>", "<unk>", "<s>", "</s>"))
         if ids != (PAD, UNK, BOS, EOS):
@@ -41,18 +43,17 @@ class Tokenizer:
             return cls(path.read_bytes())
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"{path}: cannot be read as a SentencePiece model: {str(error).partition(chr(10))[0]}"
-            ) from None
+        except (OSError, RuntimeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read as a SentencePiece model: {first_line(error)}") from None
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The piece ids of each text, without bos and eos."""
         return self._processor.encode(list(texts), num_threads=1)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each sequence of piece ids."""
-        return [self._processor.decode(list(sequence)) for sequence in ids]
+        """The text of each sequence of piece ids, in one line."""
+        # A vocabulary can hold rules that rewrite what was decoded, also into newlines that no piece has.
+        return [self._processor.decode(list(sequence)).replace("\n", " ") for sequence in ids]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The pieces as written in the vocabulary, for showing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 import seq2seq
 from seq2seq.config import compose
-from seq2seq.config.schema import Config
+from seq2seq.config.schema import Config, ModelConfig
 from seq2seq.data.tokenizer import Tokenizer
 from seq2seq.model.translation import TranslationModel
 from seq2seq.support.errors import UserError
@@ -22,6 +23,8 @@ from seq2seq.support.files import new_directory, read_json, sha256_of, write_jso
 
 FORMAT_VERSION = 1
 FILES = ("model.safetensors", "config.yaml", "tokenizer.model")
+LARGEST_TEXT = 1 << 20
+"""Bytes above which a config.yaml or manifest.json is not read; ours have a few thousand."""
 PACKAGES = ("torch", "sentencepiece", "datasets", "hydra-core", "safetensors")
 
 
@@ -46,40 +49,88 @@ def save_model_directory(
 def load_model_directory(directory: Path) -> tuple[Config, Tokenizer, TranslationModel]:
     """The configuration, tokenizer and model (float32, on the CPU) of a directory.
 
-    Raises UserError when it is missing, incomplete, changed since it was written, or of a format of another version.
+    Raises UserError when it is missing, incomplete, changed since it was written, of a format of another version, or
+    made to do harm: nothing in it is run, no link is followed out of it, and what it says of sizes is not believed.
     """
-    if not (directory / "manifest.json").is_file():
+    for name, sha256 in _hashes(directory).items():
+        _require_own_file(directory / name)
+        if sha256_of(directory / name) != sha256:
+            raise UserError(
+                f"{directory / name}: changed since it was written (its sha256 is not the manifest's); "
+                "copy the directory again"
+            )
+    config = compose.load(directory / "config.yaml")
+    tokenizer = Tokenizer.load(directory / "tokenizer.model")
+    path = directory / "model.safetensors"
+    weights = load_weights(path)
+    _require_size_of(weights, config.model, path)
+    with torch.device("meta"), _Undrawn():
+        model = TranslationModel(config.model, tokenizer.vocab_size)
+    require_same_shapes(model, weights, path)
+    with _Undrawn():
+        model = TranslationModel(config.model, tokenizer.vocab_size)
+    fill(model, weights, path)
+    return config, tokenizer, model
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """The sha256 of each file by the manifest. Raises UserError where it cannot be believed."""
+    path = directory / "manifest.json"
+    if not path.is_file():
         raise UserError(
             f"{directory}: no model there (no manifest.json); train one: seq2seq-train +recipe=quickstart, "
             "or give another: --model DIR"
         )
+    _require_own_file(path)
     try:
-        manifest = read_json(directory / "manifest.json")
-        found, hashes = manifest["format_version"], {name: manifest["sha256"][name] for name in FILES}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{directory}/manifest.json: broken") from None
-    if found != FORMAT_VERSION:
+        manifest = read_json(path)
+        found, hashes, longest = manifest["format_version"], manifest["sha256"], manifest.get("longest_source", 1)
+        listed = sorted(hashes)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path}: broken; copy the directory again") from None
+    if found != FORMAT_VERSION or type(found) is not int:
         raise UserError(
-            f"{directory}: model format {found}; this version reads {FORMAT_VERSION}; take the version that wrote it"
+            f"{directory}: model format {found!r}; this version reads {FORMAT_VERSION}; take the version that wrote it"
         )
-    for name, expected in hashes.items():
-        path = directory / name
-        if not path.is_file():
-            raise UserError(f"{path}: missing from the model directory")
-        if sha256_of(path) != expected:
-            raise UserError(
-                f"{path}: changed since it was written (its sha256 is not the manifest's); copy the directory again"
-            )
-    config = compose.load(directory / "config.yaml")
-    tokenizer = Tokenizer.load(directory / "tokenizer.model")
-    weights = load_weights(directory / "model.safetensors")
-    with torch.device("meta"), _Undrawn():
-        model = TranslationModel(config.model, tokenizer.vocab_size)
-    require_same_shapes(model, weights, directory / "model.safetensors")
-    with _Undrawn():
-        model = TranslationModel(config.model, tokenizer.vocab_size)
-    fill(model, weights, directory / "model.safetensors")
-    return config, tokenizer, model
+    if listed != sorted(FILES):
+        raise UserError(
+            f"{path}: lists the files {', '.join(map(repr, listed))}; a model has {', '.join(sorted(FILES))}"
+        )
+    if type(longest) is not int or longest < 1:
+        raise UserError(f"{path}: longest_source={longest!r}: must be a whole number of at least 1")
+    return hashes
+
+
+def _require_own_file(path: Path) -> None:
+    """Raise UserError unless `path` is a file that lies in its directory itself and is no larger than can be meant."""
+    if not path.is_file():
+        raise UserError(f"{path}: missing from the model directory")
+    # What a link out of it shows may be a secret of this machine, and would be missing on the next one.
+    if path.resolve().parent != path.parent.resolve():
+        raise UserError(
+            f"{path}: a link out of the model directory; make a copy without links: cp -rL {path.parent} NEW"
+        )
+    size, memory = path.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = LARGEST_TEXT if path.suffix in (".json", ".yaml") else memory
+    if size > limit:
+        raise UserError(f"{path}: {size:,} bytes; more than {limit:,} are not read")
+
+
+def _require_size_of(weights: dict[str, torch.Tensor], config: ModelConfig, path: Path) -> None:
+    """Raise UserError for a model of more layers than there are tensors, or wider than the largest of them.
+
+    Of others the shapes are compared one by one; a model of a million layers would take hours to lay out for that.
+    """
+    widest = max((side for tensor in weights.values() for side in tensor.shape), default=0)
+    numbers = [("d_model", config.d_model, widest)]
+    for side in ("encoder", "decoder"):
+        settings = getattr(config, side)
+        numbers.append((f"{side}.num_layers", settings.num_layers, len(weights)))
+        numbers.append((f"{side}.max_positions", settings.max_length or 0, widest))
+        numbers += [(f"{side}.{name}", getattr(settings, name, None) or 0, widest) for name in ("d_k", "d_ff")]
+    for key, value, limit in numbers:
+        if value > limit:
+            raise UserError(f"{path.parent}/config.yaml: model.{key}={value}, but {path.name} has no more than {limit}")
 
 
 class _Undrawn(TorchFunctionMode):
@@ -95,6 +146,7 @@ def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write tensors as safetensors. Raises OSError, as when the disk is full."""
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+        path.chmod(0o644)  # The library lets nobody else read it.
     except SafetensorError as error:
         # The library wraps the system's error into its own and keeps the number in the text alone.
         found = re.search(r"os error (\d+)", str(error))
@@ -108,7 +160,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 def own_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -117,17 +169,30 @@ def own_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Copy tensors read from `path` into the model. Raises UserError unless names and shapes are the model's."""
+    """Copy tensors read from `path` into the model.
+
+    Raises UserError unless names, shapes and number formats are the model's, and all numbers finite.
+    """
     require_same_shapes(model, weights, path)
+    for name, tensor in weights.items():
+        # A NaN is both the least and the greatest number of a tensor; of all ways to look this reads it only once.
+        if not all(bound.isfinite() for bound in tensor.aminmax()):
+            raise UserError(
+                f"{path}: tensor {name} holds a number that is not finite; take another model or checkpoint"
+            )
     with torch.no_grad():
         for name, tensor in own_weights(model).items():
             tensor.copy_(weights[name])
 
 
 def require_same_shapes(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Raise UserError unless the tensors read from `path` have the names and shapes of the model's own."""
+    """Raise UserError unless the tensors read from `path` have the names, shapes and formats of the model's own."""
     own = own_weights(model)
     for name in own.keys() | weights.keys():
-        have, need = (tuple(side[name].shape) if name in side else "none" for side in (weights, own))
+        have, need = (_form(side[name]) if name in side else "none" for side in (weights, own))
         if have != need:
             raise UserError(f"{path}: tensor {name} has shape {have}; the configuration needs {need}")
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}"

@@ -14,6 +14,9 @@ PLACES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, er
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """What an OSError says when no more can be written: no space is left, or none of the user's share of it."""
 
+LONGEST = 2000
+"""Characters of a message that are shown; what was quoted out of a file may have millions."""
+
 
 class Explained(Exception):
     """An error that one line explains; the command ends with `exit_code`."""
@@ -60,6 +63,14 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
+def one_line(message: str) -> str:
+    """A message that a terminal shows as one line and obeys in nothing: names out of files may hold anything."""
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in message[:LONGEST]
+    )
+    return shown + ("…" if len(message) > LONGEST else "")
+
+
 def exit_code_of(command: str, run: Callable[[], None]) -> int:
     """Run a command's body and turn whatever it raises into an exit code and a message on stderr."""
     try:
@@ -79,7 +90,7 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and what to tell the user: one line, but for a defect of ours."""
     if isinstance(error, Explained):
-        return error.exit_code, str(error)
+        return error.exit_code, one_line(str(error))
     if isinstance(error, KeyboardInterrupt):
         return 130, ""
     if isinstance(error, OSError) and error.errno in FULL_DISK:

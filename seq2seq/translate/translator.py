@@ -187,8 +187,8 @@ class Translator:
             what = f"{size} hypotheses" if size > 1 else "a glossary, which needs several hypotheses"
             raise UserError(f"streaming with {what}: it is for one alone; set beam_size=1 (--beam-size 1), no glossary")
 
-    def _count(self, text: str) -> int:
-        return len(self.tokenizer.encode([text])[0])
+    def _count(self, texts: list[str]) -> list[int]:
+        return list(map(len, self.tokenizer.encode(texts)))
 
     def _tasks(self, texts: list[str], prefixes: list[str]) -> list[Task]:
         sources = [[*ids, EOS] for ids in self.tokenizer.encode(texts)]

@@ -70,15 +70,15 @@ def test_the_report_counts_and_shows_examples() -> None:
     report = Report()
     report.kept = 1_994
     for number in range(5):
-        report.drop("same", f"{number}" * 200, "t")
+        report.drop("same", f"{number}" * 200, "t", "a.en:9")
     report.drop("empty", "", "leer")
     assert report.as_dict() == {
         "kept": 1_994,
         "dropped": {"same": 5, "empty": 1},
-        "examples": {"same": [(f"{n}" * 120, "t") for n in range(EXAMPLES)], "empty": [("", "leer")]},
+        "examples": {"same": [(f"{n}" * 120, "t", "a.en:9") for n in range(EXAMPLES)], "empty": [("", "leer", "")]},
     }
     assert str(report).split("\n") == [
         "kept 1,994 of 2,000 pairs",
-        f"  dropped 5 (0.2%) for same, such as: '{'0' * 50}' | 't'",
+        f"  dropped 5 (0.2%) for same, such as: a.en:9: '{'0' * 50}' | 't'",
         "  dropped 1 (0.1%) for empty, such as: '' | 'leer'",
     ]

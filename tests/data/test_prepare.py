@@ -203,6 +203,42 @@ def test_a_stage_stopped_in_the_middle_leaves_nothing(
     assert len(prepare(settings).train) > 100
 
 
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.model", "valid/text.json"])
+def test_any_changed_byte_of_what_is_read_whole_is_found(
+    name: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]
+) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:153])
+    prepare(settings)
+    path = tmp_path / "data" / name
+    sound = path.read_bytes()
+    for place in range(0, len(sound), 61):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << place % 8]) + sound[place + 1 :])
+        with pytest.raises(UserError, match=rf"{path.parent}: .*{path.name} is not as it was written.*; delete"):
+            prepare(settings)
+    path.write_bytes(sound)
+    assert prepare(settings).valid_text[0][:2] == toy_pairs[150]
+
+
+@pytest.mark.parametrize("stage", ["clean", "tokenizer", "train", "valid"])
+def test_a_changed_byte_of_a_stage_s_record_is_found_or_means_nothing(
+    stage: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]
+) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:153])
+    whole = prepare(settings)
+    path = tmp_path / "data" / stage / "stage.json"
+    for place in range(0, path.stat().st_size, 97):
+        content = bytearray(path.read_bytes())
+        content[place % len(content)] ^= 1 << place % 8
+        path.write_bytes(content)
+        try:
+            found = prepare(settings)
+        except UserError as error:
+            assert "delete the directory and type the command again" in str(error)
+            path.write_bytes(bytes(content[:place]) + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        else:
+            assert (found.data_sha256, found.valid_text) == (whole.data_sha256, whole.valid_text)
+
+
 def test_what_a_killed_process_left_is_swept(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
     # kill -9 gives no chance to tidy up.
     (tmp_path / "data" / ".train.x1y2.partial").mkdir(parents=True)
@@ -234,7 +270,7 @@ def cleaned(tmp_path: Path, good: list[tuple[str, str]], rules: CleaningConfig) 
     for report in reports:
         for reason, examples in report["examples"].items():
             assert 0 < len(examples) <= 3
-            assert all(any(pair[0].startswith(text.strip()) for pair in bad) for text, _ in examples), reason
+            assert all(any(pair[0].startswith(text.strip()) for pair in bad) for text, *_ in examples), reason
     assert len(data.valid) == 4, "the validation split is as it was given"
     return {**reports[0]["dropped"], **reports[1]["dropped"]}, data
 
@@ -285,9 +321,12 @@ def test_validation_pairs_must_have_learned_positions(
 
 
 def test_a_corpus_with_nothing_left(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the train corpus is empty after cleaning"):
+    with pytest.raises(
+        UserError,
+        match=r"the train corpus \(.*train\.0, .*train\.1\) is empty after cleaning: 1 pairs are empty, .*0:1;",
+    ):
         prepare(config(tmp_path, [("", "a")], [("a", "b")]))
-    with pytest.raises(UserError, match=r"the train corpus is empty$"):
+    with pytest.raises(UserError, match=r"the train corpus \(.*train\.0, .*train\.1\) is empty$"):
         prepare(config(tmp_path, [], [("a", "b")]))
     with pytest.raises(UserError, match=r"no training pairs are left after cleaning; see .*report\.json"):
         prepare(config(tmp_path, [("a b c d e", "f")] * 2, [("a", "b")], cleaning=CleaningConfig(max_length_ratio=1.5)))

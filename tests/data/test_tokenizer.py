@@ -90,6 +90,25 @@ def test_a_newline_learnt_by_others_is_never_generated(lines: list[str]) -> None
     assert not any("\n" in text for piece in allowed for text in tokenizer.decode([[piece]]))
 
 
+def test_rules_that_write_newlines_write_none(lines: list[str], tmp_path: Path) -> None:
+    (tmp_path / "rules").write_bytes(b"64\tA\n")  # d becomes a newline.
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=310,
+        pad_id=PAD,
+        unk_id=UNK,
+        bos_id=BOS,
+        eos_id=EOS,
+        byte_fallback=True,
+        denormalization_rule_tsv=str(tmp_path / "rules"),
+        minloglevel=2,
+    )
+    tokenizer = Tokenizer(model.getvalue())
+    assert tokenizer.decode(tokenizer.encode(["the old dog"])) == ["the ol   og"]
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_a_vocabulary_too_large_is_capped_with_a_notice(
     kind: str, lines: list[str], capfd: pytest.CaptureFixture[str]

@@ -165,7 +165,7 @@ def test_a_changed_byte_is_found(saved: Path, name: str) -> None:
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1", None])
 def test_another_format_is_refused(saved: Path, version: object) -> None:
     edit_manifest(saved, lambda manifest: manifest.update(format_version=version))
-    assert f"format {version}" in refusal(saved)
+    assert f"format {version!r}" in refusal(saved)
 
 
 @pytest.mark.parametrize(

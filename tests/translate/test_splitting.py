@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq.translate.splitting import split
+from seq2seq.translate import splitting
 
 TEXTS = st.text(max_size=200) | st.lists(
     st.sampled_from(["Ja.", "Nein!", "a", "word", "sehrlangeswort", "„Gut.“", "3.5", "\u2028", "\x85", " ", ".", "。"])
 ).map(" ".join)
+
+
+def split(text: str, count: Callable[[str], int], limit: int) -> list[str]:
+    return splitting.split(text, lambda texts: list(map(count, texts)), limit)
 
 
 def without_blanks(text: str) -> str:

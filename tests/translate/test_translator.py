@@ -152,7 +152,7 @@ def test_learned_positions_limit_parts_and_outputs(
         searched.clear()
         assert limited.translate_n_best([text])[0].flags[0] == "split"
         assert "".join(searched).replace(" ", "") == text.replace(" ", ""), "no character is lost"
-        assert max(map(limited._count, searched)) <= limited.longest
+        assert max(limited._count(searched)) <= limited.longest
     assert max(found) <= limit
     assert limit > 100 or max(found) == limit, "the limit was reached"
 
