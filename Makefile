@@ -23,10 +23,14 @@ quickstart: $(VENV)/quickstart ## install, train a small translator in minutes, 
 test: $(VENV)/dev ## run the tests
 	$(BIN)/python -m pytest
 
-soak: $(VENV)/dev ## kill, stop and watch trainings for a quarter of an hour; the figures of docs/reliability.md
+soak: $(VENV)/dev ## kill, stop and watch trainings, and translate any bytes, for half an hour; the figures of docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --output docs/reliability/kills.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.stops --output docs/reliability/stops.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.memory --output docs/reliability/memory.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.translate_memory --lines 100000 --beam-size 1 \
+	  --output docs/reliability/translating.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --hypothesis-profile=soak tests/translate/test_contract.py \
+	  tests/translate/test_lines.py -k 'test_text or test_jsonl or test_n_best or joined or any_bytes'
 	$(BIN)/python -m tools.reliability
 
 lint: $(VENV)/dev ## check style

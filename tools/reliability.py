@@ -52,10 +52,18 @@ def memory(figures: dict[str, Any]) -> str:
     )
 
 
+def translating(figures: dict[str, Any]) -> str:
+    """The memory of a long translation."""
+    return (
+        f"{figures['lines']:,} lines: {figures['mib_from_20_to_40_percent']:,.1f} MiB from 20 to 40 % of them, "
+        f"{figures['mib_from_75_to_100_percent']:,.1f} MiB in the last quarter, {figures['mib_most']:,.1f} at most."
+    )
+
+
 def rendered(name: str) -> str:
     """The Markdown of docs/reliability/NAME.json."""
     figures = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    text = {"kills": kills, "stops": stops, "memory": memory}[name](figures)
+    text = {"kills": kills, "stops": stops, "memory": memory, "translating": translating}[name](figures)
     return f"{text}\n\n`{figures['command']}`, {figures['date']}; {figures['machine']}.\n"
 
 

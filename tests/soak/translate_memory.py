@@ -1,6 +1,6 @@
 """The memory of seq2seq-translate over many lines: it must not grow after the first fifth of them.
 
-    python -m tests.soak.translate_memory --output docs/reliability/translate_memory.json
+    python -m tests.soak.translate_memory --output docs/reliability/translating.json
 
 Ends with 1 when it grew by more than `ALLOWED`. Memory is that of the command and its workers, pages shared by several
 counted once (Pss of /proc, Linux alone).
@@ -9,17 +9,18 @@ counted once (Pss of /proc, Linux alone).
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import subprocess
 import sys
 import threading
+from datetime import date
 from pathlib import Path
 from typing import IO
 
 from seq2seq.translate.lines import WINDOW
 from tests.conftest import toy
+from tools.figures import give_out, machine
 
 MODEL = Path(__file__).parent.parent / "fixtures" / "models" / "format-1" / "transformer"
 ALLOWED = 1.05
@@ -73,6 +74,8 @@ def main() -> None:
     )
     result = {
         "command": f"python -m tests.soak.translate_memory --lines {arguments.lines} {' '.join(flags)}".strip(),
+        "date": date.today().isoformat(),
+        "machine": machine(),
         "lines": arguments.lines,
         "mib_from_20_to_40_percent": round(early / MIB, 1),
         "mib_from_75_to_100_percent": round(late / MIB, 1),
@@ -80,9 +83,7 @@ def main() -> None:
         "growth": round(late / early - 1, 4),
         "mib": [[done, round(size / MIB, 1)] for done, size in samples[::5]],
     }
-    print(json.dumps(result))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
+    give_out(result, arguments.output)
     sys.exit(late > ALLOWED * early)
 
 
