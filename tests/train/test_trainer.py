@@ -467,7 +467,7 @@ def test_a_text_longer_than_any_seen_is_cut_into_what_was_seen(make: Make, tmp_p
     trainer.run()
     translator = Translator.load(tmp_path / "run" / "model")
     assert translator.longest == trainer.data.longest_source == max(translator._count(draw(300, 1)))
-    assert translator.translate_n_best([" ".join(LETTERS * 3)])[0].status == "split"
+    assert translator.translate_n_best([" ".join(LETTERS * 3)])[0].flags[0] == "split"
 
 
 def test_patience_ends_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
