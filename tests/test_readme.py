@@ -92,7 +92,11 @@ def test_the_figures_of_reliability_are_those_that_were_measured() -> None:
     text = reliability.PAGE.read_text(encoding="utf-8")
     assert reliability.page(text) == text
     shown = {name for _, name, _ in reliability.SECTION.findall(text)}
-    assert shown == {path.stem for path in reliability.FOLDER.glob("*.json")} == {"kills", "stops", "memory", "translating"}
+    assert (
+        shown
+        == {path.stem for path in reliability.FOLDER.glob("*.json")}
+        == {"kills", "stops", "memory", "translating"}
+    )
 
 
 def test_the_proofs_of_a_document_are_tests() -> None:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 import seq2seq
@@ -132,8 +134,15 @@ def joined(config: Config) -> Iterator[World]:
         progress.silence()
     timeout = timedelta(minutes=config.trainer.timeout_minutes)
     try:
-        # Gradients have twice the time, so that it is the control group that tells of a rank that does not answer.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout * (2 if on_gpu else 1))
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            # Gradients have twice the time, so that it is the control group that tells of a rank that does not answer.
+            timeout=timeout * (2 if on_gpu else 1),
+            store=PrefixStore(_start(), store),
+            rank=rank,
+            world_size=size,
+        )
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         if "EADDRINUSE" in str(error) or "in use" in str(error):
@@ -160,6 +169,16 @@ def joined(config: Config) -> Iterator[World]:
             ) from None
         raise LostRank(f"rank {rank}: another rank died; {advice}") from None
     dist.destroy_process_group()
+
+
+def _start() -> str:
+    """A name for this start of the ranks, the same for all of them.
+
+    torchrun, when it starts the ranks of a machine again, leaves them the addresses of those that are dead.
+    """
+    # Machines count their restarts each for itself.
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    return f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if alone else "start"
 
 
 def require_shareable(parts: int, ranks: int) -> None:
