@@ -114,7 +114,10 @@ def load(path: Path) -> Config:
         raise UserError(f"{path}: not a configuration")
     if any("${" in text for text in _strings(plain)):
         raise UserError(f"{path}: holds an interpolation (${{…}}); a stored configuration must be resolved")
-    return from_plain(plain)
+    try:
+        return from_plain(plain)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def to_yaml(config: Config) -> str:

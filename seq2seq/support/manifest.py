@@ -28,7 +28,7 @@ def damage(folder: Path, *, from_disk: bool = False) -> str | None:
         # Byte by byte: a change that means the same in JSON is a change too.
         if _encoded(hashes) != written:
             return f"{MANIFEST}: damaged"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{MANIFEST}: missing or damaged ({error})"
     for name, expected in hashes.items():
         try:

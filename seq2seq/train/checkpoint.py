@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -158,10 +158,10 @@ class Checkpoints:
             raise UserError(f"{folder}/{fault}; the same command goes on from the checkpoint before, if there is one")
         self.require_same_settings(config)
         fill(model, load_weights(folder / "model.safetensors"), folder)
-        _fill_optimizer(model, optimizer, load_weights(folder / "optimizer.safetensors"))
+        _fill_optimizer(model, optimizer, folder / "optimizer.safetensors")
         if average:
             fill(average, load_weights(folder / "average.safetensors"), folder)
-        return Progress(**read_json(folder / "progress.json"))
+        return _read_progress(folder / "progress.json")
 
     def require_same_settings(self, config: Config) -> None:
         """Raise UserError when the newest checkpoint was made with settings that must not change."""
@@ -202,8 +202,25 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Put the tensors of `path` into the optimizer. Raises UserError for those that do not fit the model's."""
     parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
+    for name, tensor in load_weights(path).items():
         owner, _, key = name.rpartition(".")
+        if owner not in parameters or tensor.shape not in ((), parameters[owner].shape):
+            raise UserError(f"{path}: {name} of shape {tuple(tensor.shape)} fits no parameter of the model")
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} has values that are not finite")
         optimizer.state[parameters[owner]][key] = tensor.to(parameters[owner].device)
+
+
+def _read_progress(path: Path) -> Progress:
+    """The progress written to `path`. Raises UserError when it is none."""
+    kinds = {key.name: type(getattr(Progress(), key.name)) for key in fields(Progress)}
+    try:
+        found = read_json(path)
+        if all(isinstance(value, kinds[name]) for name, value in found.items()):
+            return Progress(**found)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{path}: not the progress of a run; bring it back from a copy, or take another run_dir=DIR")
