@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ def translate(arguments: argparse.Namespace) -> None:
         replaced += sum(count for _, count in decoded)
         if arguments.stream:
             for text, start in zip(texts, starts, strict=True):
-                for piece in (*translator.stream(text, start), "\n"):
+                for piece in itertools.chain(translator.stream(text, start), ["\n"]):
                     _write(piece)
                     sys.stdout.buffer.flush()
             continue

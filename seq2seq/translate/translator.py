@@ -162,7 +162,8 @@ class Translator:
     def stream(self, text: str, prefix: str = "") -> Iterator[str]:
         """The translation of a text while it is found, a few characters at a time, by greedy search or sampling.
 
-        Raises UserError for a beam of several hypotheses, and with a glossary, which needs one.
+        Raises UserError for a beam of several hypotheses, with a glossary, which needs one, and where the prefix is too
+        long.
         """
         self.require_streaming()
         parts = split(text.strip(BLANKS), self._count, self.longest) if text.strip() else []
@@ -179,6 +180,8 @@ class Translator:
                     yield shown[len(told) :]
                     told = shown
             yield shown[len(told) :]
+            if not beams.results[0]:
+                raise UserError(f"{self._why(task)}; what stands there is not whole")
 
     def require_streaming(self) -> None:
         """Raise UserError unless there is one hypothesis alone, from which nothing is ever taken back."""

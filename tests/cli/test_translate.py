@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import pytest
 
+from seq2seq.cli import translate
 from seq2seq.cli.translate import main
 from seq2seq.translate.lines import WINDOW
 from seq2seq.translate.translator import Translator
@@ -212,6 +213,23 @@ def test_streaming_prints_as_it_finds(tiny_model: Path) -> None:
         stdin.write(b"the dog\n")
         stdin.flush()
         assert answer(stdout) == f"{plain}\n".encode()
+
+
+def test_a_piece_is_printed_before_the_next_is_found(
+    run: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(translate, "_write", printed.append)
+
+    def stream(_: Translator, text: str, prefix: str) -> Iterator[str]:
+        for place, piece in enumerate((text, " sees", f"{prefix} it")):
+            assert len(printed) == place
+            yield piece
+
+    monkeypatch.setattr(Translator, "stream", stream)
+    flags = ("--model", tiny_model, "--device", "cpu", "--stream", "--beam-size", "1")
+    assert run(main, *flags, stdin=b"the dog").code == 0
+    assert printed == ["the dog", " sees", " it", "\n"]
 
 
 def test_streaming_is_of_one_hypothesis_and_text_alone(run: Any, tiny_model: Path) -> None:

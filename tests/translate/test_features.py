@@ -159,6 +159,8 @@ def test_streaming_gives_the_same_text_bit_by_bit(tiny_model: Path, sentences: l
         pieces = list(translator.stream(text, prefix))
         assert "".join(pieces) == translator.translate([text], [prefix])[0]
         assert len(pieces) > 3 or not text.strip()
+    with pytest.raises(UserError, match=r"the prefix has .* pieces, and the output may have 3"):
+        list(loaded(tiny_model, beam_size=1, max_length=4).stream("the dog", "das das das das das"))
     with pytest.raises(UserError, match="streaming with 4 hypotheses"):
         list(loaded(tiny_model).stream("the dog"))
 
