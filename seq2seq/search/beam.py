@@ -110,13 +110,16 @@ class _Beams:
             self.phrases = RequiredPhrases([of_one.phrases for of_one in constraints], device)
             # Each token of the phrases makes one more bank of hypotheses.
             self.beam += max(sum(map(len, of_one.phrases)) for of_one in constraints)
+        limits_S = search.limits(layout.lengths)
+        minima_S = (layout.lengths * config.min_length_ratio).long().clamp(min=config.min_length)
         self.rules = Rules(
             config,
             search.eos,
             search.never_generated,
             search.forbidden,
-            limits=search.limits(layout.lengths),
-            minima=(layout.lengths * config.min_length_ratio).long().clamp(min=config.min_length),
+            limits=limits_S,
+            # Where both cannot be had, the longest length holds.
+            minima=torch.minimum(minima_S, limits_S),
             forced=[of_one.prefix for of_one in constraints],
             phrases=self.phrases,
         )

@@ -60,6 +60,13 @@ def test_the_best_of_what_is_allowed_is_found(
         assert_same(found, all_outputs(seed, source, 4, 0.6, allowed)[:4])
 
 
+def test_where_the_shortest_is_above_the_longest_the_longest_holds() -> None:
+    config = SearchConfig(**{**ALL, "min_length": 9})  # type: ignore[arg-type]
+    for source, found in zip(SOURCES, run(ToyModel(2), SOURCES, config), strict=True):
+        whole = [exact for exact in all_outputs(2, source, 4, 0.6) if len(exact.tokens) == 3]
+        assert_same(found, whole[:4])
+
+
 def test_the_shortest_output_may_depend_on_the_source() -> None:
     config = SearchConfig(**{**ALL, "min_length_ratio": 1.0})  # type: ignore[arg-type]
     for source, found in zip(SOURCES, run(ToyModel(2), SOURCES, config), strict=True):
