@@ -197,7 +197,14 @@ def test_n_best(translator: Translator, content: bytes) -> None:
 
 def process(model: Path, *flags: str) -> subprocess.Popen[bytes]:
     asked = [sys.executable, "-m", "seq2seq.cli.translate", "--model", str(model), "--device", "cpu", *flags]
-    return subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        asked,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background job ignores it, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
