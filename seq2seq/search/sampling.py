@@ -42,5 +42,6 @@ def draw(log_probs_SKV: Tensor, uniforms_SK: Tensor, temperature: float, top_k: 
     total_SK1 = reached_SKV[..., -1:]
     # Below the total also after rounding: what is found then has a probability above 0.
     wanted_SK1 = torch.minimum(uniforms_SK[:, :, None] * total_SK1, total_SK1.nextafter(torch.zeros_like(total_SK1)))
-    places_SK1 = torch.searchsorted(reached_SKV, wanted_SK1, right=True)
+    # Where nothing may be drawn there are no probabilities: any token, its score is −∞.
+    places_SK1 = torch.searchsorted(reached_SKV, wanted_SK1, right=True).clamp_(max=reached_SKV.shape[2] - 1)
     return (places_SK1 if tokens_SKV is None else tokens_SKV.gather(2, places_SK1))[..., 0]

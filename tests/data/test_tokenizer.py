@@ -69,29 +69,8 @@ def test_no_piece_with_a_newline_is_learnt(kind: str, lines: list[str]) -> None:
     assert not any("\n" in piece for piece in tokenizer.pieces(range(tokenizer.vocab_size)))
 
 
-def test_a_newline_learnt_by_others_is_never_generated(lines: list[str]) -> None:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line.replace(" the", "\nthe") for line in lines]),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=310,
-        pad_id=PAD,
-        unk_id=UNK,
-        bos_id=BOS,
-        eos_id=EOS,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        minloglevel=2,
-    )
-    tokenizer = Tokenizer(model.getvalue())
-    assert any("\n" in piece for piece in tokenizer.pieces(tokenizer.never_generated)), "the test needs a learnt one"
-    allowed = [piece for piece in range(tokenizer.vocab_size) if piece not in tokenizer.never_generated]
-    assert not any("\n" in text for piece in allowed for text in tokenizer.decode([[piece]]))
-
-
-def test_rules_that_write_newlines_write_none(lines: list[str], tmp_path: Path) -> None:
-    (tmp_path / "rules").write_bytes(b"64\tA\n")  # d becomes a newline.
+def trained_by_others(lines: list[str], **settings: str) -> Tokenizer:
+    """A vocabulary with our numbers of special pieces, made with other settings than ours."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -102,10 +81,23 @@ def test_rules_that_write_newlines_write_none(lines: list[str], tmp_path: Path) 
         bos_id=BOS,
         eos_id=EOS,
         byte_fallback=True,
-        denormalization_rule_tsv=str(tmp_path / "rules"),
         minloglevel=2,
+        **settings,
     )
-    tokenizer = Tokenizer(model.getvalue())
+    return Tokenizer(model.getvalue())
+
+
+def test_a_newline_learnt_by_others_is_never_generated(lines: list[str]) -> None:
+    broken = [line.replace(" the", "\nthe") for line in lines]
+    tokenizer = trained_by_others(broken, model_type="bpe", normalization_rule_name="identity")
+    assert any("\n" in piece for piece in tokenizer.pieces(tokenizer.never_generated)), "the test needs a learnt one"
+    allowed = [piece for piece in range(tokenizer.vocab_size) if piece not in tokenizer.never_generated]
+    assert not any("\n" in text for piece in allowed for text in tokenizer.decode([[piece]]))
+
+
+def test_rules_that_write_newlines_write_none(lines: list[str], tmp_path: Path) -> None:
+    (tmp_path / "rules").write_bytes(b"64\tA\n")  # d becomes a newline.
+    tokenizer = trained_by_others(lines, denormalization_rule_tsv=str(tmp_path / "rules"))
     assert tokenizer.decode(tokenizer.encode(["the old dog"])) == ["the ol   og"]
 
 

@@ -102,9 +102,11 @@ def test_a_prefix_may_hold_what_is_never_generated() -> None:
         assert found[0].tokens[:2] == [1, A] and math.isfinite(found[0].score)
 
 
-@pytest.mark.parametrize("beam_size", [1, 2])
-def test_a_prefix_longer_than_the_output_may_be_finds_nothing(beam_size: int) -> None:
-    config = SearchConfig(beam_size, max_length_ratio=0.0, max_length_offset=3)
+@pytest.mark.parametrize(
+    "kind", [{"beam_size": 1}, {"beam_size": 2}, {"sampling": True}, {"sampling": True, "top_k": 3}]
+)
+def test_a_prefix_longer_than_the_output_may_be_finds_nothing(kind: dict[str, object]) -> None:
+    config = SearchConfig(max_length_ratio=0.0, max_length_offset=3, **kind)  # type: ignore[arg-type]
     found = run(ToyModel(7), SOURCES, config, [Constraints([A] * count) for count in (0, 2, 3, 9)])
     assert [len(hypotheses) for hypotheses in found] == [1, 1, 0, 0]
 

@@ -1,0 +1,60 @@
+"""Settings of search in any combination: nothing breaks, and what was asked for holds."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seq2seq.config.schema import SearchConfig
+from seq2seq.search.hypotheses import Constraints
+from tests.search.toy import SOURCES, WORDS, ToyModel, holds, limit_of, run
+
+WORD = st.sampled_from(WORDS)
+PHRASES = st.lists(st.lists(WORD, min_size=1, max_size=3), max_size=2)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> SearchConfig:
+    """Beam search, diverse or not, or sampling, with any of the other settings."""
+    groups = draw(st.integers(1, 3))
+    beam_size = groups * draw(st.integers(1, 3))
+    config = SearchConfig(
+        beam_size,
+        n_best=draw(st.integers(1, beam_size)),
+        length_normalization=draw(st.sampled_from(["gnmt", "average", "none"])),
+        max_length=draw(st.none() | st.integers(1, 7)),
+        max_length_offset=draw(st.integers(1, 6)),
+        min_length_ratio=draw(st.sampled_from([0.0, 0.5, 2.0])),
+        no_repeat_ngram=draw(st.integers(0, 3)),
+        repetition_penalty=draw(st.sampled_from([0.5, 1.0, 1.5])),
+        sampling=draw(st.booleans()) and groups == 1,
+        diversity_groups=groups,
+    )
+    if config.sampling:
+        config.temperature = draw(st.sampled_from([0.1, 1.0, 3.0]))
+        config.top_k, config.top_p = draw(st.integers(0, 3)), draw(st.sampled_from([0.3, 1.0]))
+    return config
+
+
+@given(configs(), st.data(), st.integers(0, 99), PHRASES)
+def test_what_is_found_is_what_was_asked_for(
+    config: SearchConfig, data: st.DataObject, seed: int, forbidden: list[list[int]]
+) -> None:
+    none: st.SearchStrategy[list[list[int]]] = st.just([])
+    wishes = st.builds(Constraints, st.lists(WORD, max_size=4), none if config.sampling else PHRASES)
+    wanted = [data.draw(wishes) for _ in SOURCES]
+    for source, wish, found in zip(
+        SOURCES, wanted, run(ToyModel(seed), SOURCES, config, wanted, forbidden), strict=True
+    ):
+        scores = [hypothesis.score for hypothesis in found]
+        assert scores == sorted(scores, reverse=True) and all(map(math.isfinite, scores))
+        for tokens, *_ in found:
+            begin = len(wish.prefix)
+            assert tokens[:begin] == wish.prefix
+            assert all(holds(tokens, phrase) for phrase in wish.phrases)
+            assert len(tokens) < min(limit_of(source, config), config.max_length or math.inf)
+            # What the prefix holds was asked for; nothing forbidden may end after it.
+            ends = [tokens[:end] for end in range(begin + 1, len(tokens) + 1)]
+            assert not any(end[-len(phrase) :] == phrase for end in ends for phrase in forbidden)
