@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -69,7 +70,7 @@ def test_no_piece_with_a_newline_is_learnt(kind: str, lines: list[str]) -> None:
     assert not any("\n" in piece for piece in tokenizer.pieces(range(tokenizer.vocab_size)))
 
 
-def trained_by_others(lines: list[str], **settings: str) -> Tokenizer:
+def trained_by_others(lines: list[str], **settings: Any) -> Tokenizer:
     """A vocabulary with our numbers of special pieces, made with other settings than ours."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
