@@ -36,7 +36,8 @@ def stops(figures: dict[str, Any]) -> str:
     return (
         f"{told['stops']} signals: at most {told['most_updates_after_the_signal']} updates were made after one, and "
         f"the last of them saved; the end came within {told['most_seconds_to_the_end']:.1f} seconds. torchrun's "
-        f"{figures['torchrun']['restarts']} restarts after a killed rank led to the bytes of the unbroken training."
+        f"{figures['torchrun']['restarts']} restarts after a killed rank, and {figures['two_torchruns']['restarts']} "
+        "by two torchruns together, led to the bytes of the unbroken training."
     )
 
 

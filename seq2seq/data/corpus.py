@@ -35,7 +35,7 @@ _MISMATCHES = {
 class Pair(NamedTuple):
     """A sentence and its translation.
 
-    `label` groups pairs in scores (the phrasebook's kinds), else empty; `place` is where it was read, file and line.
+    `label` groups pairs in scores (the phrasebook's kinds), else empty; `place` is where it was read: file and line.
     """
 
     source: str
@@ -116,8 +116,9 @@ def _pairs(data: DataConfig, split: str, seed: int) -> Iterator[Pair]:
         yield from _from_datasets(corpus, data, split)
     elif corpus.phrases:
         drawn = phrasebook.draw(seed, held_out=split != "train")
-        for phrase in itertools.islice(drawn if split == "train" else _share(drawn, split), corpus.phrases):
-            yield Pair(phrase.source, phrase.target, phrase.kind)
+        chosen = itertools.islice(drawn if split == "train" else _share(drawn, split), corpus.phrases)
+        for number, phrase in enumerate(chosen, 1):
+            yield Pair(phrase.source, phrase.target, phrase.kind, f"phrase {number} of the phrasebook")
     else:
         raise UserError(
             f"no {split} corpus; type data.{split}.source=FILE data.{split}.target=FILE (also .gz .xz .bz2 .zst), "

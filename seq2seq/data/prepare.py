@@ -27,15 +27,18 @@ from seq2seq.config.schema import Config, DataConfig
 from seq2seq.data import corpus
 from seq2seq.data.clean import Report, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
-from seq2seq.data.store import FORMAT, Store, damaged, write_store
+from seq2seq.data.stages import require_sound, stage
+from seq2seq.data.store import FORMAT, Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
-from seq2seq.support.files import new_directory, read_json, remove_leftovers, sha256_of, sha256_of_json, write_json
+from seq2seq.support.files import read_json, remove_leftovers, sha256_of, write_json
 from seq2seq.support.progress import bar, bars_of_datasets, say
 
 BLOCK = 2_000
-WHOLE = ("tokenizer.model", "text.json")
-"""The files of stages that are read as a whole, each time a run starts."""
+ROWS = "rows.npy"
+"""Which rows of the cleaned table the pairs of a store are."""
+COLUMNS = {"source": "large_string", "target": "large_string", "label": "string", "place": "string", "hash": "int64"}
+"""Of the table that is cleaned; only training drops the hash."""
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
 
 T = TypeVar("T")
@@ -50,14 +53,24 @@ class Prepared:
     """
 
     def __init__(self, directory: Path) -> None:
-        _require_sound(directory / "tokenizer", "tokenizer.model")
+        require_sound(directory / "tokenizer", "tokenizer.model")
         self.tokenizer = Tokenizer.load(directory / "tokenizer" / "tokenizer.model")
         self.train = Store(directory / "train")
         self.valid = Store(directory / "valid")
-        _require_sound(directory / "valid", "text.json")
+        require_sound(directory / "valid", "text.json")
         self.valid_text: list[Pair] = [Pair(*row) for row in read_json(directory / "valid" / "text.json")]
         self.longest_source = int(self.train.lengths[0].max(initial=2)) - 1
         self.data_sha256 = self.train.sha256
+        self._directory = directory
+
+    def places(self, pairs: list[int]) -> list[str]:
+        """Where these pairs of the training store were read: file and line, or row of a data set, in order.
+
+        Raises UserError when the table of cleaned pairs is damaged or gone.
+        """
+        require_sound(self._directory / "train", ROWS)
+        rows = np.load(self._directory / "train" / ROWS, allow_pickle=False)[pairs]
+        return list(_cleaned(self._directory, "train").select(rows)["place"])
 
 
 def prepare(config: Config) -> Prepared:
@@ -71,10 +84,11 @@ def prepare(config: Config) -> Prepared:
         "languages": [config.data.source_language, config.data.target_language],
         "corpora": {split: corpus.identity(getattr(config.data, split)) for split in ("train", "valid")},
         "rules": {key: rules[key] for key in ("empty", "duplicate", "same")},
+        "columns": list(COLUMNS),
     }
-    cleaned = _stage(root / "clean", inputs, lambda folder: _clean(folder, config))
+    cleaned = stage(root / "clean", inputs, lambda folder: _clean(folder, config))
     _require_recorded_sha256(root / "clean", config.data)
-    trained = _stage(
+    trained = stage(
         root / "tokenizer",
         {"taken": sha256_of(_tokenizer_of(config.init_from))}
         if config.init_from
@@ -84,8 +98,8 @@ def prepare(config: Config) -> Prepared:
     # Without a limit in the rules, that of a batch drops pairs too.
     limit = config.data.batch_tokens if config.data.cleaning.max_pieces is None else None
     encoding = {"format": FORMAT, "cleaned": cleaned, "tokenizer": trained, "rules": rules, "limit": limit}
-    _stage(root / "train", encoding, lambda folder: _encode(folder, root, "train", config.data))
-    _stage(root / "valid", encoding, lambda folder: _encode(folder, root, "valid", config.data))
+    stage(root / "train", encoding, lambda folder: _encode(folder, root, "train", config.data))
+    stage(root / "valid", encoding, lambda folder: _encode(folder, root, "valid", config.data))
     prepared = Prepared(root)
     if not len(prepared.train):
         raise UserError(f"no training pairs are left after cleaning; see {root}/clean/report.json and data.cleaning.*")
@@ -98,35 +112,6 @@ def prepare(config: Config) -> Prepared:
                 f"model.{side}.max_positions={limit}; set model.{side}.max_positions={longest}"
             )
     return prepared
-
-
-def _stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) -> str:
-    """Make a stage's folder unless it is there with the same inputs; returns the fingerprint of the inputs."""
-    fingerprint = sha256_of_json(inputs)
-    if _fingerprint_of(folder) != fingerprint:
-        with new_directory(folder) as temporary:
-            make(temporary)
-            # The arrays of a store have checksums of their own, and tables are read right after they were made.
-            sums = {name: sha256_of(temporary / name) for name in WHOLE if (temporary / name).is_file()}
-            write_json(temporary / "stage.json", {"fingerprint": fingerprint, "sha256": sums, "inputs": inputs})
-    return fingerprint
-
-
-def _require_sound(folder: Path, name: str) -> None:
-    """Raise UserError when a file is not as its stage wrote it. Stages of older versions recorded nothing."""
-    try:
-        expected = read_json(folder / "stage.json").get("sha256", {}).get(name)
-        if expected and sha256_of(folder / name) != expected:
-            raise damaged(folder, f"{name} is not as it was written: its sha256 is not that in stage.json")
-    except (OSError, ValueError, AttributeError) as error:
-        raise damaged(folder, str(error)) from None
-
-
-def _fingerprint_of(folder: Path) -> str | None:
-    try:
-        return str(read_json(folder / "stage.json")["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _clean(folder: Path, config: Config) -> None:
@@ -143,10 +128,18 @@ def _clean(folder: Path, config: Config) -> None:
             valid, train = train.select(held), train.select(rest)
         report.kept = len(train)
         with bars_of_datasets(shown=True):
-            train.select_columns(["source", "target"]).save_to_disk(folder / "train")
+            train.remove_columns(["label", "hash"]).save_to_disk(folder / "train")
             valid.save_to_disk(folder / "valid")
     write_json(folder / "report.json", {"sha256": digests, **report.as_dict()})
     say(str(report))
+
+
+def _cleaned(root: Path, split: str) -> Any:
+    """A table of cleaned pairs. Raises UserError for one that is not as it was written."""
+    import datasets
+
+    require_sound(root / "clean", split)
+    return datasets.load_from_disk(str(root / "clean" / split))
 
 
 def _require_recorded_sha256(clean: Path, data: DataConfig) -> None:
@@ -160,7 +153,7 @@ def _require_recorded_sha256(clean: Path, data: DataConfig) -> None:
 def _table(
     data: DataConfig, split: str, seed: int, cache: str, digests: dict[str, str], report: Report | None = None
 ) -> Any:
-    """A corpus as an Arrow table: source, target, label, hash of the source; cleaned when a report is given."""
+    """A corpus as an Arrow table of `COLUMNS`, the hash that of the source; cleaned when a report is given."""
     import datasets
 
     seen: set[int] = set()
@@ -178,15 +171,9 @@ def _table(
                 report.drop(reason, pair.source, pair.target, pair.place)
             else:
                 count += 1
-                row = {"source": pair.source, "target": pair.target, "label": pair.label}
-                yield {**row, "hash": text_hash(pair.source)}
+                yield {**pair._asdict(), "hash": text_hash(pair.source)}
 
-    features = datasets.Features(
-        source=datasets.Value("large_string"),
-        target=datasets.Value("large_string"),
-        label=datasets.Value("string"),
-        hash=datasets.Value("int64"),
-    )
+    features = datasets.Features({name: datasets.Value(kind) for name, kind in COLUMNS.items()})
     try:
         with bars_of_datasets(shown=False):
             return datasets.Dataset.from_generator(
@@ -233,9 +220,7 @@ def _train_tokenizer(folder: Path, root: Path, config: Config) -> None:
     if config.init_from:
         shutil.copy(_tokenizer_of(config.init_from), folder / "tokenizer.model")
         return
-    import datasets
-
-    table = datasets.load_from_disk(str(root / "clean" / "train"))
+    table = _cleaned(root, "train")
     count = min(len(table), max(1, config.tokenizer.max_lines // 2))
     chosen = np.sort(np.random.default_rng(config.seed).choice(len(table), count, replace=False))
     settings = config.tokenizer
@@ -250,22 +235,25 @@ def _train_tokenizer(folder: Path, root: Path, config: Config) -> None:
 
 
 def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
-    import datasets
-
     tokenizer = Tokenizer.load(root / "tokenizer" / "tokenizer.model")
-    table = datasets.load_from_disk(str(root / "clean" / split))
+    table = _cleaned(root, split)
     report = Report()
+    kept: list[bool] = []
 
     def blocks() -> Iterator[tuple[list[list[int]], list[list[int]]]]:
         for texts, sources, targets in _encoded(table, tokenizer, data.workers or os.cpu_count() or 1):
-            if split == "train":
-                sources, targets = _short_enough(texts, sources, targets, data, report)
-            yield sources, targets
+            if split == "valid":
+                yield sources, targets
+                continue
+            short = _short_enough(texts, sources, targets, data, report)
+            kept.extend(short)
+            yield list(itertools.compress(sources, short)), list(itertools.compress(targets, short))
 
     write_store(folder, blocks(), tokenizer.vocab_size, EOS)
     if split == "valid":
         write_json(folder / "text.json", [[row["source"], row["target"], row["label"]] for row in table])
     else:
+        np.save(folder / ROWS, np.flatnonzero(kept), allow_pickle=False)
         write_json(folder / "report.json", report.as_dict())
         if report.dropped:
             say(str(report))
@@ -283,7 +271,7 @@ def _encoded(table: Any, tokenizer: Tokenizer, workers: int) -> Iterator[_Block]
     def encode(texts: dict[str, list[str]]) -> _Block:
         return texts, tokenizer.encode(texts["source"]), tokenizer.encode(texts["target"])
 
-    columns = table.select_columns(["source", "target"])
+    columns = table.select_columns(["source", "target", "place"])
     with bar("encoding", len(table), unit="pairs") as progress:
         for block in _in_threads(encode, columns.iter(BLOCK), workers):
             yield block
@@ -308,7 +296,7 @@ def _short_enough(
     targets: list[list[int]],
     data: DataConfig,
     report: Report,
-) -> tuple[list[list[int]], list[list[int]]]:
+) -> list[bool]:
     @functools.cache
     def reason_of(source: int, target: int) -> str | None:
         reason = length_reason(source, target, data.cleaning)
@@ -318,6 +306,5 @@ def _short_enough(
     report.kept += reasons.count(None)
     for row, reason in enumerate(reasons):
         if reason:
-            report.drop(reason, texts["source"][row], texts["target"][row])
-    kept = [reason is None for reason in reasons]
-    return list(itertools.compress(sources, kept)), list(itertools.compress(targets, kept))
+            report.drop(reason, texts["source"][row], texts["target"][row], texts["place"][row])
+    return [reason is None for reason in reasons]

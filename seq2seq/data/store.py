@@ -21,7 +21,7 @@ from seq2seq.support.files import read_json, sha256_of_json, write_json
 
 SIDES = ("source", "target")
 CHECKSUMS = "checksums.json"
-FORMAT = 2
+FORMAT = 3
 """Raised whenever what a store holds changes, so that older ones are made anew."""
 BLOCK = 1 << 16
 """Bytes with one checksum. A first batch touches as many blocks as it has sentences, so small ones start sooner."""

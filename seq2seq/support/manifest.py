@@ -32,6 +32,8 @@ def damage(folder: Path, *, from_disk: bool = False) -> str | None:
         return f"{MANIFEST}: missing or damaged ({error})"
     for name, expected in hashes.items():
         try:
+            if "/" in name or (folder / name).is_symlink():
+                return f"{name}: leads out of the directory; bring the file itself here"
             if from_disk:
                 _forget(folder / name)
             if sha256_of(folder / name) != expected:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-from seq2seq.config.schema import Config
-from seq2seq.support.errors import RunError
+from seq2seq.config.schema import TrainerConfig
+from seq2seq.data.prepare import Prepared
+from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.progress import say
 from seq2seq.train.checkpoint import REMEDY, Progress
 from seq2seq.train.report import Report
@@ -14,7 +14,7 @@ from seq2seq.train.spikes import limit, spike_length, watched
 from seq2seq.train.update import Pending
 
 SHOWN = 8
-"""Pairs that a line on the console names; the log has all."""
+"""Lines that a message names; the log has all."""
 MOST_ROLLBACKS = 3
 """Times that a run goes back without coming as far as its next save."""
 
@@ -22,9 +22,8 @@ MOST_ROLLBACKS = 3
 class Health:
     """Judges the outcomes of updates, in order; what it counts is kept in the progress of the run."""
 
-    def __init__(self, config: Config, progress: Progress, report: Report) -> None:
-        self._settings, self._progress, self._report = config.trainer, progress, report
-        self._store = Path(config.data.prepared_dir) / "train"
+    def __init__(self, settings: TrainerConfig, progress: Progress, report: Report, data: Prepared) -> None:
+        self._settings, self._progress, self._report, self._data = settings, progress, report, data
 
     def is_finite(self, update: Pending, loss: float, norm: float) -> bool:
         """Whether the update, of this summed loss, changed the weights: the norm of its gradient is finite.
@@ -37,17 +36,26 @@ class Health:
             progress.skipped = 0
             return True
         progress.skipped += 1
+        lines = self._lines(update.pairs)
         # JSON has no such numbers.
-        self._report.record("skipped", update.step, {"loss": str(loss), "norm": str(norm), "pairs": update.pairs})
-        shown = ", ".join(map(str, update.pairs[:SHOWN])) + (", …" if len(update.pairs) > SHOWN else "")
+        self._report.record("skipped", update.step, {"loss": str(loss), "norm": str(norm), "lines": lines})
+        shown = ", ".join(lines[:SHOWN]) + (", …" if len(lines) > SHOWN else "")
         message = (
             f"step {update.step}: the loss is {loss}, the norm of its gradient {norm}; the weights were not updated "
-            f"(pairs {shown} of {self._store}, counted from 0; all {len(update.pairs)} in log.jsonl)"
+            f"(its lines: {shown}; all {len(lines)} in log.jsonl)"
         )
         if progress.skipped >= most:
             raise RunError(f"{message}; {most} in a row are trainer.max_skipped. {REMEDY}")
         say(f"{message}; going on ({progress.skipped} in a row, trainer.max_skipped={most})")
         return False
+
+    def _lines(self, pairs: list[int]) -> list[str]:
+        try:
+            return self._data.places(pairs)
+        except UserError as error:
+            # A training does not end for want of a name.
+            say(f"the lines of the update are not known: {error}")
+            return [f"pair {pair} of the encoded training data, counted from 0" for pair in pairs]
 
     def spike(self, update: Pending, loss: float) -> int | None:
         """The step that the run is to go back before, since the loss rose there and stayed up; None: it goes on.

@@ -114,7 +114,7 @@ class Trainer:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
         self.report = Report(self.run_dir if self.world.is_main else None, self.config.trainer.log_seconds)
-        self.health = Health(self.config, self.progress, self.report)
+        self.health = Health(self.config.trainer, self.progress, self.report, self.data)
         try:
             with self.interrupts:
                 self._train()

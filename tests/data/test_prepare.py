@@ -66,7 +66,8 @@ def test_what_is_prepared(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> N
     assert [pair[:2] for pair in data.valid_text] == valid
     assert data.train.gather(0, np.arange(len(train))).tolist().count(EOS) == len(train)
     assert 273 < data.tokenizer.vocab_size <= 310
-    expected = {"clean/report.json", "train/report.json", "tokenizer/tokenizer.model", "valid/text.json"}
+    expected = {"clean/report.json", "train/report.json", "train/rows.npy"}
+    expected |= {"tokenizer/tokenizer.model", "valid/text.json"}
     expected |= {f"{stage}/stage.json" for stage in ("clean", "tokenizer", "train", "valid")}
     for split in ("train", "valid"):
         expected |= {f"{split}/{side}.{kind}.npy" for side in SIDES for kind in ("tokens", "offsets", "lengths")}
@@ -219,6 +220,30 @@ def test_any_changed_byte_of_what_is_read_whole_is_found(
     assert prepare(settings).valid_text[0][:2] == toy_pairs[150]
 
 
+TABLE = ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_any_changed_byte_of_a_cleaned_table_is_found_when_it_is_read_again(
+    split: str, name: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]
+) -> None:
+    settings = config(tmp_path, toy_pairs[:30], toy_pairs[150:153])
+    prepare(settings)
+    path = tmp_path / "data" / "clean" / split / name
+    sound = path.read_bytes()
+    settings.tokenizer.vocab_size = 300
+    for place in range(0, len(sound), 499):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << place % 8]) + sound[place + 1 :])
+        with pytest.raises(UserError, match=rf"data/clean: .*{split}/{name} is not as it was written.*; delete"):
+            prepare(settings)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"data/clean: .*{name}.*; delete"):
+        prepare(settings)
+    path.write_bytes(sound)
+    assert prepare(settings).tokenizer.vocab_size <= 300
+
+
 @pytest.mark.parametrize("stage", ["clean", "tokenizer", "train", "valid"])
 def test_a_changed_byte_of_a_stage_s_record_is_found_or_means_nothing(
     stage: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]
@@ -294,6 +319,41 @@ def test_each_rule_can_be_switched_off(
     assert out == ""
     assert f"kept {total - sum(count for reason, count in expected.items() if 'max' not in reason):,} of {total}" in err
     assert all(f"for {reason}, such as: " in err for reason in expected)
+
+
+def test_where_a_pair_was_read_is_known_after_both_rounds_of_cleaning(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]]
+) -> None:
+    first, second = toy_pairs[:40], toy_pairs[40:80]
+    long = ("the old dog " * 100, "das alte Hund " * 100)
+    settings = config(tmp_path, [], [("a", "b")], cleaning=CleaningConfig(duplicate=False))
+    files: list[list[str]] = [[], []]
+    for name, pairs in (("first", [*first, ("", "empty"), long, *first]), ("second", [long, *second])):
+        for side in (0, 1):
+            files[side].append(str(tmp_path / f"{name}.{side}"))
+            Path(files[side][-1]).write_text("".join(f"{pair[side]}\n" for pair in pairs), encoding="utf-8")
+    settings.data.train = CorpusConfig(source=files[0], target=files[1])
+    data = prepare(settings)
+    texts = decoded(data, "train")
+    places = data.places([*range(len(texts))])
+    assert len(places) == 120
+    for (source, _), place in zip(texts, places, strict=True):
+        path, _, number = place.rpartition(":")
+        assert Path(path).read_text(encoding="utf-8").split("\n")[int(number) - 1] == source
+    assert data.places([80, 39, 40]) == [f"{files[0][1]}:2", f"{files[0][0]}:40", f"{files[0][0]}:43"]
+    (dropped,) = read_json(tmp_path / "data" / "train" / "report.json")["examples"].values()
+    assert [place for _, _, place in dropped] == [f"{files[0][0]}:42", f"{files[0][1]}:1"]
+
+
+def test_a_damaged_table_names_no_lines(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    data = prepare(config(tmp_path, toy_pairs[:150], toy_pairs[150:170]))
+    for path in (tmp_path / "data" / "train" / "rows.npy", tmp_path / "data" / "clean" / "train" / TABLE[0]):
+        assert data.places([3, 1])[1].endswith("train.0:2")
+        sound = path.read_bytes()
+        path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        with pytest.raises(UserError, match=rf"{path.name} is not as it was written"):
+            data.places([1])
+        path.write_bytes(sound)
 
 
 def test_without_a_limit_pairs_must_still_fit_in_a_batch(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from seq2seq.support.errors import UserError
+from seq2seq.support.files import sha256_of_json
 from seq2seq.support.manifest import MANIFEST, write_manifest
 from seq2seq.train.checkpoint import Checkpoints, Progress
 from tests.train.test_checkpoint import advance, keeping, training
@@ -55,6 +56,26 @@ def written(name: str, text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(text.replace("CANARY", str(folder.parents[2] / "canary")))
 
 
+def linked(name: str) -> Callable[[Path], object]:
+    def changed(folder: Path) -> None:
+        (folder / name).rename(folder.parents[2] / name)
+        (folder / name).symlink_to(folder.parents[2] / name)
+
+    return changed
+
+
+def named(name: str) -> Callable[[Path], object]:
+    """A manifest, its own hash right, that knows one file by another name."""
+
+    def changed(folder: Path) -> None:
+        found = json.loads((folder / MANIFEST).read_text())
+        hashes = {name if key == WEIGHTS else key: value for key, value in found["sha256"].items()}
+        manifest = {"format_version": 1, "sha256": hashes, "own_sha256": sha256_of_json(hashes)}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+    return changed
+
+
 def pickled(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(pickle.dumps(Touch(folder.parents[2] / "canary")))
 
@@ -76,11 +97,14 @@ PAYLOADS: dict[str, Callable[[Path], object]] = {
     "a moment of no parameter": tensors(OPTIMIZER, lambda found: found.update({"9.bias.exp_avg": torch.zeros(5)})),
     "a moment that is not finite": tensors(OPTIMIZER, lambda found: found["0.bias.exp_avg"].fill_(torch.inf)),
     "a header of an exabyte": lambda folder: (folder / WEIGHTS).write_bytes((1 << 60).to_bytes(8, "little") + b"{}"),
+    **{f"a link as {name}": linked(name) for name in (WEIGHTS, CONFIG)},
     "a missing file": lambda folder: (folder / OPTIMIZER).unlink(),
 }
 MANIFESTS: dict[str, Callable[[Path], object]] = {
     "a pickle as the manifest": pickled(MANIFEST),
     "a deep manifest": written(MANIFEST, DEEP),
+    "a path upwards": named(f"../step-2/{WEIGHTS}"),
+    "a path from the root": named("/etc/hostname"),
     "hashes of other files": lambda folder: (folder / WEIGHTS).write_bytes(b"other"),
 }
 

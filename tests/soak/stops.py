@@ -4,7 +4,8 @@
 
 SIGTERM and SIGINT come at random moments to trainings of one rank and two: how many updates were still made, how long
 the end took, and whether the last update is the saved one. Then torchrun starts two ranks of which one is killed, and
-starts them again (`--max-restarts`): the result is held against a training that never stopped. JSON on stdout.
+starts them again (`--max-restarts`), once as one machine and once as two: the result is held against a training that
+never stopped. JSON on stdout.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -66,35 +68,55 @@ def stops(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def restarted(folder: Path) -> dict[str, Any]:
-    """Whether torchrun's restart after the death of a rank leads to the same training."""
+def restarted(folder: Path, machines: int) -> dict[str, Any]:
+    """Whether torchrun's restarts after the death of a rank lead to the same training.
+
+    Two machines are two launchers here, of one rank each, that know of one another only by their address.
+    """
     config = prepared(folder)
     unbroken = replace(config, run_dir=str(folder / "unbroken"))
     if any(Ranks(unbroken, 2).wait()):
         raise SystemExit("the unbroken training failed")
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    places = [f"--rdzv-endpoint=localhost:{port}", "--rdzv-backend=c10d", "--local-addr=localhost"]
+    counts = [f"--nnodes={machines}", f"--nproc-per-node={2 // machines}", "--max-restarts=3"]
+    # The second rank is told to die at its eighteenth update when it is first started, and at its thirty-first then.
+    own = ["-m", "tests.soak.stops", "--as-rank", str(folder / "config.yaml"), "18", "31"]
+    command = [sys.executable, "-m", "torch.distributed.run", *places, *counts, *own]
+    names = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if machines > 1:
+        names["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     began = time.monotonic()
-    # The second is told to die at its eighteenth update when it is first started, and at its thirty-first then.
-    command = [*launcher, "-m", "tests.soak.stops", "--as-rank", str(folder / "config.yaml"), "18", "31"]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=240)
-    if done.returncode:
-        raise SystemExit(f"torchrun ended with {done.returncode}: {done.stderr}")
+    hosts = [[*command[:3], f"--rdzv-conf=is_host={int(not machine)}", *command[3:]] for machine in range(machines)]
+    launchers = [subprocess.Popen(host, env=names, text=True, stderr=subprocess.PIPE) for host in hosts]
+    for launcher in launchers:
+        _, told = launcher.communicate(timeout=240)
+        if launcher.returncode:
+            raise SystemExit(f"torchrun ended with {launcher.returncode}: {told}")
     run_dir = Path(config.run_dir)
     if state_of(run_dir) != state_of(Path(unbroken.run_dir)) or batches_of(run_dir) != batches_of(
         Path(unbroken.run_dir)
     ):
         raise SystemExit("torchrun's restart did not lead to the state of the unbroken training")
-    return {"restarts": 2, "bit_equal": True, "seconds": round(time.monotonic() - began)}
+    kills = len((run_dir / "killed").read_text().splitlines())
+    return {"restarts": kills, "bit_equal": True, "seconds": round(time.monotonic() - began)}
 
 
 def as_restarted_rank(path: Path, steps: list[int]) -> None:
     """What torchrun starts: rank 1 dies at each of the steps, one a start."""
-    start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    rank = int(os.environ["RANK"])
-    kill_at = Kill(1, steps[start]) if rank == 1 and start < len(steps) else None
+    config, rank, kill_at = load(path), int(os.environ["RANK"]), None
+    # Launchers count their restarts each for itself, and a rank may change its launcher.
+    killed = Path(config.run_dir) / "killed"
+    start = len(killed.read_text().splitlines()) if killed.exists() else 0
+    if rank == 1 and start < len(steps):
+        kill_at = Kill(1, steps[start])
+        killed.parent.mkdir(exist_ok=True)
+        with killed.open("a") as file:
+            file.write(f"{kill_at.step}\n")
     try:
-        as_rank(load(path), rank, kill_at)
+        as_rank(config, rank, kill_at)
     except BaseException as error:
         print(f"rank {rank}: {error}", file=sys.stderr)
         os._exit(3)
@@ -114,7 +136,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="seq2seq-soak-") as folder:
         found = {
             "signals": stops(Path(folder) / "signals", arguments.signals, random.Random(arguments.seed)),
-            "torchrun": restarted(Path(folder) / "torchrun"),
+            "torchrun": restarted(Path(folder) / "torchrun", 1),
+            "two_torchruns": restarted(Path(folder) / "two_torchruns", 2),
         }
     command = f"python -m tests.soak.stops --signals {arguments.signals} --seed {arguments.seed}"
     give_out({"command": command, "date": date.today().isoformat(), "machine": machine(), **found}, arguments.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -86,11 +87,12 @@ def test_two_ranks_train_as_one(corpus: list[str], tmp_path: Path, alone: Path) 
     assert other["bleu"] == one["bleu"]
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(corpus: list[str], tmp_path: Path, alone: Path) -> None:
-    for devices, steps in ((1, 15), (4, 30), (2, STEPS)):
-        done = train(
-            *corpus, *SETTINGS, f"run_dir={tmp_path}/run", f"trainer.devices={devices}", f"trainer.max_steps={steps}"
-        )
+def test_a_run_goes_on_with_another_number_of_ranks_and_workers(corpus: list[str], tmp_path: Path, alone: Path) -> None:
+    for devices, workers, steps in ((1, 3, 15), (4, 1, 30), (2, 2, STEPS)):
+        numbers = [f"trainer.devices={devices}", f"data.workers={workers}", f"trainer.max_steps={steps}"]
+        # The data are made anew by that many workers.
+        shutil.rmtree(tmp_path / "run" / "data", ignore_errors=True)
+        done = train(*corpus, *SETTINGS, f"run_dir={tmp_path}/run", *numbers)
         assert done.returncode == 0, done.stderr
     assert_same_training(tmp_path / "run", alone)
 

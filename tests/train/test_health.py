@@ -15,8 +15,9 @@ from seq2seq.config.compose import compose
 from seq2seq.data.prepare import prepare
 from seq2seq.support.errors import RunError
 from seq2seq.train import health
+from seq2seq.train.report import Report
 from seq2seq.train.trainer import Trainer
-from seq2seq.train.update import Part, Update
+from seq2seq.train.update import Part, Pending, Update
 from tests.train.test_trainer import TINY, assert_same_state, draw, log, steps_saved, write_copies
 
 
@@ -30,7 +31,7 @@ def trainer_in(run_dir: Path, corpus: list[str], *overrides: str) -> Trainer:
     return Trainer(config, prepare(config))
 
 
-def test_the_pairs_of_an_update_that_was_skipped_are_told(
+def test_the_lines_of_an_update_that_was_skipped_are_told(
     tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = trainer_in(tmp_path, corpus, "trainer.max_steps=4", "data.micro_batches=2")
@@ -47,13 +48,26 @@ def test_the_pairs_of_an_update_that_was_skipped_are_told(
     (line,) = log(tmp_path, "skipped")
     assert line["step"] == 3
     assert line["norm"] == "nan"
-    assert line["pairs"] == trainer.sampler.epoch(0)[2].tolist()
-    (told,) = re.findall(
-        r"step 3: the loss is (.*), the norm .* \(pairs (.*) of (.*), counted", capsys.readouterr().err
-    )
-    assert told[0] == line["loss"]
-    assert told[1].removesuffix(", …") == ", ".join(map(str, line["pairs"][: health.SHOWN]))
-    assert (Path(told[2]) / "target.tokens.npy").is_file()
+    pairs = trainer.sampler.epoch(0)[2]
+    source = trainer.config.data.train.source
+    assert line["lines"] == [f"{source}:{pair + 1}" for pair in pairs]
+    (told,) = re.findall(r"step 3: the loss is (.*), the norm .* \(its lines: (.*); all", capsys.readouterr().err)
+    assert told == (line["loss"], ", ".join(line["lines"]))
+    first = trainer.data.train.gather(0, pairs[:1])[:-1].tolist()
+    text = Path(str(source)).read_text(encoding="utf-8").split("\n")[pairs[0]]
+    assert trainer.data.tokenizer.decode([first]) == [text]
+
+
+def test_an_update_is_skipped_though_its_lines_are_not_known(
+    tmp_path: Path, corpus: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_in(tmp_path, corpus)
+    (Path(trainer.config.data.prepared_dir) / "train" / "rows.npy").unlink()
+    judge = health.Health(trainer.config.trainer, trainer.progress, Report(tmp_path, 0), trainer.data)
+    assert not judge.is_finite(Pending(3, 0.1, (9, 9), [*range(7, 20)], torch.zeros(3)), 1.0, math.nan)
+    told = capsys.readouterr().err
+    assert "(its lines: pair 7 of the encoded training data, counted from 0, pair 8" in told
+    assert "pair 14 of the encoded training data, counted from 0, …; all 13 in log.jsonl)" in told
 
 
 SPIKING = ["trainer.max_steps=60", "trainer.save_every=10", "schedule.peak=0.002"]
