@@ -26,11 +26,11 @@ from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfi
 from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches, prefetched
 from seq2seq.data.store import Store
 from seq2seq.ops.compiled import compile_regions
-from seq2seq.support.devices import autocast, choose_compiling, choose_device, keep_freed_memory
+from seq2seq.support.devices import autocast, choose_compiling, choose_device, keep_freed_memory, limit_compiled_shapes
 from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
 from seq2seq.train.optimizer import build_optimizer, change_weights
-from tools.contestants import CONTESTANTS, learnt_parameters, total_norm
+from tools.contestants import CONTESTANTS, OURS, learnt_parameters, total_norm
 from tools.flops import update_flops
 
 MATRIX = "matrix product"
@@ -74,6 +74,7 @@ class TrainingRun:
         self.model = self.contestant.model.to(device).train()
         if self.contestant.is_ours and choose_compiling("auto", device):
             compile_regions(self.model)
+        self.rounds = self.contestant.is_ours and device.type == "cpu" and self.precision == torch.bfloat16
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
@@ -103,11 +104,13 @@ class TrainingRun:
         """The micro-batches of an update that this rank computes."""
         world, count = self.world, self.job.micro_batches * self.world.size
         batches = (batch for _, batch, _ in micro_batches(store, pairs, count, world.rank, world.size))
-        return [batch.pinned() if self.device.type == "cuda" else batch for batch in batches]
+        if self.device.type == "cuda":
+            return [batch.pinned() for batch in batches]
+        return [batch.rounded() if self.rounds else batch for batch in batches]
 
     def update(self, parts: list[Batch]) -> None:
         """One update by the mean loss of its parts; ranks are averaged."""
-        target_tokens = sum(batch.target_layout.total for batch in parts)
+        target_tokens = sum(len(batch.target_out) for batch in parts)
         for batch in parts:
             with autocast(self.device, self.precision):
                 loss = self.contestant.loss(batch.to(self.device))
@@ -183,6 +186,8 @@ def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     device = choose_device(job.device)
     if device.type == "cpu":
         keep_freed_memory()
+        if job.contestant == OURS:
+            limit_compiled_shapes(64)
     build_started = now(device)
     world = joined()
     contestant = MatrixProducts(job, device) if job.contestant == MATRIX else TrainingRun(job, device, world)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from seq2seq.data.store import Store
 from seq2seq.data.tokenizer import BOS
@@ -28,7 +29,10 @@ WINDOW = 1 << 13
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed pairs: token ids [N] of sources, of targets as fed in (bos first) and as predicted (eos last)."""
+    """Packed pairs: token ids [N] of sources, of targets as fed in (bos first) and as predicted (eos last).
+
+    What is fed in may end in filler, as its layouts tell; what is to be predicted has none.
+    """
 
     source: Tensor
     source_layout: Layout
@@ -44,6 +48,12 @@ class Batch:
         target_in = target_out.roll(1)
         target_in[target_layout.starts] = BOS
         return cls(source, source_layout, target_in, target_out, target_layout)
+
+    def rounded(self) -> Batch:
+        """The same batch with filler; see `Layout.rounded`."""
+        source, target = self.source_layout.rounded(), self.target_layout.rounded()
+        tokens = F.pad(self.source, (0, source.filler)), F.pad(self.target_in, (0, target.filler))
+        return Batch(tokens[0], source, tokens[1], self.target_out, target)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

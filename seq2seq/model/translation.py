@@ -19,7 +19,7 @@ from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
 from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.quantized_linear import QuantizedLinear, quantize_linears
-from seq2seq.support.devices import has_native_bfloat16
+from seq2seq.support.devices import has_native_bfloat16, limit_compiled_shapes
 from seq2seq.support.errors import UserError
 
 ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
@@ -95,6 +95,7 @@ class TranslationModel(nn.Module):
 
         It cannot be trained after this, nor be placed again.
         """
+        limit_compiled_shapes(16)
         if dtype != torch.int8:
             self.to(device, dtype).pack()
         elif device.type == "cpu":

@@ -29,7 +29,10 @@ def attention(
     q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
 ) -> Tensor:
     """softmax(q·kᵀ / √d_k)·v within each sentence, [N, H, E]; with `causal`, row i sees keys up to position i only."""
-    if takes_packed_rows(q_NHE.device, q_NHE.dtype, q_NHE.shape[-1], v_MHE.shape[-1]):
+    # The kernel takes sentences alone, one after another.
+    if not (queries.filler or keys.filler) and takes_packed_rows(
+        q_NHE.device, q_NHE.dtype, q_NHE.shape[-1], v_MHE.shape[-1]
+    ):
         return _packed_kernel(q_NHE, k_MHE, v_MHE, queries, keys, causal)
     q_BHLE, k_BHSE, v_BHSE = (
         layout.unpack(rows).transpose(1, 2) for rows, layout in ((q_NHE, queries), (k_MHE, keys), (v_MHE, keys))

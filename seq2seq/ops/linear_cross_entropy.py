@@ -4,7 +4,8 @@ The loss of a row is −Σ_v q_v · log softmax(h·Wᵀ)_v with q = (1−ε)·on
 the paper). The fused form takes the rows in chunks and makes the gradients at once, so that the logits of all rows
 [N, V] never exist together.
 
-Shapes: N rows, C rows of a chunk, D d_model, V vocabulary.
+Shapes: N rows, the first T of them with a target, those after them counting nothing; C rows of a chunk, the first U of
+them with a target; D d_model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,26 +19,28 @@ from torch.nn import functional as F
 from seq2seq.support.devices import compute_dtype
 
 CHUNK = 2048
+CACHED = 128
+"""Rows whose logits and probabilities a processor's cache holds."""
 
 
 def linear_cross_entropy_reference(
-    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, smoothing: float
+    h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """The summed smoothed loss, and the summed unsmoothed one (for perplexity, without gradient)."""
-    logits_NV = F.linear(h_ND, w_VD).float()
-    smoothed = F.cross_entropy(logits_NV, target_N, reduction="sum", label_smoothing=smoothing)
-    return smoothed, F.cross_entropy(logits_NV.detach(), target_N, reduction="sum")
+    logits_TV = F.linear(h_ND[: len(target_T)], w_VD).float()
+    smoothed = F.cross_entropy(logits_TV, target_T, reduction="sum", label_smoothing=smoothing)
+    return smoothed, F.cross_entropy(logits_TV.detach(), target_T, reduction="sum")
 
 
-def linear_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """The same two sums, chunk by chunk; products in the autocast format where one is active, sums in float32."""
-    loss, plain = _LinearCrossEntropy.apply(h_ND, w_VD, target_N, smoothing)  # type: ignore[no-untyped-call]
+    loss, plain = _LinearCrossEntropy.apply(h_ND, w_VD, target_T, smoothing)  # type: ignore[no-untyped-call]
     return loss, plain
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h_ND: Tensor, w_VD: Tensor, target_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         device = h_ND.device.type
         dtype = compute_dtype(h_ND)
         with torch.autocast(device, enabled=False):
@@ -51,27 +54,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             uniform_D = torch.zeros_like(mean_D)
             for start in range(0, h_ND.shape[0], CHUNK):
                 rows = slice(start, start + CHUNK)
-                h_CD, target_C1 = h_ND[rows].to(dtype), target_N[rows, None]
+                h_CD, target_U = h_ND[rows].to(dtype), target_T[rows]
                 logits_CV = F.linear(h_CD, weight)
-                p_CV = logits_CV.softmax(-1, dtype=torch.float32)
-                # log Σexp from the largest logit: its probability is at least 1/V, so its logarithm is safe.
-                lse_C = logits_CV.amax(-1).float() - p_CV.amax(-1).log()
-                nll = (lse_C - logits_CV.gather(1, target_C1)[:, 0]).sum()
+                nll, lse = _to_gradients(logits_CV, target_U, smoothing)
                 # Σ_v of the logits needs no pass over them: it is V times h · mean(W).
-                sum_D = h_ND[rows].float().sum(0)
-                uniform = lse_C.sum() - torch.dot(sum_D, mean_D)
+                sum_D = h_ND[rows][: len(target_U)].float().sum(0)
                 plain += nll
-                smoothed += (1 - smoothing) * nll + smoothing * uniform
-                if not (need_h or need_w):
-                    continue
-                # p − q is the gradient of the loss by the logits; the part of it that is the same everywhere, −ε/V,
-                # needs no pass over them either.
-                p_CV.scatter_add_(1, target_C1, p_CV.new_full(target_C1.shape, smoothing - 1))
-                grad_CV = p_CV.to(dtype)
+                smoothed += (1 - smoothing) * nll + smoothing * (lse - torch.dot(sum_D, mean_D))
                 if grad_h is not None:
-                    grad_h[rows] = (grad_CV @ weight) - (smoothing * mean_D).to(dtype)
+                    grad_h[rows] = logits_CV @ weight
+                    grad_h[rows][: len(target_U)] -= (smoothing * mean_D).to(dtype)
                 if grad_w is not None:
-                    grad_w += grad_CV.T @ h_CD
+                    grad_w += logits_CV.T @ h_CD
                     uniform_D += sum_D
             if grad_w is not None:
                 grad_w -= smoothing / w_VD.shape[0] * uniform_D
@@ -88,3 +82,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The sums over U rows of −log softmax at the target, and of log Σexp.
+
+    The logits become the gradients of the loss by them, in place: p − q, but for what is the same in all, ε/V, whose
+    effect on weights and rows needs no pass over them; zeros in rows without a target.
+    """
+    nll, lse = torch.zeros(2, device=logits_CV.device)
+    size = CACHED if logits_CV.device.type == "cpu" else CHUNK
+    for start in range(0, len(target_U), size):
+        logits, target = logits_CV[start : start + size][: len(target_U) - start], target_U[start : start + size, None]
+        logits_float = logits.float()
+        p = logits_float.softmax(-1)
+        # From the largest logit: its probability is at least 1/V, so its logarithm is safe.
+        lse_of_rows = logits_float.amax(-1) - p.amax(-1).log()
+        nll += (lse_of_rows - logits_float.gather(1, target)[:, 0]).sum()
+        lse += lse_of_rows.sum()
+        logits.copy_(p.scatter_add_(1, target, p.new_full(target.shape, smoothing - 1)))
+    logits_CV[len(target_U) :] = 0
+    return nll, lse

@@ -9,17 +9,11 @@ Shapes: ... any, I inputs, O outputs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-
-# oneDNN keeps code and buffers, a third of a megabyte, for each number of rows that it has met, and PyTorch keeps them
-# once more, a thousand of either: sentences of all lengths took half a gigabyte. Both are read at the first product.
-for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(cache, "16")
 
 
 class PackedLinear(nn.Module):

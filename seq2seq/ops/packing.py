@@ -15,11 +15,15 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each of B sentences lies in N packed rows: `lengths` [B], int64, all at least 1."""
+    """Where each of B sentences lies in N = `total` packed rows: `lengths` [B], int64, all at least 1.
+
+    The last `filler` rows belong to no sentence: nothing attends to them, and no loss counts them.
+    """
 
     lengths: Tensor
     max_length: int
     total: int
+    filler: int = 0
 
     @classmethod
     def of(cls, lengths: list[int], device: torch.device | None = None) -> Layout:
@@ -37,7 +41,9 @@ class Layout:
 
         Never so in compiled code, which would need a second form for it.
         """
-        return not torch.compiler.is_compiling() and self.total == self.batch_size * self.max_length
+        if torch.compiler.is_compiling() or self.filler:
+            return False
+        return self.total == self.batch_size * self.max_length
 
     @cached_property
     def starts(self) -> Tensor:
@@ -51,15 +57,17 @@ class Layout:
 
     @cached_property
     def positions(self) -> Tensor:
-        """The position of each row in its sentence, from 0, [N]."""
-        rows = torch.arange(self.total, device=self.lengths.device)
-        return rows - self.starts.repeat_interleave(self.lengths, output_size=self.total)
+        """The position of each row in its sentence, from 0, [N]; 0 for filler."""
+        count = self.total - self.filler
+        rows = torch.arange(count, device=self.lengths.device)
+        return F.pad(rows - self.starts.repeat_interleave(self.lengths, output_size=count), (0, self.filler))
 
     @cached_property
     def padded_index(self) -> Tensor:
-        """The place of each row in the flattened padded grid, [N] of values below B·L."""
-        sentence = torch.arange(self.batch_size, device=self.lengths.device)
-        return (sentence * self.max_length).repeat_interleave(self.lengths, output_size=self.total) + self.positions
+        """The place of each row in the flattened padded grid, [N] of values below B·L; of filler, the one after it."""
+        first = torch.arange(self.batch_size, device=self.lengths.device) * self.max_length
+        first_of_rows = first.repeat_interleave(self.lengths, output_size=self.total - self.filler)
+        return F.pad(first_of_rows, (0, self.filler), value=self.batch_size * self.max_length) + self.positions
 
     @cached_property
     def mask(self) -> Tensor:
@@ -71,13 +79,22 @@ class Layout:
         shape = (self.batch_size, self.max_length, *rows.shape[1:])
         if self.is_rectangular:
             return rows.view(shape)
-        grid = rows.new_zeros((self.batch_size * self.max_length, *rows.shape[1:]))
-        return grid.index_copy(0, self.padded_index, rows).view(shape)
+        size = self.batch_size * self.max_length
+        grid = rows.new_zeros((size + 1, *rows.shape[1:]))
+        return grid.index_copy(0, self.padded_index, rows)[:size].view(shape)
 
     def pack(self, grid: Tensor) -> Tensor:
-        """A padded grid [B, L, ...] as packed rows [N, ...]."""
+        """A padded grid [B, L, ...] as packed rows [N, ...]; filler is a copy of the last place."""
         rows = grid.reshape(-1, *grid.shape[2:])
-        return rows if self.is_rectangular else rows.index_select(0, self.padded_index)
+        return rows if self.is_rectangular else rows.index_select(0, self.padded_index.clamp(max=rows.shape[0] - 1))
+
+    def rounded(self) -> Layout:
+        """This layout filled up to one of few numbers of rows, at most 1/32 more: 32 numbers for each power of two.
+
+        oneDNN compiles code for each new shape of a product, which takes longer than the product itself.
+        """
+        filler = -self.total % (1 << max(0, self.total.bit_length() - 6))
+        return Layout(self.lengths, self.max_length, self.total + filler, filler)
 
     def complete(self) -> Layout:
         """This layout with all that attention reads computed: compiled code cannot do it at the first reading."""
@@ -86,8 +103,8 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
-        return Layout(self.lengths.to(device, non_blocking=True), self.max_length, self.total)
+        return Layout(self.lengths.to(device, non_blocking=True), self.max_length, self.total, self.filler)
 
     def pinned(self) -> Layout:
         """The same layout in page-locked memory."""
-        return Layout(self.lengths.pin_memory(), self.max_length, self.total)
+        return Layout(self.lengths.pin_memory(), self.max_length, self.total, self.filler)

@@ -115,3 +115,13 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
         for parameter, value in ((m_mmap_max, 0), (m_trim_threshold, (1 << 31) - 1), (m_top_pad, 1 << 26)):
             mallopt(parameter, value)
+
+
+def limit_compiled_shapes(count: int) -> None:
+    """Let oneDNN keep its code for so many shapes of products; before the first product, and unless the user said more.
+
+    It keeps up to four megabytes for each that it has met, a thousand of them: sentences of all lengths took gigabytes.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(count))
+    # What PyTorch keeps once more.
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")

@@ -26,7 +26,14 @@ from seq2seq.evaluate.scores import bleu_signature
 from seq2seq.model.directory import fill, own_weights, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.ops.compiled import compile_regions
-from seq2seq.support.devices import autocast, choose_compiling, choose_device, choose_precision, keep_freed_memory
+from seq2seq.support.devices import (
+    autocast,
+    choose_compiling,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    limit_compiled_shapes,
+)
 from seq2seq.support.errors import Explained, RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
@@ -57,6 +64,7 @@ class Trainer:
         self.precision = choose_precision(config.trainer.precision, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
+            limit_compiled_shapes(64)
         elif self.device.index is not None:
             torch.cuda.set_device(self.device)
         self.model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(self.device)
@@ -194,6 +202,8 @@ class Trainer:
             parts = micro_batches(data, pairs, progress.micro_batches, world.rank, world.size)
             if self.device.type == "cuda":
                 parts = ((index, batch.pinned(), weight) for index, batch, weight in parts)
+            elif self.precision == torch.bfloat16:
+                parts = ((index, batch.rounded(), weight) for index, batch, weight in parts)
             return Update(pairs.tolist(), (source, target), list(parts))
 
         while True:

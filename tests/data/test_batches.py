@@ -215,3 +215,14 @@ def test_an_error_in_prefetching_comes_out_at_its_place() -> None:
     assert next(inverses) == 0.5
     with pytest.raises(ZeroDivisionError):
         next(inverses)
+
+
+def test_rounded_batches_end_in_filler_that_is_not_predicted(tmp_path: Path) -> None:
+    write_store(tmp_path, [([[5] * 59] * 9, [[6] * 59] * 9)], 1000, EOS)
+    batch = Batch.of(Store(tmp_path), np.arange(9))
+    rounded = batch.rounded()
+    assert len(batch.source) == 540
+    assert len(rounded.source) == len(rounded.target_in) == rounded.source_layout.total == 544
+    assert rounded.source[:540].equal(batch.source) and rounded.target_in[:540].equal(batch.target_in)
+    assert rounded.target_out.equal(batch.target_out)
+    assert rounded.to(torch.device("cpu")).target_layout.filler == 4

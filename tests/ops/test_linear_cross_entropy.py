@@ -42,6 +42,22 @@ def test_values_and_gradients_are_the_reference(monkeypatch: pytest.MonkeyPatch,
         torch.testing.assert_close(own, reference, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("count", [0, 1, 4, 7, ROWS])
+def test_rows_without_a_target_count_nothing(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "CACHED", 3)
+    h, w, target = draw()
+    inputs = (h.requires_grad_(), w.requires_grad_())
+    found = linear_cross_entropy(*inputs, target[:count], 0.1)
+    expected = linear_cross_entropy_reference(*inputs, target[:count], 0.1)
+    fewer = linear_cross_entropy(h[:count], w, target[:count], 0.1)
+    for other in (expected, fewer):
+        torch.testing.assert_close(found, other, atol=1e-4, rtol=1e-6)
+    gradients = torch.autograd.grad(found[0], inputs)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected[0], inputs), atol=1e-5, rtol=0)
+    assert not gradients[0][count:].any()
+
+
 def test_smoothing_spreads_over_the_whole_vocabulary_by_hand() -> None:
     # softmax of these logits is 1/10, 2/10, 3/10, 4/10; q is 0.1/4 everywhere, and 0.9 more at the target.
     w = torch.tensor([[math.log(1)], [math.log(2)], [math.log(3)], [math.log(4)]])

@@ -42,6 +42,29 @@ def test_packing_reads_no_pad(lengths: list[int]) -> None:
 
 
 @settings(deadline=None)
+@given(lengths_of, st.integers(0, 9))
+def test_filler_is_left_out_of_the_grid_and_takes_finite_rows_from_it(lengths: list[int], filler: int) -> None:
+    whole = Layout.of(lengths)
+    layout = Layout(whole.lengths, whole.max_length, whole.total + filler, filler)
+    rows = torch.randn(layout.total, 3)
+    rows[whole.total :] = torch.nan
+    assert torch.equal(layout.unpack(rows), whole.unpack(rows[: whole.total]))
+    packed = layout.pack(whole.unpack(rows[: whole.total]))
+    assert torch.equal(packed[: whole.total], rows[: whole.total])
+    assert packed.shape == rows.shape and bool(packed.isfinite().all())
+    assert layout.positions.tolist() == [*whole.positions.tolist(), *[0] * filler]
+
+
+@given(st.integers(1, 1 << 20))
+def test_rounded_layouts_have_few_sizes_and_little_filler(total: int) -> None:
+    layout = Layout.of([total]).rounded()
+    assert layout.total - layout.filler == total
+    assert 0 <= 32 * layout.filler <= total
+    assert layout.total < 64 or layout.total % (1 << layout.total.bit_length() - 6) == 0
+    assert layout.rounded().total == layout.total
+
+
+@settings(deadline=None)
 @given(lengths_of)
 def test_rows_know_their_place(lengths: list[int]) -> None:
     layout = Layout.of(lengths)

@@ -46,6 +46,21 @@ def test_sums_over_all_target_tokens(encoder: str, decoder: str, tie: str) -> No
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), [*itertools.product(ENCODERS, DECODERS)])
+def test_filler_changes_neither_loss_nor_gradients(encoder: str, decoder: str) -> None:
+    model = model_of(encoder, decoder)
+    source, target = (
+        Layout(layout.lengths, layout.max_length, layout.total + filler, filler)
+        for layout, filler in ((BATCH.source_layout, 3), (BATCH.target_layout, 2))
+    )
+    tokens = F.pad(BATCH.source, (0, 3), value=6), F.pad(BATCH.target_in, (0, 2), value=9)
+    filled = Batch(tokens[0], source, tokens[1], BATCH.target_out, target)
+    losses = [batch_loss(model, batch, 0.1) for batch in (BATCH, filled)]
+    torch.testing.assert_close(losses[1], losses[0])
+    gradients = [torch.autograd.grad(loss, [*model.parameters()]) for loss, _ in losses]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [*itertools.product(ENCODERS, DECODERS)])
 def test_bfloat16_autocast_gives_float32_gradients_near_the_exact_ones(encoder: str, decoder: str) -> None:
     model = model_of(encoder, decoder)
     weights = list(model.parameters())
