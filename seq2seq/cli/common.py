@@ -94,7 +94,6 @@ def require_positive(arguments: argparse.Namespace, name: str) -> None:
 def load_translator(arguments: argparse.Namespace) -> Translator:
     """The translator that the options ask for. Raises UserError."""
     directory = find_model(arguments.model)
-    import torch
 
     from seq2seq.data.text_files import read_lines
     from seq2seq.translate.glossary import Glossary
@@ -106,7 +105,7 @@ def load_translator(arguments: argparse.Namespace) -> Translator:
         directory,
         *arguments.ensemble,
         device=arguments.device,
-        dtype=getattr(torch, arguments.dtype),
+        dtype=arguments.dtype,
         **chosen(arguments),
     )
     translator.batch_tokens = arguments.batch_tokens

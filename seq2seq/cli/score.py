@@ -64,12 +64,11 @@ def score(arguments: argparse.Namespace) -> None:
         raise UserError(f"--align-layer {arguments.align_layer} without --align: add --align pharaoh")
     directory = find_model(arguments.model)
     windows = _files(arguments.source, arguments.target) if arguments.source else _standard_input()
-    import torch
 
     from seq2seq.translate.scoring import Scorer, perplexity
 
     prepare_process(arguments)
-    scorer = Scorer.load(directory, device=arguments.device, dtype=getattr(torch, arguments.dtype))
+    scorer = Scorer.load(directory, device=arguments.device, dtype=arguments.dtype)
     scorer.batch_tokens = arguments.batch_tokens
     names = (str(arguments.source or "standard input"), str(arguments.target or "standard input"))
     pairs, tokens, sums = 0, 0, 0.0

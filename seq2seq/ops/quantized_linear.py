@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.ops.packed_linear import replace_linears
+from seq2seq.support.devices import processor_has
 from seq2seq.support.errors import UserError
 
 WIDE = 4096
@@ -60,9 +61,7 @@ class QuantizedLinear(nn.Module):
             warnings.filterwarnings("ignore", message=".*deprecated")
             packable = torch._make_per_channel_quantized_tensor(weight, scale_O, torch.zeros_like(scale_O).long(), 0)
             self.packed = torch.ops.quantized.linear_prepack(packable, None if bias is None else bias.detach().float())
-        # torch.cpu.get_capabilities came after 2.11; without it nothing is known, and 7 bits are always right.
-        flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        self.reduce_range = not flags.get("avx512_vnni", False)
+        self.reduce_range = not processor_has("avx512_vnni")
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] to [..., O]."""

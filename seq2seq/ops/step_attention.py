@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops.packing import Layout
+from seq2seq.support.devices import processor_has
 
 BLOCK = 16
 FEW = 32
 """Slots times heads from which two batched products are quicker than PyTorch's kernel in bfloat16."""
+HAS_TILES = processor_has("amx_bf16")
 
 
 def padded_heads(rows_NHE: Tensor, layout: Layout) -> Tensor:
@@ -45,10 +47,18 @@ def step_attention_reference(q_SHKE: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mas
 
 def step_attention(q_SHKE: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mask: Tensor | None) -> Tensor:
     """The same; in bfloat16 on the CPU, where a handful of queries is too little for PyTorch's kernel, as products."""
-    slots, heads = q_SHKE.shape[:2]
-    if q_SHKE.device.type != "cpu" or q_SHKE.dtype != torch.bfloat16 or slots * heads < FEW:
+    if q_SHKE.device.type != "cpu" or q_SHKE.dtype != torch.bfloat16 or _suits_kernel(*q_SHKE.shape[:3]):
         return step_attention_reference(q_SHKE, k_SHCE, v_SHCE, mask)
     weights_SHKC = torch.matmul(q_SHKE * q_SHKE.shape[-1] ** -0.5, k_SHCE.transpose(-1, -2))
     if mask is not None:
         weights_SHKC += mask
     return torch.matmul(weights_SHKC.softmax(-1), v_SHCE)
+
+
+def _suits_kernel(slots: int, heads: int, queries: int) -> bool:
+    """Whether PyTorch's kernel is quicker in bfloat16.
+
+    A single query takes it half the time on processors with AMX, and on others several times as long (docs/log.md,
+    2026-11-25).
+    """
+    return slots * heads < FEW or (queries == 1 and HAS_TILES)

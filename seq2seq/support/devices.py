@@ -6,12 +6,14 @@ import ctypes
 import os
 import sys
 import warnings
+from typing import cast
 
 import torch
 
 from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
+FORMATS = ("float32", "bfloat16", "int8")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 
 
@@ -45,9 +47,15 @@ def has_native_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run in hardware, and so faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # torch.cpu.get_capabilities came after 2.11; without it nothing is known, and float32 is always right.
-    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+    return any(map(processor_has, ("avx512_bf16", "amx_bf16", "sve_bf16")))
+
+
+def processor_has(instructions: str) -> bool:
+    """Whether the processor has these instructions, by PyTorch's name for them, such as `amx_bf16`.
+
+    PyTorch tells after version 2.11; before that nothing is known, and what needs none of them is always right.
+    """
+    return bool(torch.cpu.get_capabilities().get(instructions)) if hasattr(torch.cpu, "get_capabilities") else False
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -65,6 +73,14 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "bfloat16" and not native:
         say(f"this {device.type} has no bfloat16: it is emulated, slower than trainer.precision=float32")
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and native) else torch.float32
+
+
+def choose_format(dtype: torch.dtype | str) -> torch.dtype:
+    """The number format for translation, by its name or as it is. Raises UserError for one that is none of them."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in FORMATS:
+        raise UserError(f"dtype={name}: must be one of {', '.join(FORMATS)}")
+    return cast(torch.dtype, getattr(torch, name))
 
 
 def _has_gpu() -> bool:

@@ -21,7 +21,7 @@ from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Constraints, Hypothesis
 from seq2seq.search.penalties import coverage_penalty
-from seq2seq.support.devices import choose_device
+from seq2seq.support.devices import choose_device, choose_format
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import read_json
 from seq2seq.support.progress import bar
@@ -95,15 +95,16 @@ class Translator:
 
     @classmethod
     def load(
-        cls, *directories: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32, **search: Any
+        cls, *directories: str | Path, device: str = "auto", dtype: torch.dtype | str = torch.float32, **search: Any
     ) -> Translator:
         """Load a model directory; `search` overrides its settings (`beam_size=1`).
 
         Several directories make an ensemble; the settings are those of the first. `dtype` is float32, bfloat16 or int8
-        (linear layers in 8-bit integers, on a CPU). Several devices, with commas between (`cuda:0,cuda:1`), share the
-        work. Raises UserError, also when vocabularies differ.
+        (linear layers in 8-bit integers, on a CPU), or its name. Several devices, with commas between
+        (`cuda:0,cuda:1`), share the work. Raises UserError, also when vocabularies differ.
         """
         places = [choose_device(name) for name in device.split(",")]
+        dtype = choose_format(dtype)
         members = [cls._load(Path(directory), places, dtype) for directory in directories]
         first = members[0]
         for directory, member in zip(directories, members, strict=True):

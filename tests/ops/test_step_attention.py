@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from seq2seq.ops import step_attention as module
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.step_attention import BLOCK, FEW, pad_mask, padded_heads, step_attention, step_attention_reference
 
@@ -14,14 +15,25 @@ from seq2seq.ops.step_attention import BLOCK, FEW, pad_mask, padded_heads, step_
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("rows", [None, 1, 3])
 @pytest.mark.parametrize("d_k", [8, 5])
-@pytest.mark.parametrize("slots", [4, FEW])
+@pytest.mark.parametrize(
+    ("slots", "queries", "has_tiles"), [(4, 3, False), (FEW, 3, True), (FEW, 1, False), (FEW, 1, True)]
+)
 def test_it_is_scaled_dot_product_attention(
-    slots: int, rows: int | None, d_k: int, dtype: torch.dtype, tolerance: float
+    slots: int,
+    queries: int,
+    has_tiles: bool,
+    rows: int | None,
+    d_k: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "HAS_TILES", has_tiles)
+    rows = rows and min(rows, queries)
     generator = torch.Generator().manual_seed(1)
-    queries, keys, values = (
+    q, k, v = (
         torch.randn(slots, 2, length, width, generator=generator).to(dtype)
-        for length, width in ((3, d_k), (7, d_k), (7, 8))
+        for length, width in ((queries, d_k), (7, d_k), (7, 8))
     )
     mask = None
     if rows is not None:
@@ -29,9 +41,9 @@ def test_it_is_scaled_dot_product_attention(
         mask = torch.zeros(slots, 1, rows, 7).masked_fill(hidden, -math.inf)
         mask[:, :, :, 2] = 0.0
     # As a step gives them: heads not last.
-    queries = queries.transpose(1, 2).contiguous().transpose(1, 2)
-    found = step_attention(queries, keys, values, None if mask is None else mask.to(dtype))
-    expected = step_attention_reference(queries.float(), keys.float(), values.float(), mask)
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    found = step_attention(q, k, v, None if mask is None else mask.to(dtype))
+    expected = step_attention_reference(q.float(), k.float(), v.float(), mask)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
 
