@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "BENCHMARKS.md", ROOT / "docs" / "benchmarks"
-SECTION = re.compile(r"(<!-- ([a-z]+-[a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SECTION = re.compile(r"(<!-- ([a-z]+(?:-[a-z]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rendered(name: str) -> str:

@@ -38,7 +38,7 @@ BLOCK = 2_000
 ROWS = "rows.npy"
 """Which rows of the cleaned table the pairs of a store are."""
 COLUMNS = {"source": "large_string", "target": "large_string", "label": "string", "place": "string", "hash": "int64"}
-"""Of the table that is cleaned; only training drops the hash."""
+"""Of a corpus as it is read; what is kept of training has neither label nor hash."""
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
 
 T = TypeVar("T")
@@ -238,7 +238,7 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
     tokenizer = Tokenizer.load(root / "tokenizer" / "tokenizer.model")
     table = _cleaned(root, split)
     report = Report()
-    kept: list[bool] = []
+    kept = [np.zeros(0, bool)]
 
     def blocks() -> Iterator[tuple[list[list[int]], list[list[int]]]]:
         for texts, sources, targets in _encoded(table, tokenizer, data.workers or os.cpu_count() or 1):
@@ -246,14 +246,14 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
                 yield sources, targets
                 continue
             short = _short_enough(texts, sources, targets, data, report)
-            kept.extend(short)
+            kept.append(np.array(short, bool))
             yield list(itertools.compress(sources, short)), list(itertools.compress(targets, short))
 
     write_store(folder, blocks(), tokenizer.vocab_size, EOS)
     if split == "valid":
         write_json(folder / "text.json", [[row["source"], row["target"], row["label"]] for row in table])
     else:
-        np.save(folder / ROWS, np.flatnonzero(kept), allow_pickle=False)
+        np.save(folder / ROWS, np.flatnonzero(np.concatenate(kept)), allow_pickle=False)
         write_json(folder / "report.json", report.as_dict())
         if report.dropped:
             say(str(report))

@@ -91,14 +91,16 @@ def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tupl
     effect on weights and rows needs no pass over them; zeros in rows without a target.
     """
     nll, lse = torch.zeros(2, device=logits_CV.device)
-    size = CACHED if logits_CV.device.type == "cpu" else CHUNK
+    on_cpu = logits_CV.device.type == "cpu"
+    size = CACHED if on_cpu else CHUNK
     for start in range(0, len(target_U), size):
         logits, target = logits_CV[start : start + size][: len(target_U) - start], target_U[start : start + size, None]
-        logits_float = logits.float()
-        p = logits_float.softmax(-1)
+        # A processor's softmax would do so too, and finds maxima in bfloat16 slowly; a GPU's reads any format.
+        read = logits.float() if on_cpu else logits
+        p = read.softmax(-1, dtype=torch.float32)
         # From the largest logit: its probability is at least 1/V, so its logarithm is safe.
-        lse_of_rows = logits_float.amax(-1) - p.amax(-1).log()
-        nll += (lse_of_rows - logits_float.gather(1, target)[:, 0]).sum()
+        lse_of_rows = read.amax(-1).float() - p.amax(-1).log()
+        nll += (lse_of_rows - read.gather(1, target)[:, 0]).sum()
         lse += lse_of_rows.sum()
         logits.copy_(p.scatter_add_(1, target, p.new_full(target.shape, smoothing - 1)))
     logits_CV[len(target_U) :] = 0
