@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from seq2seq.cli.launch import launch
 from seq2seq.config.compose import compose
 from seq2seq.data.prepare import prepare
 from seq2seq.support.errors import UserError
+from seq2seq.train.checkpoint import Checkpoints
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.trainer import Trainer
 from tests.train.test_trainer import TINY, draw, log, write_copies
@@ -135,20 +137,20 @@ def test_a_wrong_number_of_ranks_is_told_once(corpus: list[str], tmp_path: Path)
 
 
 def ranks(
-    tmp_path: Path, *overrides: list[str], port: int | None = None, folders: list[Path] | None = None
+    tmp_path: Path, *commands: list[str], port: int | None = None, folders: list[Path] | None = None
 ) -> list[subprocess.Popen[str]]:
-    """Ranks started by hand, as a cluster's own launcher would, each with overrides of its own."""
+    """Ranks started by hand, as a cluster's own launcher would, each by a command of its own."""
     if port is None:
         with socket.create_server(("localhost", 0)) as free:
             port = int(free.getsockname()[1])
     started = []
-    for rank, own in enumerate(overrides):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(overrides))}
+    for rank, own in enumerate(commands):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(commands))}
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         with (tmp_path / f"rank-{rank}.log").open("w") as file:
             started.append(
                 subprocess.Popen(
-                    command(*own),
+                    own,
                     env=environment(**place, **address),
                     cwd=folders[rank] if folders else None,
                     stderr=file,
@@ -177,7 +179,7 @@ def test_ranks_of_different_configurations(
     corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
     own = [*corpus, *SETTINGS, f"run_dir={tmp_path}/run"]
-    started += ranks(tmp_path, own, [*own, "schedule.warmup_steps=11"])
+    started += ranks(tmp_path, command(*own), command(*own, "schedule.warmup_steps=11"))
     assert [process.wait(60) for process in started] == [2, 2]
     assert "rank 1 (" in last_line(tmp_path, 0)
     assert "schedule.warmup_steps is 11, on rank 0 10; start all ranks alike" in last_line(tmp_path, 0)
@@ -192,6 +194,60 @@ class Told(World):
 
     def gather(self, value: Any) -> list[Any]:
         return [value, self.other]
+
+
+BREAKING = """
+import math, sys
+from seq2seq.cli.train import main
+from seq2seq.train.trainer import Trainer
+
+steps, backward = {int(step) for step in sys.argv.pop(1).split(",")}, Trainer._backward
+
+def broken(trainer, batch, scale):
+    return backward(trainer, batch, math.nan if trainer.progress.step in steps else scale)
+
+Trainer._backward = broken
+main()
+"""
+
+
+def breaking(*overrides: str, steps: str) -> list[str]:
+    """A training whose gradients in this process are not finite at these steps."""
+    return [sys.executable, "-c", BREAKING, steps, *overrides]
+
+
+def test_when_one_rank_has_a_nan_no_rank_updates(
+    corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    own = [*corpus, *SETTINGS, "trainer.max_steps=12", "trainer.save_every=1", "trainer.keep_checkpoints=20"]
+    started += ranks(
+        tmp_path, command(*own, f"run_dir={tmp_path}/run"), breaking(*own, f"run_dir={tmp_path}/run", steps="4,5,9")
+    )
+    assert [process.wait(120) for process in started] == [0, 0], last_line(tmp_path, 0)
+    alone = subprocess.run(
+        breaking(*own, f"run_dir={tmp_path}/alone", steps="4,5,9"), env=environment(), text=True, capture_output=True
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert [line["step"] for line in log(tmp_path / "run", "skipped")] == [4, 5, 9]
+    assert all(line["lines"] for line in log(tmp_path / "run", "skipped"))
+    files = [tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors" for step in range(1, 13)]
+    weights = [path.read_bytes() for path in files]
+    assert [old == new for old, new in itertools.pairwise(weights)] == [step in (4, 5, 9) for step in range(2, 13)]
+    # A rank that had changed its weights alone would give other gradients from then on.
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+
+
+def test_a_nan_on_one_rank_again_and_again_ends_all(
+    corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    own = [*corpus, *SETTINGS, "trainer.max_steps=12", "trainer.save_every=1", f"run_dir={tmp_path}/run"]
+    started += ranks(tmp_path, command(*own), breaking(*own, steps="4,5,6"))
+    assert [process.wait(120) for process in started] == [3, 3]
+    assert "step 6: the loss is " in last_line(tmp_path, 0)
+    assert "3 in a row are trainer.max_skipped. Try a lower schedule.peak" in last_line(tmp_path, 0)
+    step = Checkpoints(tmp_path / "run").all()[-1]
+    assert step.name == "step-5"
+    assert all(bool(x.isfinite().all()) for x in safetensors.torch.load_file(step / "model.safetensors").values())
 
 
 def test_ranks_of_different_versions() -> None:
@@ -218,7 +274,7 @@ def test_ranks_without_a_shared_disk(corpus: list[str], tmp_path: Path, started:
     for rank in (0, 1):
         (tmp_path / str(rank)).mkdir()
     own = [*corpus, *SETTINGS, "run_dir=run", "data.prepared_dir=run/data"]
-    started += ranks(tmp_path, own, own, folders=[tmp_path / "0", tmp_path / "1"])
+    started += ranks(tmp_path, command(*own), command(*own), folders=[tmp_path / "0", tmp_path / "1"])
     assert started[1].wait(60) == 2
     assert started[0].wait(60) == 3
     assert "does not see run/data, which rank 0 made; take a run_dir=DIR on a disk" in last_line(tmp_path, 1)
@@ -235,7 +291,7 @@ def test_a_port_in_use(corpus: list[str], tmp_path: Path, started: list[subproce
     own = [*corpus, *SETTINGS, f"run_dir={tmp_path}/run", "trainer.timeout_minutes=0.1"]
     with socket.create_server(("localhost", 0)) as busy:
         port = int(busy.getsockname()[1])
-        started += ranks(tmp_path, own, own, port=port)[:1]
+        started += ranks(tmp_path, command(*own), command(*own), port=port)[:1]
         assert started[0].wait(60) == 2
     assert f"the port of localhost:{port} is in use; type another one" in last_line(tmp_path, 0)
 
