@@ -57,7 +57,8 @@ def translating(figures: dict[str, Any]) -> str:
     """The memory of a long translation."""
     return (
         f"{figures['lines']:,} lines: {figures['mib_from_20_to_40_percent']:,.1f} MiB from 20 to 40 % of them, "
-        f"{figures['mib_from_75_to_100_percent']:,.1f} MiB in the last quarter, {figures['mib_most']:,.1f} at most."
+        f"{figures['mib_from_75_to_100_percent']:,.1f} MiB in the last quarter, {figures['mib_most']:,.1f} at most "
+        "(resident, added up over the command and its workers)."
     )
 
 

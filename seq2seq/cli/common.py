@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,6 +120,8 @@ def load_translator(arguments: argparse.Namespace) -> Translator:
         raise UserError("--workers is for processes of one thread on the CPU; leave it, or --threads and --device, out")
     if not one_process:
         translator.workers = arguments.workers or available_processors()
+    # What a command has loaded stays to its end: looking through it would copy what the workers share.
+    gc.freeze()
     return translator
 
 

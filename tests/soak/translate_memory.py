@@ -2,8 +2,9 @@
 
     python -m tests.soak.translate_memory --output docs/reliability/translating.json
 
-Ends with 1 when it grew by more than `ALLOWED`. Memory is that of the command and its workers, pages shared by several
-counted once (Pss of /proc, Linux alone).
+Ends with 1 when it grew by more than `ALLOWED`. Memory is what is resident in the command and in its workers,
+added up (Rss of /proc, Linux alone). Pages that they share count in each: when one of them first writes to such a page it
+gets a copy, at some time or other, which is no growth of what it needs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MIB = 1 << 20
 def memory_of(process: int) -> int:
     """The bytes of a process and its children."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    found = Path(f"/proc/{process}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0]
+    found = Path(f"/proc/{process}/smaps_rollup").read_text().partition("\nRss:")[2].split()[0]
     return (int(found) << 10) + sum(memory_of(int(child)) for child in children)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -24,6 +25,15 @@ def test_every_task_comes_back_under_its_number() -> None:
         assert {index: square for index, (square, _) in found.items()} == {n: n * n for n in range(count)}
         assert os.getpid() not in {process for _, process in found.values()}
     workers.close()
+
+
+def test_what_was_there_before_is_not_collected_and_so_not_copied() -> None:
+    before = gc.get_freeze_count()
+    workers = Workers(2, lambda _: (gc.get_freeze_count(), gc.collect()))
+    found = [frozen for _, (frozen, _) in workers.map(range(2))]
+    workers.close()
+    assert min(found) > before + 10_000
+    assert gc.get_freeze_count() == before, "here nothing changed"
 
 
 def test_an_error_with_one_line_is_raised_here_and_ends_the_workers() -> None:
