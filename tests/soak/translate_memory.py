@@ -2,8 +2,8 @@
 
     python -m tests.soak.translate_memory --output docs/reliability/translating.json
 
-Ends with 1 when it grew by more than `ALLOWED`. Memory is what is resident in the command and in its workers,
-added up (Rss of /proc, Linux alone). Pages that they share count in each: when one of them first writes to such a page it
+Ends with 1 when it grew by more than `ALLOWED`. Memory is what is resident in the command and in its workers, added up
+(Rss of /proc, Linux alone). Pages that they share count in each: when one of them first writes to such a page it
 gets a copy, at some time or other, which is no growth of what it needs.
 """
 
