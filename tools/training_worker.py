@@ -26,7 +26,14 @@ from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfi
 from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches, prefetched
 from seq2seq.data.store import Store
 from seq2seq.ops.compiled import compile_regions
-from seq2seq.support.devices import autocast, choose_compiling, choose_device, keep_freed_memory, limit_compiled_shapes
+from seq2seq.support.devices import (
+    SHAPES_OF_TRAINING,
+    autocast,
+    choose_compiling,
+    choose_device,
+    keep_freed_memory,
+    limit_compiled_shapes,
+)
 from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
 from seq2seq.train.optimizer import build_optimizer, change_weights
@@ -74,7 +81,6 @@ class TrainingRun:
         self.model = self.contestant.model.to(device).train()
         if self.contestant.is_ours and choose_compiling("auto", device):
             compile_regions(self.model)
-        self.rounds = self.contestant.is_ours and device.type == "cpu" and self.precision == torch.bfloat16
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
@@ -104,9 +110,8 @@ class TrainingRun:
         """The micro-batches of an update that this rank computes."""
         world, count = self.world, self.job.micro_batches * self.world.size
         batches = (batch for _, batch, _ in micro_batches(store, pairs, count, world.rank, world.size))
-        if self.device.type == "cuda":
-            return [batch.pinned() for batch in batches]
-        return [batch.rounded() if self.rounds else batch for batch in batches]
+        precision = self.precision if self.contestant.is_ours else torch.float32
+        return [batch.ready_for(self.device, precision) for batch in batches]
 
     def update(self, parts: list[Batch]) -> None:
         """One update by the mean loss of its parts; ranks are averaged."""
@@ -187,7 +192,7 @@ def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     if device.type == "cpu":
         keep_freed_memory()
         if job.contestant == OURS:
-            limit_compiled_shapes(64)
+            limit_compiled_shapes(SHAPES_OF_TRAINING)
     build_started = now(device)
     world = joined()
     contestant = MatrixProducts(job, device) if job.contestant == MATRIX else TrainingRun(job, device, world)

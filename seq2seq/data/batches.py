@@ -55,6 +55,12 @@ class Batch:
         tokens = F.pad(self.source, (0, source.filler)), F.pad(self.target_in, (0, target.filler))
         return Batch(tokens[0], source, tokens[1], self.target_out, target)
 
+    def ready_for(self, device: torch.device, precision: torch.dtype) -> Batch:
+        """This batch as training there wants it: page-locked for a GPU, with filler for bfloat16 on a processor."""
+        if device.type == "cuda":
+            return self.pinned()
+        return self.rounded() if precision == torch.bfloat16 else self
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         return Batch(

@@ -58,7 +58,6 @@ def step_attention(q_SHKE: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mask: Tensor 
 def _suits_kernel(slots: int, heads: int, queries: int) -> bool:
     """Whether PyTorch's kernel is quicker in bfloat16.
 
-    A single query takes it half the time on processors with AMX, and on others several times as long (docs/log.md,
-    2026-11-25).
+    On processors with AMX a single query takes it half the time of the products (docs/log.md, 2026-11-25).
     """
     return slots * heads < FEW or (queries == 1 and HAS_TILES)

@@ -15,6 +15,8 @@ from seq2seq.support.progress import say
 
 FORMATS = ("float32", "bfloat16", "int8")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
+SHAPES_OF_TRAINING = 64
+"""Of products for which code is kept: more were no faster and took more memory (docs/log.md, 2026-11-25)."""
 
 
 def choose_device(name: str, index: int | None = None) -> torch.device:

@@ -27,6 +27,7 @@ from seq2seq.model.directory import fill, own_weights, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.ops.compiled import compile_regions
 from seq2seq.support.devices import (
+    SHAPES_OF_TRAINING,
     autocast,
     choose_compiling,
     choose_device,
@@ -64,7 +65,7 @@ class Trainer:
         self.precision = choose_precision(config.trainer.precision, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-            limit_compiled_shapes(64)
+            limit_compiled_shapes(SHAPES_OF_TRAINING)
         elif self.device.index is not None:
             torch.cuda.set_device(self.device)
         self.model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(self.device)
@@ -200,11 +201,8 @@ class Trainer:
         def make(pairs: NDArray[np.int64]) -> Update:
             source, target = (int(lengths[pairs].sum()) for lengths in data.lengths)
             parts = micro_batches(data, pairs, progress.micro_batches, world.rank, world.size)
-            if self.device.type == "cuda":
-                parts = ((index, batch.pinned(), weight) for index, batch, weight in parts)
-            elif self.precision == torch.bfloat16:
-                parts = ((index, batch.rounded(), weight) for index, batch, weight in parts)
-            return Update(pairs.tolist(), (source, target), list(parts))
+            ready = [(index, batch.ready_for(self.device, self.precision), weight) for index, batch, weight in parts]
+            return Update(pairs.tolist(), (source, target), ready)
 
         while True:
             updates = self.sampler.epoch(progress.epoch)
