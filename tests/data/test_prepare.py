@@ -1,4 +1,4 @@
-"""The stages: what they make, when they run again, and that a stopped one leaves nothing behind."""
+"""What preparing makes: cleaned, held out, encoded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from seq2seq.config.schema import CleaningConfig, Config, CorpusConfig, DataConfig, TokenizerConfig, TransformerConfig
-from seq2seq.data import corpus
 from seq2seq.data import prepare as preparing
 from seq2seq.data.clean import text_hash
 from seq2seq.data.prepare import Prepared, prepare
-from seq2seq.data.store import FORMAT, SIDES
+from seq2seq.data.store import SIDES
 from seq2seq.data.tokenizer import EOS, Tokenizer
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import read_json, write_json
+
+TABLE = ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
 
 
 def config(root: Path, train: list[tuple[str, str]], valid: list[tuple[str, str]] | None = None, **data: Any) -> Config:
@@ -76,34 +77,6 @@ def test_what_is_prepared(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> N
             f"clean/{split}/{name}" for name in ("dataset_info.json", "state.json", "data-00000-of-00001.arrow")
         }
     assert set(stamps(tmp_path)) == expected
-
-
-def test_a_stage_runs_again_only_when_its_inputs_changed(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
-    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
-    first = prepare(settings)
-    before = stamps(tmp_path)
-    # Where and on how many processes it runs changes nothing.
-    settings.data.workers = 2
-    settings.data.batch_tokens = 4000
-    settings.model.d_model = 64
-    assert prepare(settings).data_sha256 == first.data_sha256
-    assert changed(before, stamps(tmp_path)) == set()
-    everything = {"clean", "tokenizer", "train", "valid"}
-    text = tmp_path / "train.1"
-    expected: list[tuple[Callable[[], object], set[str]]] = [
-        (lambda: setattr(settings.tokenizer, "vocab_size", 305), {"tokenizer", "train", "valid"}),
-        (lambda: setattr(settings.data.cleaning, "max_pieces", 30), {"train", "valid"}),
-        (lambda: setattr(settings.data.cleaning, "same", False), everything),
-        (lambda: setattr(settings, "seed", 2), everything),
-        (lambda: text.write_bytes(text.read_bytes().upper()), everything),
-    ]
-    for change, stages in expected:
-        change()
-        before = stamps(tmp_path)
-        data = prepare(settings)
-        assert changed(before, stamps(tmp_path)) == stages
-    assert data.data_sha256 != first.data_sha256
-    assert all(target.isupper() for _, target in decoded(data, "train"))
 
 
 def sha256_of_pairs(pairs: list[tuple[str, str]]) -> str:
@@ -165,112 +138,6 @@ def test_a_stage_that_recorded_no_sha256_is_not_trusted(tmp_path: Path, toy_pair
         UserError, match=r"were read with an unknown one; .* or rm -r .*/clean to read the corpus again"
     ):
         prepare(settings)
-
-
-@pytest.mark.parametrize(
-    ("room", "name", "left"),
-    [
-        ("corpus", "read_pairs", set()),
-        ("preparing", "train_tokenizer", {"clean"}),
-        ("preparing", "write_store", {"clean", "tokenizer"}),
-    ],
-)
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_stage_stopped_in_the_middle_leaves_nothing(
-    room: str,
-    name: str,
-    left: set[str],
-    error: type[BaseException],
-    tmp_path: Path,
-    toy_pairs: list[tuple[str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
-    owner = preparing if room == "preparing" else corpus
-    whole = getattr(owner, name)
-
-    def stopped(*arguments: Any) -> Any:
-        if name == "read_pairs":
-            yield from list(whole(*arguments))[:50]
-        elif name == "write_store":
-            (arguments[0] / "source.raw").write_bytes(b"half")
-        raise error
-
-    monkeypatch.setattr(owner, name, stopped if name == "read_pairs" else lambda *arguments: list(stopped(*arguments)))
-    with pytest.raises(error):
-        prepare(settings)
-    assert {path.name for path in (tmp_path / "data").iterdir()} == left
-    monkeypatch.undo()
-    assert len(prepare(settings).train) > 100
-
-
-@pytest.mark.parametrize("name", ["tokenizer/tokenizer.model", "valid/text.json"])
-def test_any_changed_byte_of_what_is_read_whole_is_found(
-    name: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]
-) -> None:
-    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:153])
-    prepare(settings)
-    path = tmp_path / "data" / name
-    sound = path.read_bytes()
-    for place in range(0, len(sound), 61):
-        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << place % 8]) + sound[place + 1 :])
-        with pytest.raises(UserError, match=rf"{path.parent}: .*{path.name} is not as it was written.*; delete"):
-            prepare(settings)
-    path.write_bytes(sound)
-    assert prepare(settings).valid_text[0][:2] == toy_pairs[150]
-
-
-TABLE = ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
-
-
-@pytest.mark.parametrize("name", TABLE)
-@pytest.mark.parametrize("split", ["train", "valid"])
-def test_any_changed_byte_of_a_cleaned_table_is_found_when_it_is_read_again(
-    split: str, name: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]
-) -> None:
-    settings = config(tmp_path, toy_pairs[:30], toy_pairs[150:153])
-    prepare(settings)
-    path = tmp_path / "data" / "clean" / split / name
-    sound = path.read_bytes()
-    settings.tokenizer.vocab_size = 300
-    for place in range(0, len(sound), 499):
-        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << place % 8]) + sound[place + 1 :])
-        with pytest.raises(UserError, match=rf"data/clean: .*{split}/{name} is not as it was written.*; delete"):
-            prepare(settings)
-    path.unlink()
-    with pytest.raises(UserError, match=rf"data/clean: .*{name}.*; delete"):
-        prepare(settings)
-    path.write_bytes(sound)
-    assert prepare(settings).tokenizer.vocab_size <= 300
-
-
-@pytest.mark.parametrize("stage", ["clean", "tokenizer", "train", "valid"])
-def test_a_changed_byte_of_a_stage_s_record_is_found_or_means_nothing(
-    stage: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]
-) -> None:
-    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:153])
-    whole = prepare(settings)
-    path = tmp_path / "data" / stage / "stage.json"
-    for place in range(0, path.stat().st_size, 97):
-        content = bytearray(path.read_bytes())
-        content[place % len(content)] ^= 1 << place % 8
-        path.write_bytes(content)
-        try:
-            found = prepare(settings)
-        except UserError as error:
-            assert "delete the directory and type the command again" in str(error)
-            path.write_bytes(bytes(content[:place]) + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
-        else:
-            assert (found.data_sha256, found.valid_text) == (whole.data_sha256, whole.valid_text)
-
-
-def test_what_a_killed_process_left_is_swept(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
-    # kill -9 gives no chance to tidy up.
-    (tmp_path / "data" / ".train.x1y2.partial").mkdir(parents=True)
-    (tmp_path / "data" / ".train.x1y2.partial" / "source.raw").write_bytes(b"half")
-    (tmp_path / "data" / ".clean.x1y2.replaced").mkdir()
-    prepare(config(tmp_path, toy_pairs[:150], toy_pairs[150:170]))
-    assert {path.name for path in (tmp_path / "data").iterdir()} == {"clean", "tokenizer", "train", "valid"}
 
 
 # Cleaning.
@@ -486,15 +353,3 @@ def test_threads_keep_the_order_and_do_not_run_ahead(workers: int) -> None:
 def test_an_error_in_a_thread_ends_the_stage() -> None:
     with pytest.raises(ZeroDivisionError):
         list(preparing._in_threads(lambda item: 1 // item, [1, 0, 1], 2))
-
-
-def test_stores_of_an_older_format_are_made_anew(
-    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
-    monkeypatch.setattr(preparing, "FORMAT", FORMAT - 1)
-    prepare(settings)
-    before = stamps(tmp_path)
-    monkeypatch.undo()
-    prepare(settings)
-    assert changed(before, stamps(tmp_path)) == {"train", "valid"}

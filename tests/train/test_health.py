@@ -18,7 +18,7 @@ from seq2seq.train import health
 from seq2seq.train.report import Report
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Part, Pending, Update
-from tests.train.test_trainer import TINY, assert_same_state, draw, log, steps_saved, write_copies
+from tests.train.test_trainer import TINY, assert_same_state, draw, log, steps_saved, tensors, write_copies
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,64 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def trainer_in(run_dir: Path, corpus: list[str], *overrides: str) -> Trainer:
     config = compose([*corpus, *TINY, f"run_dir={run_dir}", *overrides])
     return Trainer(config, prepare(config))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(
+    tmp_path: Path, corpus: list[str]
+) -> None:
+    # After a first step as large as this, the products of the second overflow.
+    overrides = ["schedule.peak=1e30", "schedule.warmup_steps=1", "trainer.save_every=1", "trainer.max_skipped=1"]
+    for _ in range(2):  # going on changes nothing
+        trainer = trainer_in(tmp_path / "run", corpus, *overrides)
+        with pytest.raises(RunError, match=r"step 2: the loss is (nan|inf)"):
+            trainer.run()
+        assert steps_saved(tmp_path / "run") == [1]
+        saved = tensors(tmp_path / "run", 1)
+        for name, parameter in trainer.model.named_parameters():
+            assert torch.equal(parameter, saved[f"model/{name}"]), "the weights were updated"
+
+
+def breaking(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the gradients of these steps infinite."""
+    gradients = trainer._gradients
+
+    def broken(parts: list[Part], target_tokens: int) -> Tensor:
+        sums = gradients(parts, target_tokens)
+        if trainer.progress.step in steps:
+            next(iter(trainer.model.parameters())).grad.view(-1)[3] = math.inf  # type: ignore[union-attr]
+        return sums
+
+    monkeypatch.setattr(trainer, "_gradients", broken)
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_the_run_goes_on(
+    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_in(
+        tmp_path / "run", corpus, "trainer.max_steps=7", "trainer.save_every=1", "trainer.keep_checkpoints=10"
+    )
+    breaking(trainer, monkeypatch, {2, 3, 5})
+    trainer.run()
+    states = [tensors(tmp_path / "run", step) for step in range(1, 8)]
+    same = [all(torch.equal(old[name], new[name]) for name in old) for old, new in itertools.pairwise(states)]
+    assert same == [True, True, False, True, False, False]
+    pattern = r"step (\d): .* gradient inf; the weights were not updated .*; going on \((\d) in a row"
+    assert re.findall(pattern, capsys.readouterr().err) == [("2", "1"), ("3", "2"), ("5", "1")]
+
+
+def test_too_many_of_them_in_a_row_end_the_run(
+    tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_in(tmp_path / "run", corpus, "trainer.max_skipped=2", "trainer.save_every=2")
+    breaking(trainer, monkeypatch, {2, 4, 5})
+    with pytest.raises(RunError, match=r"^step 5: .* not updated .*; 2 in a row are trainer.max_skipped\. Try a lower"):
+        trainer.run()
+    # Also over a stop: the count is a part of the state.
+    assert steps_saved(tmp_path / "run") == [2, 4]
+    trainer = trainer_in(tmp_path / "run", corpus, "trainer.max_skipped=2", "trainer.save_every=2")
+    breaking(trainer, monkeypatch, {5})
+    with pytest.raises(RunError, match=r"^step 5: "):
+        trainer.run()
 
 
 def test_the_lines_of_an_update_that_was_skipped_are_told(

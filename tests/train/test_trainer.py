@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import random
@@ -29,7 +28,7 @@ from seq2seq.train.averaging import average_weights
 from seq2seq.train.fitting import worst_part
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.trainer import Trainer
-from seq2seq.train.update import Part, Update
+from seq2seq.train.update import Update
 from seq2seq.translate.translator import Translator
 
 LETTERS = "abcdefghij"
@@ -241,58 +240,6 @@ def test_a_changed_configuration_is_refused(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"schedule\.warmup_steps was 10, is 20"):
         make("run", "schedule.warmup_steps=20").run()
     assert steps_saved(tmp_path / "run") == [2]
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(make: Make, tmp_path: Path) -> None:
-    # After a first step as large as this, the products of the second overflow.
-    overrides = ["schedule.peak=1e30", "schedule.warmup_steps=1", "trainer.save_every=1", "trainer.max_skipped=1"]
-    for _ in range(2):  # going on changes nothing
-        trainer = make("run", *overrides)
-        with pytest.raises(RunError, match=r"step 2: the loss is (nan|inf)"):
-            trainer.run()
-        assert steps_saved(tmp_path / "run") == [1]
-        saved = tensors(tmp_path / "run", 1)
-        for name, parameter in trainer.model.named_parameters():
-            assert torch.equal(parameter, saved[f"model/{name}"]), "the weights were updated"
-
-
-def breaking(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """Make the gradients of these steps infinite."""
-    gradients = trainer._gradients
-
-    def broken(parts: list[Part], target_tokens: int) -> Tensor:
-        sums = gradients(parts, target_tokens)
-        if trainer.progress.step in steps:
-            next(iter(trainer.model.parameters())).grad.view(-1)[3] = math.inf  # type: ignore[union-attr]
-        return sums
-
-    monkeypatch.setattr(trainer, "_gradients", broken)
-
-
-def test_an_update_that_is_not_finite_changes_nothing_and_the_run_goes_on(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trainer = make("run", "trainer.max_steps=7", "trainer.save_every=1", "trainer.keep_checkpoints=10")
-    breaking(trainer, monkeypatch, {2, 3, 5})
-    trainer.run()
-    states = [tensors(tmp_path / "run", step) for step in range(1, 8)]
-    same = [all(torch.equal(old[name], new[name]) for name in old) for old, new in itertools.pairwise(states)]
-    assert same == [True, True, False, True, False, False]
-    pattern = r"step (\d): .* gradient inf; the weights were not updated .*; going on \((\d) in a row"
-    assert re.findall(pattern, capsys.readouterr().err) == [("2", "1"), ("3", "2"), ("5", "1")]
-
-
-def test_too_many_of_them_in_a_row_end_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make("run", "trainer.max_skipped=2", "trainer.save_every=2")
-    breaking(trainer, monkeypatch, {2, 4, 5})
-    with pytest.raises(RunError, match=r"^step 5: .* not updated .*; 2 in a row are trainer.max_skipped\. Try a lower"):
-        trainer.run()
-    # Also over a stop: the count is a part of the state.
-    assert steps_saved(tmp_path / "run") == [2, 4]
-    trainer = make("run", "trainer.max_skipped=2", "trainer.save_every=2")
-    breaking(trainer, monkeypatch, {5})
-    with pytest.raises(RunError, match=r"^step 5: "):
-        trainer.run()
 
 
 def test_trying_whether_an_update_fits_changes_nothing(make: Make, tmp_path: Path) -> None:
