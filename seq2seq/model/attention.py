@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al., 2017, section 3.2.2).
 
 Shapes: N packed rows of queries, M of keys; D d_model, H heads, E the width of one: d_k in queries and keys, d_v = D/H
-in values and outputs; S slots (sentences in search), K hypotheses of each, C keys.
+in values and outputs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from seq2seq.ops.attention import attention, attention_reference
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.step_attention import step_attention
 
 
 class MultiHeadAttention(nn.Module):
@@ -56,11 +55,6 @@ class MultiHeadAttention(nn.Module):
         """Keys and values of `memory` [..., D] for all heads: [..., H, E] each."""
         keys, values = self.key_value(memory).split(self.widths, -1)
         return self._heads(keys), self._heads(values)
-
-    def attend(self, x_SKD: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend from K rows of each slot to its C given keys and values; mask as in `step_attention`: [S, K, D]."""
-        q_SHKE = self._heads(self.query(x_SKD)).transpose(1, 2).to(k_SHCE.dtype)
-        return self.output(step_attention(q_SHKE, k_SHCE, v_SHCE, mask).transpose(1, 2).flatten(2))
 
     def _projected(self, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # One by one also in translation, where these may be layers in int8.

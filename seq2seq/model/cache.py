@@ -1,10 +1,11 @@
-"""The key-value cache of a Transformer decoder in search.
+"""The key-value cache of a Transformer decoder in search; on processors `row_cache.RowCache` does the same.
 
 Keys and values are written once and stay where they are. Each step fills a column for each hypothesis of a slot; who
 descends from whom is kept in a mask over the columns, and only this mask follows the choices of search. Columns are
 made a block at a time: those not yet filled are zeros that nobody sees.
 
-Shapes: S slots, K hypotheses of each, H heads, C columns, E width of a head (d_k in keys, d_v in values).
+Shapes: S slots, K hypotheses of each, N packed rows, H heads, C columns; D d_model, E width of a head (d_k in keys, d_v
+in values), or of keys and values of all heads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.step_attention import BLOCK, pad_mask
+from seq2seq.ops.step_attention import BLOCK, pad_mask, padded_heads, step_attention
 
 
 def move(x: Tensor, slots: Tensor) -> Tensor:
@@ -34,59 +35,51 @@ def whole_blocks(columns: int) -> int:
 
 
 @dataclass
-class LayerCache:
-    """Keys and values of one layer, of the source and of the target: [S, H, C, E] each."""
+class Columns:
+    """Keys and values, [S, H, C, E] each."""
 
-    source_keys: Tensor
-    source_values: Tensor
     keys: Tensor
     values: Tensor
 
-    @classmethod
-    def of(cls, source_keys: Tensor, source_values: Tensor) -> LayerCache:
-        """The cache before the first step."""
-        return cls(source_keys, source_values, source_keys[:, :, :0], source_values[:, :, :0])
-
-    def append(self, keys_SKHE: Tensor, values_SKHE: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Fill the columns from `start` on and return all, [S, H, C, E] each."""
+    def append(self, keys_SKHE: Tensor, values_SKHE: Tensor, start: int) -> None:
+        """Fill the columns from `start` on."""
         end = start + keys_SKHE.shape[1]
         missing = whole_blocks(end) - self.keys.shape[2]
         if missing > 0:
             self.keys, self.values = (F.pad(x, (0, 0, 0, missing)) for x in (self.keys, self.values))
         self.keys[:, :, start:end] = keys_SKHE.transpose(1, 2)
         self.values[:, :, start:end] = values_SKHE.transpose(1, 2)
-        return self.keys, self.values
+
+    def attend(self, q_SKHE: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from K queries of each slot, with a mask as in `step_attention`: all heads side by side, [S, K, D]."""
+        return step_attention(q_SKHE.transpose(1, 2), self.keys, self.values, mask).transpose(1, 2).flatten(2)
 
     def keep(self, slots: Tensor) -> None:
         """Go on with these slots alone."""
-        self.source_keys, self.source_values = move(self.source_keys, slots), move(self.source_values, slots)
         self.keys, self.values = move(self.keys, slots), move(self.values, slots)
 
 
-@dataclass
-class DecoderCache:
-    """The caches of all layers, two masks of 0 and −∞, and the numbers of steps and of columns filled.
+class ColumnCache:
+    """The columns of all layers, of the source and of the target, and two masks of 0 and −∞.
 
     `source_mask` [S, 1, 1, C] (None: no pads) hides the columns behind the source, `ancestors` [S, 1, K, C] those that
-    do not belong to the past of each hypothesis.
+    do not belong to the past of each hypothesis. Made of the keys and values of the packed source [N, E] of each layer,
+    of which keys are the first `width` columns.
     """
 
-    layers: list[LayerCache]
-    source_mask: Tensor | None
-    ancestors: Tensor
-    length: int = 0
-    filled: int = 0
-
-    @classmethod
-    def of(cls, layers: list[LayerCache], source: Layout) -> DecoderCache:
-        """The cache before the first step, one hypothesis a slot."""
-        keys = layers[0].keys
+    def __init__(self, sources: list[Tensor], source: Layout, heads: int, width: int) -> None:
+        self.heads, self.width = heads, width
+        self.sources = [
+            Columns(*(padded_heads(rows_NHE, source) for rows_NHE in self._heads(rows_NE))) for rows_NE in sources
+        ]
+        self.targets = [Columns(of_one.keys[:, :, :0], of_one.values[:, :, :0]) for of_one in self.sources]
         mask = pad_mask(source)
-        ancestors = keys.new_empty(source.batch_size, 1, 1, 0)
-        return cls(layers, None if mask is None else mask.to(keys.dtype), ancestors)
+        self.source_mask = None if mask is None else mask.to(sources[0].dtype)
+        self.ancestors = self.targets[0].keys.new_empty(source.batch_size, 1, 1, 0)
+        self.length = self.filled = 0
 
-    def advance(self, parents_SK: Tensor) -> int:
-        """Make room for one step of the children of these hypotheses; returns its first column."""
+    def advance(self, parents_SK: Tensor) -> None:
+        """Make room for one step of the children of these hypotheses."""
         start, width = self.filled, parents_SK.shape[1]
         self.length += 1
         self.filled += width
@@ -97,12 +90,27 @@ class DecoderCache:
         if missing > 0:
             self.ancestors = F.pad(self.ancestors, (0, missing), value=-math.inf)
         self.ancestors.diagonal(start, 2, 3).zero_()
-        return start
+
+    def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
+        """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""
+        columns = self.targets[layer]
+        keys_SKHE, values_SKHE = self._heads(keys_values_SKE)
+        columns.append(keys_SKHE, values_SKHE, self.filled - q_SKD.shape[1])
+        return columns.attend(q_SKD.unflatten(2, (self.heads, -1)), self.ancestors)
+
+    def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor:
+        """Attend to the source of each slot: [S, K, D]."""
+        return self.sources[layer].attend(q_SKD.unflatten(2, (self.heads, -1)), self.source_mask)
 
     def keep(self, slots: Tensor) -> None:
         """Go on with these slots alone."""
-        for layer in self.layers:
-            layer.keep(slots)
+        for columns in (*self.sources, *self.targets):
+            columns.keep(slots)
         self.ancestors = self.ancestors[slots]
         if self.source_mask is not None:
             self.source_mask = self.source_mask[slots]
+
+    def _heads(self, keys_values: Tensor) -> list[Tensor]:
+        """Keys and values [..., E] apart, [..., H, width of one] each."""
+        parts = keys_values.split([self.width, keys_values.shape[-1] - self.width], -1)
+        return [part.unflatten(-1, (self.heads, -1)) for part in parts]

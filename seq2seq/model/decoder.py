@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.attention import MultiHeadAttention
-from seq2seq.model.cache import DecoderCache, LayerCache
+from seq2seq.model.cache import ColumnCache
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward, Residual, final_norm
 from seq2seq.model.positions import PositionedEmbedding
+from seq2seq.model.row_cache import RowCache
+from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.step_attention import padded_heads
 from seq2seq.support.errors import UserError
 
 Attend = Callable[[Tensor], Tensor]
@@ -62,15 +63,16 @@ class DecoderLayer(nn.Module):
 
         return self(x_MD, lambda y: self.self_attention(y, layout, y, layout, causal=True), attend_source), weights
 
-    def step(self, x_SKD: Tensor, state: DecoderCache, cache: LayerCache, column: int) -> Tensor:
-        """One new position of each hypothesis, to be kept from this column on: [S, K, D] to [S, K, D]."""
+    def step(self, x_SKD: Tensor, cache: ColumnCache | RowCache, number: int) -> Tensor:
+        """One new position of each hypothesis; `number` is that of this layer in the cache: [S, K, D] to [S, K, D]."""
 
         def attend_target(y_SKD: Tensor) -> Tensor:
-            keys, values = cache.append(*self.self_attention.keys_values(y_SKD), column)
-            return self.self_attention.attend(y_SKD, keys, values, state.ancestors)
+            of = self.self_attention
+            return of.output(cache.attend_target(number, of.query(y_SKD), of.key_value(y_SKD)))
 
         def attend_source(y_SKD: Tensor) -> Tensor:
-            return self.cross_attention.attend(y_SKD, cache.source_keys, cache.source_values, state.source_mask)
+            of = self.cross_attention
+            return of.output(cache.attend_source(number, of.query(y_SKD)))
 
         return self(x_SKD, attend_target, attend_source)
 
@@ -84,7 +86,6 @@ class TransformerDecoder(nn.Module):
         self.input = PositionedEmbedding(embedding, config)
         self.layers = nn.ModuleList(DecoderLayer(d_model, config) for _ in range(config.num_layers))
         self.norm = final_norm(d_model, config.norm)
-        self.cache_dtype: torch.dtype | None = None
 
     def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Packed target tokens [M] to hidden rows [M, D]."""
@@ -112,25 +113,23 @@ class TransformerDecoder(nn.Module):
                 x_MD = module.whole(x_MD, layout, memory.rows, memory.layout)
         return self.norm(x_MD), [own_HTL.float().mean(0) for own_HTL in weights]
 
-    def start(self, memory: Memory) -> DecoderCache:
+    def start(self, memory: Memory) -> ColumnCache | RowCache:
         """The cache before the first step: keys and values of the source, computed once."""
-        layers = []
-        for layer in cast("Iterable[DecoderLayer]", self.layers):
-            keys, values = layer.cross_attention.keys_values(memory.rows)
-            keys, values = (
-                padded_heads(rows, memory.layout).to(self.cache_dtype or rows.dtype) for rows in (keys, values)
-            )
-            layers.append(LayerCache.of(keys, values))
-        return DecoderCache.of(layers, memory.layout)
+        layers = list(cast("Iterable[DecoderLayer]", self.layers))
+        sources = [layer.cross_attention.key_value(memory.rows) for layer in layers]
+        first = layers[0].cross_attention
+        if native.can_compute(*sources):
+            return RowCache(sources, memory.layout, first.num_heads)
+        return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
 
-    def step(self, state: DecoderCache, tokens: Tensor, parents: Tensor) -> Tensor:
+    def step(self, state: ColumnCache | RowCache, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
-        column = state.advance(parents)
+        state.advance(parents)
         x_SKD = self.input(tokens, torch.tensor(state.length - 1, device=tokens.device), state.length)
-        for layer, cache in zip(cast("Iterable[DecoderLayer]", self.layers), state.layers, strict=True):
-            x_SKD = layer.step(x_SKD, state, cache, column)
+        for number, layer in enumerate(cast("Iterable[DecoderLayer]", self.layers)):
+            x_SKD = layer.step(x_SKD, state, number)
         return self.norm(x_SKD)
 
-    def keep(self, state: DecoderCache, slots: Tensor) -> None:
+    def keep(self, state: ColumnCache | RowCache, slots: Tensor) -> None:
         """Go on with these slots alone."""
         state.keep(slots)

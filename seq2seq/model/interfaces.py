@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from seq2seq.ops.packing import Layout
@@ -32,11 +31,8 @@ class Decoder(Protocol):
     """Target tokens to hidden rows, whole sentences at once (`__call__`) or one step at a time (`start`, `step`).
 
     The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` of slot s (its place in
-    the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go. `cache_dtype` is a
-    format in which the state may keep what every step reads again; None: that of the weights.
+    the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go.
     """
-
-    cache_dtype: torch.dtype | None
 
     def __call__(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Hidden rows [M, D] for target tokens [M], each computed from the tokens before it and itself."""

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from seq2seq.ops.add_norm import add_norm
 from seq2seq.ops.dropout import Dropout
+from seq2seq.ops.packed_linear import rectified
 
 
 class FeedForward(nn.Module):
@@ -22,7 +24,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] to [..., d_model]."""
-        return self.outer(self.inner(x).relu_())
+        return self.outer(rectified(self.inner, x))
 
 
 class Residual(nn.Module):
@@ -41,6 +43,8 @@ class Residual(nn.Module):
         """[..., d_model] to [..., d_model]."""
         if self.normalise_first:
             return self.dropout.add(x, sublayer(self.norm(x)))
+        if not self.training:
+            return add_norm(x, sublayer(x), self.norm)
         x = self.dropout.add(x, sublayer(x))
         # autocast leaves the norm in float32 on a GPU
         return self.norm(x).to(x.dtype)

@@ -97,7 +97,6 @@ class RecurrentDecoder(nn.Module):
         widths = [2 * d_model] + [d_model] * (config.num_layers - 1)
         self.cells = nn.ModuleList(nn.LSTMCell(width, d_model) for width in widths)
         self.output = nn.Linear(3 * d_model, d_model)
-        self.cache_dtype: torch.dtype | None = None
 
     def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Packed target tokens [M] to hidden rows [M, D]."""

@@ -18,10 +18,12 @@ from seq2seq.model.interfaces import Decoder, Encoder, Memory
 from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
 from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.quantized_linear import QuantizedLinear, quantize_linears
-from seq2seq.support.devices import has_native_bfloat16, limit_compiled_shapes
+from seq2seq.ops.quantized_linear import QuantizedLinear, many_in_bfloat16, quantize_linears
+from seq2seq.support.devices import limit_compiled_shapes
 from seq2seq.support.errors import UserError
 
+SHAPES_OF_TRANSLATION = 160
+"""Of products for which code is kept: five matrices, for up to 32 numbers of rows (`ops.packed_linear.whole_steps`)."""
 ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
     "transformer": TransformerEncoder,
     "recurrent": RecurrentEncoder,
@@ -95,7 +97,7 @@ class TranslationModel(nn.Module):
 
         It cannot be trained after this, nor be placed again.
         """
-        limit_compiled_shapes(16)
+        limit_compiled_shapes(SHAPES_OF_TRANSLATION)
         if dtype != torch.int8:
             self.to(device, dtype).pack()
         elif device.type == "cpu":
@@ -114,8 +116,8 @@ class TranslationModel(nn.Module):
         """Compute linear layers and logits in int8 from now on, for translation. Raises UserError."""
         quantize_linears(self)
         self.projection = QuantizedLinear(self.output_weight)
-        if has_native_bfloat16(self.output_weight.device):
-            cast(Decoder, self.decoder).cache_dtype = torch.bfloat16
+        if many_in_bfloat16():
+            self.bfloat16()
 
 
 def count_parameters(model: nn.Module) -> int:

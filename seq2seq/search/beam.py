@@ -23,7 +23,7 @@ from seq2seq.search.hypotheses import Constraints, Hypothesis, SearchModel
 from seq2seq.search.rules import Rules
 from seq2seq.search.sampling import draw, uniforms
 
-ROWS = 128
+ROWS = 256
 """How many rows of the vocabulary are looked at together on a processor."""
 
 
@@ -157,8 +157,9 @@ class _Beams:
             parts = self.diversity.parts(self.sentences, slots)
         found = []
         for part in parts:
-            scores_SKV = self.rules.log_probabilities(model.logits(hidden[part]), self.prefixes[part], part)
-            scores_SC, flat_SC = self._choices(scores_SKV, part)
+            logits_SKV = model.logits(hidden[part])
+            scores_SKV, sums_SK = self.rules.log_probabilities(logits_SKV, self.prefixes[part], part)
+            scores_SC, flat_SC = self._choices(scores_SKV, self.scores[part] + sums_SK, part)
             tokens_SC = flat_SC % scores_SKV.shape[2]
             found.append((scores_SC, flat_SC // scores_SKV.shape[2], tokens_SC))
             if self.diversity:
@@ -170,12 +171,12 @@ class _Beams:
             return scores_SC[order], places_SC[order], tokens_SC[order]
         return scores_SC, places_SC, tokens_SC
 
-    def _choices(self, scores_SKV: Tensor, part: Any) -> tuple[Tensor, Tensor]:
+    def _choices(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> tuple[Tensor, Tensor]:
         """The candidates of some slots: score, and K-place · V + token, [S, C] each."""
-        config, totals_SK = self.search.config, self.scores[part]
-        if config.sampling:
-            return self._drawn(scores_SKV, part)
+        if self.search.config.sampling:
+            return self._drawn(scores_SKV, totals_SK, part)
         if self.diversity:
+            scores_SKV = scores_SKV.float()
             self.diversity.charge(scores_SKV, self.sentences[part])
         # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
         # Greedy search looks at the best one only: an eos in second place ends nothing.
@@ -185,9 +186,9 @@ class _Beams:
             return self.phrases.candidates(scores_SKV, totals_SK, self.prefixes[part], part, best)
         return best
 
-    def _drawn(self, scores_SKV: Tensor, part: Any) -> tuple[Tensor, Tensor]:
+    def _drawn(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> tuple[Tensor, Tensor]:
         """A drawn continuation of each sample: score, and K-place · V + token, [S, K] each."""
-        config, totals_SK = self.search.config, self.scores[part]
+        config = self.search.config
         places_K = torch.arange(self.beam, device=scores_SKV.device)
         if scores_SKV.shape[1] < self.beam:
             places_K = places_K.new_zeros(self.beam)

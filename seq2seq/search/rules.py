@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.schema import SearchConfig
+from seq2seq.ops.topk import log_probabilities
 from seq2seq.search.constraints import RequiredPhrases
 
 
@@ -45,12 +46,12 @@ class Rules:
         padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in forced]
         self.forced = torch.tensor(padded, dtype=torch.int64, device=limits.device)
 
-    def log_probabilities(self, logits_SKV: Tensor, prefixes_SKT: Tensor, part: Any) -> Tensor:
-        """The model's for the next token of these slots, −∞ for what must not come."""
+    def log_probabilities(self, logits_SKV: Tensor, prefixes_SKT: Tensor, part: Any) -> tuple[Tensor, Tensor]:
+        """For the next token of these slots, −∞ for what must not come: two summands as in `ops.topk`."""
         length = prefixes_SKT.shape[2] + 1
         if self.config.repetition_penalty != 1:
             penalize_repetition(logits_SKV, prefixes_SKT, self.config.repetition_penalty)
-        scores_SKV = logits_SKV.log_softmax(-1, dtype=torch.float32)
+        scores_SKV, sums_SK = log_probabilities(logits_SKV)
         forcing = length <= self.forced.shape[1]
         free_SKV = scores_SKV.clone() if forcing else scores_SKV
         scores_SKV.index_fill_(2, self.never_generated, -math.inf)
@@ -68,7 +69,7 @@ class Rules:
             only_eos_V = torch.full_like(scores_SKV[0, 0], -math.inf)
             only_eos_V[self.eos] = 0.0
             scores_SKV[self.limits[part] <= length] += only_eos_V
-        return scores_SKV
+        return scores_SKV, sums_SK
 
     def keep(self, slots: Tensor) -> None:
         """Go on with these slots alone."""
@@ -95,7 +96,7 @@ def forbid_repeated(scores_SKV: Tensor, prefixes_SKT: Tensor, size: int) -> None
     sequences_SKNG = prefixes_SKT.unfold(2, size, 1)
     start = prefixes_SKT.shape[2] - size + 1
     again_SKN = (sequences_SKNG[..., :-1] == prefixes_SKT[:, :, None, start:]).all(3)
-    losses_SKN = torch.zeros(again_SKN.shape, device=scores_SKV.device).masked_fill_(again_SKN, -math.inf)
+    losses_SKN = scores_SKV.new_zeros(again_SKN.shape).masked_fill_(again_SKN, -math.inf)
     scores_SKV.scatter_add_(2, sequences_SKNG[..., -1], losses_SKN)
 
 

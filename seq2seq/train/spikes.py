@@ -8,7 +8,7 @@ WINDOW = 20
 """Updates from which the usual loss is known; more of them would miss rises while the loss still falls fast."""
 LAST, ENOUGH = 5, 3
 """So many of the last updates must be above the limit: one alone is a hard batch, and an easy one may come between."""
-SPREADS, LEAST = 3.0, 1.25
+SPREADS, LEAST = 3.0, 1.2
 """The limit above the median: so many median deviations, and at least so much, in nats a token."""
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.model.attention import MultiHeadAttention
+from seq2seq.model.cache import ColumnCache
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.step_attention import pad_mask, padded_heads
 
 WIDTH, HEADS = 24, 4
 QUERIES, KEYS = [3, 1, 5], [2, 4, 4]
@@ -83,8 +83,8 @@ def test_attending_to_given_keys_is_the_packed_form(ours: MultiHeadAttention) ->
     # Two hypotheses of each of three slots, the source shared: what a step of search does.
     queries, keys = Layout.of([2, 2, 2]), Layout.of(KEYS)
     x, memory = rows([2, 2, 2]), rows(KEYS)
-    k, v = (padded_heads(side, keys) for side in ours.keys_values(memory))
-    out = ours.attend(x.view(3, 2, WIDTH), k, v, pad_mask(keys))
+    cache = ColumnCache([ours.key_value(memory)], keys, HEADS, WIDTH)
+    out = ours.output(cache.attend_source(0, ours.query(x.view(3, 2, WIDTH))))
     torch.testing.assert_close(out.flatten(0, 1), ours(x, queries, memory, keys), atol=1e-5, rtol=0)
 
 
@@ -113,9 +113,9 @@ def test_heads_with_keys_of_another_width_are_the_formula(
     with torch.set_grad_enabled(training):
         out = module(x, queries, memory, keys)
     torch.testing.assert_close(out, torch.cat(expected), atol=1e-5, rtol=0)
-    k, v = (padded_heads(side, keys) for side in module.keys_values(memory))
-    assert (k.shape[-1], v.shape[-1]) == (d_k, d_v)
-    step = module.attend(x.view(3, 2, WIDTH), k, v, pad_mask(keys))
+    cache = ColumnCache([module.key_value(memory)], keys, HEADS, HEADS * d_k)
+    assert (cache.sources[0].keys.shape[-1], cache.sources[0].values.shape[-1]) == (d_k, d_v)
+    step = module.output(cache.attend_source(0, module.query(x.view(3, 2, WIDTH))))
     torch.testing.assert_close(step.flatten(0, 1), out, atol=1e-5, rtol=0)
 
 

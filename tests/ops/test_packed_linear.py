@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
+from seq2seq.ops.packed_linear import FEW, PackedLinear, can_pack, rectified, replace_linears, whole_steps
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.ones(8, 8)), reason="this PyTorch has no oneDNN")
 
@@ -17,18 +17,43 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 3, 48), (70, 48)])
+@pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 3, 48), (FEW, 16), (FEW + 1, 16), (30, 3, 48)])
 @pytest.mark.parametrize("outputs", [1, 9, 64])
 @pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("rectify", [False, True])
 def test_it_is_the_linear_layer(
-    shape: tuple[int, ...], outputs: int, with_bias: bool, dtype: torch.dtype, tolerance: float
+    shape: tuple[int, ...], outputs: int, with_bias: bool, rectify: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     x, weight = drawn(*shape).to(dtype), drawn(outputs, shape[-1], seed=2).to(dtype)
     bias = drawn(outputs, seed=3).to(dtype) if with_bias else None
-    found = PackedLinear(weight, bias)(x)
+    found = PackedLinear(weight, bias)(x, rectify=rectify)
     assert found.dtype == dtype
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    expected = expected.clamp(min=0) if rectify else expected
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_rows_of_any_layout_will_do() -> None:
+    x, weight = drawn(16, 40).T, drawn(9, 16, seed=2)
+    torch.testing.assert_close(PackedLinear(weight)(x), x @ weight.T, atol=1e-5, rtol=0)
+
+
+def test_few_numbers_of_rows_are_ever_computed_and_little_in_vain() -> None:
+    assert [whole_steps(rows) for rows in (1, FEW, FEW + 1, 64, 65, 128, 129, 160, 161, 1025)] == [
+        *(1, FEW, 2 * FEW, 64, 80, 128, 160, 160, 192, 1280)
+    ]
+    found = [whole_steps(rows) for rows in range(FEW + 1, 8193)]
+    assert len(set(found)) <= 32
+    assert all(rows <= whole <= max(1.25 * rows, rows + FEW) for rows, whole in enumerate(found, FEW + 1))
+
+
+def test_rectified_is_the_same_with_and_without_packing() -> None:
+    linear, x = nn.Linear(16, 9), drawn(40, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            rectified(PackedLinear(linear.weight, linear.bias), x), rectified(linear, x), atol=1e-5, rtol=0
+        )
+    assert (rectified(linear, x) >= 0).all()
 
 
 def test_all_linear_layers_of_a_module_are_replaced() -> None:

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from seq2seq.ops import native
+from seq2seq.ops import quantized_linear as module
+from seq2seq.ops.packed_linear import PackedLinear, can_pack
 from seq2seq.ops.quantized_linear import (
-    WIDE,
+    FEW,
     QuantizedLinear,
     quantize_linears,
     quantized_linear_reference,
@@ -16,38 +19,70 @@ from seq2seq.ops.quantized_linear import (
 from seq2seq.support.errors import UserError
 
 
+@pytest.fixture(autouse=True, params=["native", "plain"])
+def _in_int8_with_and_without_functions_of_our_own(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "many_in_bfloat16", lambda: False)
+    if request.param == "plain":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no C++ compiler here")
+
+
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 3, 48), (70, 48)])
-@pytest.mark.parametrize("outputs", [1, 9, 64, WIDE])
+@pytest.mark.parametrize("shape", [(1, 16), (FEW, 16), (FEW + 1, 16), (2, 3, 48), (70, 48)])
+@pytest.mark.parametrize("outputs", [1, 9, 64, 4096])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_the_sums_are_exact(shape: tuple[int, ...], outputs: int, with_bias: bool) -> None:
+@pytest.mark.parametrize("rectify", [False, True])
+def test_the_sums_are_exact(shape: tuple[int, ...], outputs: int, with_bias: bool, rectify: bool) -> None:
     x, weight = drawn(*shape), drawn(outputs, shape[-1], seed=2)
     bias = drawn(outputs, seed=3) if with_bias else None
     layer = QuantizedLinear(weight, bias)
-    expected = quantized_linear_reference(x, weight, bias, 127 if layer.reduce_range else 255)
-    found = layer(x)
+    expected = quantized_linear_reference(x, weight, bias, layer.levels)
+    found = layer(x, rectify=rectify)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found.double(), expected.clamp(min=0) if rectify else expected, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shift", [-10.0, -0.5, 0.0, 10.0])
-def test_rounding_is_to_the_nearest_step_and_zeros_stay(shift: float) -> None:
-    x = drawn(6, 100) + shift
+def test_a_row_does_not_depend_on_its_company() -> None:
+    x, layer = drawn(40, 48), QuantizedLinear(drawn(100, 48, seed=2), drawn(100, seed=3))
+    x[7] *= 1000
+    for rows in (slice(0, 1), slice(3, 3 + FEW), slice(9, 30)):
+        assert torch.equal(layer(x[rows]), layer(x)[rows])
+
+
+def test_rounding_is_to_the_nearest_step_and_zeros_stay() -> None:
+    x = drawn(6, 100)
     x[3] = 0.0
-    rounded = rounded_rows(x)
-    step = (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / 255
-    assert (rounded[3] == 0).all()
-    assert len(rounded.unique()) <= 256
-    # Half a step for the value, and at the ends half a step for the zero point.
-    assert (rounded - x).abs().max() <= step + 1e-6
+    x[:, 5] = 0.0
+    rounded, step = rounded_rows(x, 127)
+    assert (rounded[3] == 0).all() and (rounded[:, 5] == 0).all()
+    assert (rounded == rounded.round()).all() and rounded.abs().max() == 127
+    assert (rounded * step[:, None] - x).abs().max() <= step.max() / 2 + 1e-6
+
+
+@pytest.mark.skipif(not can_pack(torch.ones(1, 8, dtype=torch.bfloat16)), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_rows_may_be_computed_in_bfloat16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = drawn(3, FEW, 48).to(dtype), drawn(100, 48, seed=2), drawn(100, seed=3)
+    in_int8 = QuantizedLinear(weight, bias)
+    monkeypatch.setattr(module, "many_in_bfloat16", lambda: True)
+    both = QuantizedLinear(weight, bias)
+    found = both(x, rectify=True)
+    assert found.dtype == dtype
+    expected = PackedLinear(weight.bfloat16(), bias.bfloat16())(x.bfloat16(), rectify=True)
+    assert torch.equal(found, expected.to(dtype))
+    assert torch.equal(both(x[0]), in_int8(x[0]))
 
 
 def test_zeros_alone_give_the_bias() -> None:
     bias = drawn(9)
-    assert torch.equal(QuantizedLinear(drawn(9, 16), bias)(torch.zeros(2, 16)), bias.expand(2, 9))
+    for rows in (2, FEW + 1):
+        assert torch.equal(QuantizedLinear(drawn(9, 16), bias)(torch.zeros(rows, 16)), bias.expand(rows, 9))
 
 
 def test_all_linear_layers_of_a_module_are_replaced() -> None:
@@ -68,6 +103,6 @@ def test_without_a_kernel_one_line_says_what_to_type(monkeypatch: pytest.MonkeyP
     def missing(*_: object) -> None:
         raise RuntimeError("not implemented for this CPU")
 
-    monkeypatch.setattr(torch, "_make_per_channel_quantized_tensor", missing)
+    monkeypatch.setattr(QuantizedLinear, "_product", missing)
     with pytest.raises(UserError, match=r"int8: .*--dtype float32"):
         quantize_linears(nn.Sequential(nn.Linear(8, 8)))

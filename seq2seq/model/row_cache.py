@@ -1,0 +1,62 @@
+"""The key-value cache of a Transformer decoder in search on processors, where `ops.native` can compute.
+
+Rows of keys and values are written once, one after another as steps make them, and stay where they are. What search
+chooses only changes the list of rows of each hypothesis; so no slot ever moves, and no pad is computed.
+
+Shapes: S slots, K hypotheses of each, N rows, T steps so far, L source length; D d_model, E keys and values of all
+heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seq2seq.ops.packing import Layout
+from seq2seq.ops.row_attention import row_attention, source_rows
+
+
+class RowCache:
+    """The lists of all hypotheses, and the rows of each layer: those of the source, and those of the target so far.
+
+    `sources` are keys and values of the packed source [N, E], one for each layer.
+    """
+
+    def __init__(self, sources: list[Tensor], layout: Layout, heads: int) -> None:
+        self.sources, self.heads = sources, heads
+        self.targets = [source_NE[:0] for source_NE in sources]
+        self.source_S1L = source_rows(layout.lengths)
+        self.past_SKT = torch.empty(layout.batch_size, 1, 0, dtype=torch.int32)
+        self.filled = 0
+
+    @property
+    def length(self) -> int:
+        """The number of steps so far."""
+        return self.past_SKT.shape[2]
+
+    def advance(self, parents_SK: Tensor) -> None:
+        """Make room for one step of the children of these hypotheses."""
+        past_SKT = self.past_SKT.gather(1, parents_SK[:, :, None].expand(-1, -1, self.length))
+        end = self.filled + parents_SK.numel()
+        rows_SK = torch.arange(self.filled, end, dtype=torch.int32).view_as(parents_SK)
+        self.past_SKT = torch.cat((past_SKT, rows_SK[:, :, None]), 2)
+        self.filled = end
+
+    def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
+        """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""
+        rows_NE = self.targets[layer]
+        start = self.filled - keys_values_SKE.shape[0] * keys_values_SKE.shape[1]
+        if self.filled > len(rows_NE):
+            grown_NE = rows_NE.new_empty(2 * self.filled, rows_NE.shape[1])
+            grown_NE[:start] = rows_NE[:start]
+            self.targets[layer] = rows_NE = grown_NE
+        rows_NE[start : self.filled] = keys_values_SKE.flatten(0, 1)
+        return row_attention(q_SKD, rows_NE, self.past_SKT, self.heads)
+
+    def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor:
+        """Attend to the source of each slot: [S, K, D]."""
+        return row_attention(q_SKD, self.sources[layer], self.source_S1L, self.heads)
+
+    def keep(self, slots: Tensor) -> None:
+        """Go on with these slots alone."""
+        self.source_S1L, self.past_SKT = self.source_S1L[slots], self.past_SKT[slots]

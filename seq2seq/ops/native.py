@@ -1,0 +1,125 @@
+"""Functions in C++ (`kernels.cpp`) for what a step of search does on a processor, compiled where they are first needed.
+
+They are compiled for the processor at hand, once: the library stays in `$XDG_CACHE_HOME/seq2seq` (`~/.cache/seq2seq`),
+under a name made of the source, the compiler and the processor. Where there is no compiler (`$CXX`, else `c++`), one
+line says so, and all that calls these functions does the same with PyTorch's operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from seq2seq.support.progress import say
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = [
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"),
+    *("-shared", "-fPIC"),
+]
+FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+SECONDS = 120
+"""How long the compiler may take: it needs one or two."""
+
+
+def can_compute(*tensors: Tensor) -> bool:
+    """Whether the functions are there, for tensors of this kind: on a processor, of one format, without gradients."""
+    kind = tensors[0].dtype
+    if kind not in FORMATS or library() is None:
+        return False
+    wants_gradients = torch.is_grad_enabled()
+    for x in tensors:
+        if x.dtype is not kind or x.device.type != "cpu" or (wants_gradients and x.requires_grad):
+            return False
+    return True
+
+
+def call(name: str, *arguments: Tensor | int) -> None:
+    """Call a function of `kernels.cpp`, in the format of the first tensor, with whole numbers and addresses of tensors.
+
+    Tensors must be contiguous: nothing there knows strides.
+    """
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    function = _function(name, first.dtype, len(arguments))
+    function(*[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments], torch.get_num_threads())
+
+
+@functools.cache
+def _function(name: str, kind: torch.dtype, arguments: int) -> Callable[..., None]:
+    function = getattr(library(), f"{name}_{FORMATS[kind]}")
+    function.argtypes, function.restype = [ctypes.c_int64] * (arguments + 1), None
+    return cast(Callable[..., None], function)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions; None where they cannot be had, which one line on stderr tells of."""
+    name = os.environ.get("CXX", "c++")
+    compiler = shutil.which(name)
+    if compiler is None:
+        say(f"no C++ compiler ({name}): translating on this processor is slower without; install g++, or set CXX")
+        return None
+    for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+        # One pool of threads for PyTorch and these functions: a second would be in its way.
+        ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+    folder = _folder()
+    kept = folder / f"{_identity(compiler)}.so" if folder else None
+    try:
+        if kept and kept.exists():
+            return ctypes.CDLL(str(kept))
+        with tempfile.TemporaryDirectory(dir=folder) as building:
+            path = Path(building) / "kernels.so"
+            command = [compiler, *FLAGS, "-o", str(path), str(SOURCE)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+            loaded = ctypes.CDLL(str(path))
+            if kept:
+                path.replace(kept)
+            return loaded
+    except (OSError, subprocess.SubprocessError) as error:
+        why = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
+        say(f"{compiler} cannot compile {SOURCE.name} ({why}): translating on this processor is slower without")
+        return None
+
+
+def _folder() -> Path | None:
+    """Where libraries are kept, which are code; None where this user cannot write, or others can."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seq2seq"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except OSError:
+        return None
+    ours = state.st_uid == os.getuid() and not state.st_mode & 0o022
+    return folder if ours and os.access(folder, os.W_OK) else None
+
+
+def _identity(compiler: str) -> str:
+    """A name for what comes out: the same only for the same source, compiler and processor."""
+    state = Path(compiler).resolve().stat()
+    digest = hashlib.sha256(SOURCE.read_bytes())
+    digest.update(repr((FLAGS, compiler, state.st_size, state.st_mtime_ns, _processor())).encode())
+    return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+    """What instructions the processor has, as the system tells it."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            of_first = list(takewhile(str.strip, lines))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "".join(line for line in of_first if line.startswith(("flags", "Features", "model name")))

@@ -1,0 +1,110 @@
+"""The functions in C++: how they are compiled and kept, and what happens where they cannot be."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from seq2seq.ops import native
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
+
+
+@pytest.fixture(autouse=True)
+def _anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nothing compiled so far, and an empty folder to keep it in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
+
+
+def kept(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "seq2seq").iterdir())
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_kept_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(native.library(), ctypes.CDLL)
+    [path] = kept(tmp_path)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+    def compile_again(*_: object, **__: object) -> None:
+        raise AssertionError("compiled a second time")
+
+    monkeypatch.setattr(subprocess, "run", compile_again)
+    native.library.cache_clear()
+    assert isinstance(native.library(), ctypes.CDLL)
+    assert kept(tmp_path) == [path]
+
+
+@needs_compiler
+@pytest.mark.parametrize("what", ["_processor", "FLAGS", "SOURCE"])
+def test_another_processor_other_flags_or_another_source_make_another_library(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native.library()
+    changed = tmp_path / "kernels.cpp"
+    changed.write_bytes(native.SOURCE.read_bytes() + b"\n")
+    others = {"_processor": lambda: "another", "FLAGS": [*native.FLAGS, "-g0"], "SOURCE": changed}
+    monkeypatch.setattr(native, what, others[what])
+    native.library.cache_clear()
+    native.library()
+    assert len(kept(tmp_path)) == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", [0o777, 0o500])
+def test_a_folder_that_others_can_write_to_or_nobody_can_is_not_used(mode: int, tmp_path: Path) -> None:
+    folder = tmp_path / "seq2seq"
+    folder.mkdir()
+    folder.chmod(mode)
+    if mode == 0o500 and os.access(folder, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    assert isinstance(native.library(), ctypes.CDLL)
+    assert not kept(tmp_path)
+
+
+def test_without_a_compiler_one_line_says_so_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert native.library() is None
+    assert native.library() is None
+    [line] = capsys.readouterr().err.splitlines()
+    assert "no-such-compiler" in line and "install g++" in line
+    assert not native.can_compute(torch.ones(2))
+
+
+@pytest.mark.parametrize("script", ["echo 'cannot do that' >&2; exit 1", "exit 0"])
+def test_a_compiler_that_fails_is_told_of_in_one_line_and_leaves_nothing(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert native.library() is None
+    [line] = capsys.readouterr().err.splitlines()
+    assert str(compiler) in line and ("cannot do that" in line or "exit 0" in script)
+    assert not kept(tmp_path)
+
+
+@needs_compiler
+def test_what_they_cannot_compute_is_known_beforehand() -> None:
+    x = torch.ones(2)
+    assert native.can_compute(x, x) and native.can_compute(x.bfloat16())
+    assert not native.can_compute(x, x.bfloat16())
+    assert not native.can_compute(x.double())
+    assert not native.can_compute(x.to("meta"))
+    weight = torch.nn.Parameter(x)
+    assert not native.can_compute(weight)
+    with torch.no_grad():
+        assert native.can_compute(weight)
