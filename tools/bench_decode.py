@@ -1,11 +1,12 @@
 """Translation speed: ours beside CTranslate2, on the same weights.
 
-    python -m tools.bench_decode MODEL_DIR SOURCE REFERENCE [--rounds 5] [--rows beam greedy product base latency]
+    python -m tools.bench_decode MODEL_DIR SOURCE REFERENCE [--rounds 5] [--rows NAME ...]
         [--contestants NAME ...] [--device cpu|cuda] [--output FILE]
 
 Each contestant lives in a process of its own and works only when it is its turn; a round is one turn each, the figure
 the median of the rounds. Beside each speed: BLEU, the share of lines that are those of our float32, the rows that its
-decoder computed, and peak memory. Starting up is not in the speeds: it is a column. Prints a table to stderr and the
+decoder computed, and peak memory. Starting up is not in the speeds: it is a column; and how long a whole process takes for
+one sentence is measured beside one that imports PyTorch and ends. Prints a table to stderr and the
 figures as JSON to stdout. CTranslate2 runs at its best: its best batch size of several, two workers of one thread each,
 and AVX-512 where that is faster. With --device cuda ours are measured there, in one process; CTranslate2 stays on the
 processors, so name only ours.
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -38,10 +40,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "beam": {"beam_size": 4, "length_penalty": 0.0},
     "greedy": {"beam_size": 1, "length_penalty": 0.0},
     "product": {"beam_size": 4, "length_penalty": 0.6},
-    "base": {"beam_size": 4, "length_penalty": 0.0, "forced": 30},
-    "latency": {"beam_size": 4, "length_penalty": 0.0, "one_by_one": 100},
+    "stop": {"beam_size": 4, "length_penalty": 0.6, "stop": "beam"},
+    "alone": {"beam_size": 4, "length_penalty": 0.0, "lines": 200, "deterministic": True},
+    "base": {"beam_size": 4, "length_penalty": 0.0, "lines": 200, "forced": 30},
+    "latency": {"beam_size": 4, "length_penalty": 0.0, "lines": 100, "one_by_one": True},
 }
-"""What each row of the table sets: `product` is each side's own penalty, `base` has random weights."""
+"""What each row of the table sets: `product` is each side's own penalty, in `stop` ours ends a text as CTranslate2 does, in
+`alone` ours is --deterministic, `base` has random weights."""
 
 
 class Contestant:
@@ -110,6 +115,21 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
     return figures
 
 
+def process_seconds(model: Path, line: str, rounds: int) -> dict[str, list[float]]:
+    """Whole processes, by turns: one that imports PyTorch, and `seq2seq-translate` for one line."""
+    commands = {
+        "import torch": [sys.executable, "-c", "import torch"],
+        "seq2seq-translate": [str(Path(sys.executable).with_name("seq2seq-translate")), "--model", str(model)],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            started = time.perf_counter()
+            subprocess.run(command, input=f"{line}\n", text=True, check=True, capture_output=True)
+            seconds[name].append(round(time.perf_counter() - started, 3))
+    return seconds
+
+
 def show(row: str, figures: dict[str, Any]) -> None:
     """The figures of one row, for people."""
     for name, values in figures.items():
@@ -154,6 +174,9 @@ def main() -> None:
             job["workers"] = 1 if row == "latency" or arguments.device != "cpu" else PROCESSORS
             result["rows"][row] = measure(arguments.contestants, job, arguments.rounds, references)
             show(row, result["rows"][row])
+    first = arguments.source.read_text("utf-8").split("\n")[0]
+    result["process_seconds"] = process_seconds(arguments.model, first, 2 * arguments.rounds - 1)
+    print({name: statistics.median(found) for name, found in result["process_seconds"].items()}, file=sys.stderr)
     give_out(result, arguments.output)
 
 

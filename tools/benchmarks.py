@@ -144,6 +144,12 @@ def decode(figures: dict[str, Any]) -> Iterator[str]:
                 found["start_seconds"],
                 delays,
             )
+    if "process_seconds" in figures:
+        medians = {name: statistics.median(found) for name, found in figures["process_seconds"].items()}
+        yield from (
+            "",
+            "One line, whole processes: " + ", ".join(f"{name} {own:.2f} s" for name, own in medians.items()),
+        )
 
 
 def input_line(figures: dict[str, Any]) -> Iterator[str]:

@@ -43,7 +43,9 @@ def ours(job: dict[str, Any]) -> Turn:
     translator = weights_of(job)
     counted = count_rows(translator.model)
     translator.model.placed(torch.device(job["device"]), getattr(torch, job["dtype"]))
-    translator.search = replace(translator.search, beam_size=job["beam_size"], length_penalty=job["length_penalty"])
+    chosen = {name: job[name] for name in ("beam_size", "length_penalty", "stop") if name in job}
+    translator.search = replace(translator.search, **chosen)
+    translator.deterministic = job.get("deterministic", False)
     if "forced" in job:
         translator.search = replace(translator.search, max_length_ratio=0.0, max_length_offset=job["forced"])
         never_end_early(translator, job["forced"])
@@ -149,7 +151,7 @@ def main() -> None:
     torch.set_num_threads(1)
     job = json.loads(sys.stdin.readline())
     turn = SYSTEMS[sys.argv[1]](job)
-    texts = Path(job["source"]).read_text("utf-8").split("\n")[:-1][: job.get("one_by_one", 10**9)]
+    texts = Path(job["source"]).read_text("utf-8").split("\n")[:-1][: job.get("lines")]
     turn(texts[:64])
     print(json.dumps({"start_seconds": time.perf_counter() - STARTED, "batch": job.get("batch")}), flush=True)
     for _ in sys.stdin:

@@ -240,6 +240,9 @@ class SearchConfig:
     max_length_offset: int = _told(50, "longest output, see above")
     n_best: int = _told(1, "hypotheses given for each sentence")
     length_normalization: str = _told("gnmt", "what scores are divided by: gnmt, average (the length) or none")
+    stop: str = _told(
+        "exact", "when a text is done: exact (nothing better can come) or beam (as many ended as it holds)"
+    )
     coverage_penalty: float = _told(0.0, "GNMT's β: above 0, source words that got little attention cost")
     max_length: int | None = _told(None, "longest output in pieces, eos counted")
     min_length: int = _told(0, "shortest output in pieces, eos counted")
@@ -256,6 +259,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _one_of("search.length_normalization", self.length_normalization, ("gnmt", "average", "none"))
+        _one_of("search.stop", self.stop, ("exact", "beam"))
         for name in ("beam_size", "max_length_offset", "n_best", "diversity_groups"):
             _at_least(f"search.{name}", getattr(self, name), 1)
         _at_least("search.max_length", self.max_length, 1)
@@ -276,7 +280,7 @@ class SearchConfig:
     def _check_kind(self) -> None:
         """Refuse settings of sampling in beam search, and the other way round."""
         if self.sampling:
-            beam_only = {"diversity_groups": 1, "coverage_penalty": 0.0}
+            beam_only = {"diversity_groups": 1, "coverage_penalty": 0.0, "stop": "exact"}
             for name, off in beam_only.items():
                 if getattr(self, name) != off:
                     raise UserError(f"search.{name}={getattr(self, name)}: not with search.sampling; leave one out")

@@ -103,6 +103,7 @@ class _Beams:
         self.tokens = torch.full((slots, 1), search.bos, device=device)
         self.parents = torch.zeros_like(self.tokens)
         self.scores = torch.zeros(slots, 1, device=device)
+        self.ended = torch.zeros(slots, dtype=torch.int64, device=device)
         self.prefixes = torch.empty(slots, 1, 0, dtype=torch.int64, device=device)
         self.beam = config.n_best if config.sampling else config.beam_size // config.diversity_groups
         self.phrases = None
@@ -137,6 +138,7 @@ class _Beams:
         prefixes_SCT = torch.cat((pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
         ends_SC = tokens_SC == self.search.eos
         self.finished.add(scores_SC.masked_fill(~ends_SC, -math.inf), prefixes_SCT)
+        self.ended += (ends_SC & (scores_SC > -math.inf))[:, : self.beam].sum(1)
 
         going_SC = scores_SC.masked_fill(ends_SC, -math.inf)
         if self.phrases:
@@ -204,6 +206,8 @@ class _Beams:
         if self.beam == 1:
             # Greedy search goes where the first eos is; it does not look behind it.
             return over_S | (worst_S > -math.inf)
+        if self.search.config.stop == "beam":
+            over_S = over_S | (self.ended >= self.beam)
         # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come.
         best_S = self.scores[:, 0] / self.finished.penalty(self.rules.limits.float())
         return over_S | (worst_S >= best_S)
@@ -214,7 +218,7 @@ class _Beams:
         for sentence, hypotheses in zip(self.sentences[done_S].tolist(), found, strict=True):
             self.results[sentence] = hypotheses
         slots = _closed_up(~done_S)
-        for name in ("sentences", "uniforms", "tokens", "parents", "scores", "prefixes"):
+        for name in ("sentences", "uniforms", "tokens", "parents", "scores", "ended", "prefixes"):
             setattr(self, name, getattr(self, name)[slots])
         self.finished.keep(slots)
         self.rules.keep(slots)

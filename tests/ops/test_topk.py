@@ -7,14 +7,19 @@ import math
 import pytest
 import torch
 
-from seq2seq.ops import topk
-from seq2seq.ops.topk import BLOCK, best_continuations, best_continuations_reference
+from seq2seq.ops import native, topk
+from seq2seq.ops.topk import BLOCK, best_continuations, best_continuations_reference, log_probabilities
 
 
-@pytest.fixture(autouse=True, params=[0, topk.FEW])
-def _few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In two stages however few scores there are, and as it is."""
-    monkeypatch.setattr(topk, "FEW", request.param)
+@pytest.fixture(autouse=True, params=["native", "two stages", "plain"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In C++, in two stages however few scores there are, and as PyTorch's operations do it."""
+    if request.param == "native":
+        if native.library() is None:
+            pytest.skip("no C++ compiler here")
+        return
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(topk, "FEW", 0 if request.param == "two stages" else topk.FEW)
 
 
 @pytest.mark.parametrize("vocabulary", [7, BLOCK, BLOCK + 1, 20 * BLOCK - 1, 20 * BLOCK, 20 * BLOCK + 3])
@@ -48,3 +53,21 @@ def test_hypotheses_that_are_dead_give_nothing_while_others_can() -> None:
     found, places = best_continuations(log_probs, scores, 6)
     assert (places < 10 * BLOCK).all()
     assert torch.equal(found, best_continuations_reference(log_probs, scores, 6)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 7), (3, 4, 100), (70, 2, 1000)])
+def test_two_summands_are_the_log_probabilities(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    logits = (10 * torch.randn(shape, generator=torch.Generator().manual_seed(1))).to(dtype)
+    logits[0, 0, 3] = -math.inf
+    expected = logits.double().log_softmax(-1)
+    scores, sums = log_probabilities(logits.clone())
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(scores.double() + sums.double()[:, :, None], expected, atol=5e-6, rtol=1e-6)
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    logits = torch.randn(2, 3, 100, generator=torch.Generator().manual_seed(1))
+    logits[1, 2, 50] = math.nan
+    scores, sums = log_probabilities(logits)
+    assert (scores + sums[:, :, None]).isnan().any(2).tolist() == [[False] * 3, [False, False, True]]

@@ -37,10 +37,11 @@ from tools.plain_search import Uncached
 
 
 def by_lists(seed: int, source: Prefix, config: SearchConfig) -> list[Exact]:
-    """Beam search over Python lists: no early stop, no batch, no cache."""
+    """Beam search over Python lists: no stop but the simple one, no batch, no cache."""
     limit = limit_of(source, config)
     live: list[tuple[float, Prefix]] = [(0.0, ())]
     finished: list[Exact] = []
+    ended = 0
     for length in range(1, limit + 1):
         candidates = [
             (total + log_probabilities(seed, source, words)[token], (*words, token))
@@ -53,6 +54,9 @@ def by_lists(seed: int, source: Prefix, config: SearchConfig) -> list[Exact]:
                 penalty = ((5 + length) / 6) ** config.length_penalty
                 finished.append(Exact(list(tokens[:-1]), total / penalty))
         live = [candidate for candidate in best if candidate[1][-1] != EOS][: config.beam_size]
+        ended += sum(tokens[-1] == EOS for _, tokens in best[: config.beam_size])
+        if config.stop == "beam" and ended >= config.beam_size:
+            break
     return sorted(finished, key=lambda exact: -exact.score)[: config.n_best]
 
 
@@ -105,8 +109,9 @@ def test_fewer_outputs_than_asked_for_are_all_given() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(("beam_size", "n_best"), [(2, 1), (3, 2), (4, 4)])
-def test_narrow_beams_are_those_of_a_search_over_lists(seed: int, beam_size: int, n_best: int) -> None:
-    config = SearchConfig(beam_size=beam_size, length_penalty=0.6, max_length_offset=6, n_best=n_best)
+@pytest.mark.parametrize("stop", ["exact", "beam"])
+def test_narrow_beams_are_those_of_a_search_over_lists(seed: int, beam_size: int, n_best: int, stop: str) -> None:
+    config = SearchConfig(beam_size=beam_size, length_penalty=0.6, max_length_offset=6, n_best=n_best, stop=stop)
     for source, found in zip(SOURCES, run(ToyModel(seed), SOURCES, config), strict=True):
         assert_same(found, by_lists(seed, source, config))
 
