@@ -5,10 +5,11 @@
 
 Each contestant lives in a process of its own and works only when it is its turn; a round is one turn each, the figure
 the median of the rounds. Beside each speed: BLEU, the share of lines that are those of our float32, the rows that its
-decoder computed, and peak memory. Starting up is not in the speeds: it is a column; and a whole process for one sentence
-is measured beside one that imports PyTorch and ends. Prints a table to stderr and the figures as JSON to stdout. CTranslate2 runs at its best: its best batch size of several, two workers of one thread each,
-and AVX-512 where that is faster. With --device cuda ours are measured there, in one process; CTranslate2 stays on the
-processors, so name only ours.
+decoder computed, and peak memory. Starting up is not in the speeds: it is a column; a whole process for one sentence is
+measured too, beside one that imports PyTorch and ends. Prints a table to stderr and the figures as JSON to stdout.
+CTranslate2 runs at its best: its best batch size of several, two workers of one thread each, and AVX-512 where that is
+faster. With --device cuda ours are measured there, in one process; CTranslate2 stays on the processors, so name only
+ours.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "base": {"beam_size": 4, "length_penalty": 0.0, "lines": 200, "forced": 30},
     "latency": {"beam_size": 4, "length_penalty": 0.0, "lines": 100, "one_by_one": True},
 }
-"""What each row of the table sets: `product` is each side's own penalty, in `stop` ours ends a text as CTranslate2 does,
-in `alone` ours is --deterministic, `base` has random weights."""
+"""What each row of the table sets: `product` is each side's own penalty, in `stop` ours ends a text as CTranslate2
+does, in `alone` ours is --deterministic, `base` has random weights."""
 
 
 class Contestant:

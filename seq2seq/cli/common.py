@@ -60,7 +60,7 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--deterministic",
         action="store_true",
-        help="search each line by itself, several times slower: scores are the same to the last bit in any company",
+        help="scores are the same to the last bit whatever other lines there are; on GPUs line by line, many times slower",
     )
     options.add_argument(
         "--glossary",

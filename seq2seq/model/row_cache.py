@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.row_attention import row_attention, source_rows
+from seq2seq.ops.row_attention import lists_of_sentences, row_attention
 
 
 class RowCache:
@@ -25,7 +25,8 @@ class RowCache:
     def __init__(self, sources: list[Tensor], layout: Layout, heads: int) -> None:
         self.sources, self.heads = sources, heads
         self.targets = [source_NE[:0] for source_NE in sources]
-        self.source_S1L = source_rows(layout.lengths)
+        self.source_BL = lists_of_sentences(layout.lengths)
+        self.sentence_S = torch.arange(layout.batch_size, dtype=torch.int32)
         self.past_SKT = torch.empty(layout.batch_size, 1, 0, dtype=torch.int32)
         self.filled = 0
 
@@ -37,10 +38,11 @@ class RowCache:
     def advance(self, parents_SK: Tensor) -> None:
         """Make room for one step of the children of these hypotheses."""
         past_SKT = self.past_SKT.gather(1, parents_SK[:, :, None].expand(-1, -1, self.length))
-        end = self.filled + parents_SK.numel()
-        rows_SK = torch.arange(self.filled, end, dtype=torch.int32).view_as(parents_SK)
-        self.past_SKT = torch.cat((past_SKT, rows_SK[:, :, None]), 2)
-        self.filled = end
+        self.hypothesis_R = torch.arange(parents_SK.numel(), dtype=torch.int32)
+        self.sentence_R = self.sentence_S.repeat_interleave(parents_SK.shape[1])
+        rows_SK1 = (self.filled + self.hypothesis_R).view(*parents_SK.shape, 1)
+        self.past_SKT = torch.cat((past_SKT, rows_SK1), 2)
+        self.filled += parents_SK.numel()
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
         """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""
@@ -51,12 +53,15 @@ class RowCache:
             grown_NE[:start] = rows_NE[:start]
             self.targets[layer] = rows_NE = grown_NE
         rows_NE[start : self.filled] = keys_values_SKE.flatten(0, 1)
-        return row_attention(q_SKD, rows_NE, self.past_SKT, self.heads)
+        return self._attend(q_SKD, rows_NE, self.past_SKT.flatten(0, 1), self.hypothesis_R)
 
     def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor:
         """Attend to the source of each slot: [S, K, D]."""
-        return row_attention(q_SKD, self.sources[layer], self.source_S1L, self.heads)
+        return self._attend(q_SKD, self.sources[layer], self.source_BL, self.sentence_R)
 
     def keep(self, slots: Tensor) -> None:
         """Go on with these slots alone."""
-        self.source_S1L, self.past_SKT = self.source_S1L[slots], self.past_SKT[slots]
+        self.sentence_S, self.past_SKT = self.sentence_S[slots], self.past_SKT[slots]
+
+    def _attend(self, q_SKD: Tensor, rows_NE: Tensor, lists: Tensor, list_of_R: Tensor) -> Tensor:
+        return row_attention(q_SKD.flatten(0, 1), rows_NE, lists, list_of_R, self.heads).unflatten(0, q_SKD.shape[:2])

@@ -16,6 +16,7 @@ from seq2seq.model.embedding import Embedding
 from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.interfaces import Decoder, Encoder, Memory
 from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
+from seq2seq.ops import native
 from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.quantized_linear import QuantizedLinear, many_in_bfloat16, quantize_linears
@@ -59,6 +60,12 @@ class TranslationModel(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.output_weight.device
+
+    @property
+    def can_compute_rows_alone(self) -> bool:
+        """Whether search gives the same bits for a sentence in any company, in `ops.alone.computing_rows_alone`."""
+        of_rows = isinstance(self.encoder, TransformerEncoder) and isinstance(self.decoder, TransformerDecoder)
+        return of_rows and self.projection is not None and native.library() is not None
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden rows [M, D], one for each target token to predict."""

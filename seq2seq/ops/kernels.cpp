@@ -87,14 +87,14 @@ void for_each(int64_t rows, int64_t threads, Compute compute) {
 }
 
 template <class T>
-void attend(const T* queries, const T* keys_values, const int32_t* lists, T* out, int64_t slots, int64_t width,
-            int64_t lists_each, int64_t steps, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {
+void attend(const T* queries, const T* keys_values, const int32_t* lists, const int32_t* list_of, T* out, int64_t rows,
+            int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {
     const int64_t keys = heads * d_k, values = heads * d_v;
     const float scale = 1.0f / std::sqrt(float(d_k));
-    for_each(slots * width, threads, [=](int64_t row) {
-        const int32_t* seen = lists + (lists_each > 1 ? row : row / width) * steps;
+    for_each(rows, threads, [=](int64_t row) {
+        const int32_t* seen = lists + list_of[row] * longest;
         int64_t count = 0;
-        while (count < steps && seen[count] >= 0) count++;
+        while (count < longest && seen[count] >= 0) count++;
         std::vector<float> query(keys), weights(heads * count), sums(values);
         for (int64_t i = 0; i < keys; i++) query[i] = widen(queries[row * keys + i]) * scale;
         for (int64_t t = 0; t < count; t++)
@@ -195,10 +195,9 @@ void finish_row(float* x, float step, const float* bias, int64_t columns, int64_
 }  // namespace
 
 #define FOR_BOTH_FORMATS(format, T)                                                                                    \
-    void attend_##format(const T* queries, const T* keys_values, const int32_t* lists, T* out, int64_t slots,          \
-                         int64_t width, int64_t lists_each, int64_t steps, int64_t heads, int64_t d_k, int64_t d_v,    \
-                         int64_t threads) {                                                                            \
-        attend(queries, keys_values, lists, out, slots, width, lists_each, steps, heads, d_k, d_v, threads);           \
+    void attend_##format(const T* queries, const T* keys_values, const int32_t* lists, const int32_t* list_of, T* out, \
+                         int64_t rows, int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {    \
+        attend(queries, keys_values, lists, list_of, out, rows, longest, heads, d_k, d_v, threads);                    \
     }                                                                                                                  \
     void log_sum_exp_##format(const T* logits, float* out, int64_t rows, int64_t vocabulary, int64_t threads) {        \
         log_sum_exp(logits, out, rows, vocabulary, threads);                                                           \

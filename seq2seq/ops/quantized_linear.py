@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.ops import native
+from seq2seq.ops.alone import rows_are_alone
 from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears, whole_steps
 from seq2seq.support.devices import processor_has
 from seq2seq.support.errors import UserError
@@ -59,7 +60,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
         """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
-        if self.in_bfloat16 and x.numel() > FEW * x.shape[-1]:
+        if self.in_bfloat16 and (rows_are_alone() or x.numel() > FEW * x.shape[-1]):
             return self.in_bfloat16(x.bfloat16(), rectify=rectify).to(x.dtype)
         rows_RI = x.float().reshape(-1, x.shape[-1])
         if not native.can_compute(rows_RI):

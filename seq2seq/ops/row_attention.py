@@ -1,10 +1,10 @@
-"""Attention of hypotheses in search to rows that lie anywhere in a table of keys and values, beside the reference.
+"""Attention of rows to others that lie anywhere in a table of keys and values, beside the plain reference.
 
-Keys and values of all sentences and steps are rows of one matrix, as the projection made them. Each hypothesis has a
-list of the rows that it may see: those of its source, or those of its past. Search moves these lists and nothing else.
+Keys and values of all sentences and steps are rows of one matrix, as the projection made them. Each query has a list of
+the rows that it may see: those of its source sentence, or in search those of its past. Search moves lists alone.
 
-Shapes: S slots, K hypotheses of each, N rows, T the longest list; H heads, E the width of keys and values of all heads,
-H · (d_k + d_v).
+Shapes: R queries, N rows, G lists of at most T rows; H heads, Q the width of all heads of a query, H · d_k, and
+E that of keys and values, H · (d_k + d_v).
 """
 
 from __future__ import annotations
@@ -16,35 +16,30 @@ from torch.nn import functional as F
 from seq2seq.ops import native
 
 
-def row_attention_reference(q_SKQ: Tensor, rows_NE: Tensor, seen_SKT: Tensor, heads: int) -> Tensor:
-    """softmax(q·kᵀ / √d_k)·v over the rows in each list: [S, K, H · d_v]. −1 ends a list; [S, 1, T] are for all K."""
-    width = q_SKQ.shape[1]
-    lists_SKT = seen_SKT.expand(-1, width, -1)
-    keys_SKTQ, values_SKTV = rows_NE[lists_SKT.clamp(min=0).long()].split(
-        [q_SKQ.shape[2], rows_NE.shape[1] - q_SKQ.shape[2]], -1
+def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
+    """softmax(q·kᵀ / √d_k)·v over the rows in the list of each query, where −1 ends a list: [R, H · d_v]."""
+    lists_RT = lists_GT[list_of_R.long()]
+    widths = [q_RQ.shape[1], rows_NE.shape[1] - q_RQ.shape[1]]
+    k_RHTD, v_RHTD = (
+        x_RTD.unflatten(2, (heads, -1)).transpose(1, 2)
+        for x_RTD in rows_NE[lists_RT.clamp(min=0).long()].split(widths, -1)
     )
-    q_SKH1D = q_SKQ.unflatten(2, (heads, 1, -1))
-    k_SKHTD, v_SKHTD = (x.unflatten(3, (heads, -1)).transpose(2, 3) for x in (keys_SKTQ, values_SKTV))
-    mask_SK11T = (lists_SKT >= 0)[:, :, None, None]
-    return F.scaled_dot_product_attention(q_SKH1D, k_SKHTD, v_SKHTD, attn_mask=mask_SK11T).flatten(2)
+    mask_R11T = (lists_RT >= 0)[:, None, None]
+    return F.scaled_dot_product_attention(q_RQ.unflatten(1, (heads, 1, -1)), k_RHTD, v_RHTD, mask_R11T).flatten(1)
 
 
-def row_attention(q_SKQ: Tensor, rows_NE: Tensor, seen_SKT: Tensor, heads: int) -> Tensor:
-    """The same on a processor, where `native.can_compute`; lists in int32."""
-    slots, width, keys = q_SKQ.shape
+def row_attention(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
+    """The same on a processor, where `native.can_compute`; lists and their numbers in int32."""
+    count, keys = q_RQ.shape
     values = rows_NE.shape[1] - keys
-    out_SKV = q_SKQ.new_empty(slots, width, values)
-    native.call(
-        "attend",
-        *(q_SKQ.contiguous(), rows_NE, seen_SKT.contiguous(), out_SKV),
-        *(slots, width, seen_SKT.shape[1], seen_SKT.shape[2], heads, keys // heads, values // heads),
-    )
-    return out_SKV
+    out_RV = q_RQ.new_empty(count, values)
+    tensors = (q_RQ.contiguous(), rows_NE.contiguous(), lists_GT.contiguous(), list_of_R, out_RV)
+    native.call("attend", *tensors, count, lists_GT.shape[1], heads, keys // heads, values // heads)
+    return out_RV
 
 
-def source_rows(lengths_S: Tensor) -> Tensor:
-    """The lists of packed sentences of these lengths, [S, 1, L] in int32: sentence after sentence."""
-    places_L = torch.arange(int(lengths_S.max()))
-    starts_S = lengths_S.cumsum(0) - lengths_S
-    lists_SL = (starts_S[:, None] + places_L).masked_fill(places_L >= lengths_S[:, None], -1)
-    return lists_SL[:, None].int()
+def lists_of_sentences(lengths_S: Tensor) -> Tensor:
+    """The lists of packed sentences of these lengths, [S, L] in int32: sentence after sentence."""
+    places_L = torch.arange(int(lengths_S.max()), dtype=torch.int32)
+    starts_S = (lengths_S.cumsum(0) - lengths_S).int()
+    return (starts_S[:, None] + places_L).masked_fill(places_L >= lengths_S[:, None], -1)

@@ -17,6 +17,7 @@ from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
 from seq2seq.model.directory import load_model_directory
 from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.translation import TranslationModel
+from seq2seq.ops.alone import computing_rows_alone
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Constraints, Hypothesis
@@ -74,8 +75,9 @@ class Translator:
     `glossary` says which terms outputs must hold, `forbidden` which texts they must not; `others` are models that
     search together with the first. `workers` is the number of processes that share the work; with more than one they
     are forked at the first texts that make several batches, and keep the models and the settings of then; with
-    `devices`, each has the models on one of these, in `dtype`. With `deterministic` each text is searched by itself,
-    which makes scores the same to the last bit whatever other texts there are.
+    `devices`, each has the models on one of these, in `dtype`. With `deterministic`
+    scores are the same to the last bit whatever other texts there are; where rows cannot be computed so (on a GPU,
+    without a compiler, in a recurrent model, with a coverage penalty), each text is searched by itself.
     """
 
     model: TranslationModel
@@ -221,7 +223,7 @@ class Translator:
         # Phrases widen the beam: who has as many shares a batch, and none is searched more widely because of another.
         alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
         runs = [run for same in alike for run in cut(same, [lengths[same]], most)]
-        if self.deterministic:
+        if self.deterministic and not self._can_batch_alone():
             runs = order[:, None].tolist()
         results: list[list[Hypothesis]] = [[] for _ in tasks]
         with bar("translating", len(tasks)) as progress:
@@ -260,7 +262,8 @@ class Translator:
 
     def _search_batch(self, tasks: list[Task]) -> list[list[Hypothesis]]:
         constraints = [task.constraints for task in tasks]
-        found = self._beam_search()(self._together(), *self._packed(tasks), constraints)
+        with computing_rows_alone(self.deterministic and self._can_batch_alone()):
+            found = self._beam_search()(self._together(), *self._packed(tasks), constraints)
         if not self.search.coverage_penalty:
             return found
         pairs = [(task.source[:-1], one.tokens) for task, of_one in zip(tasks, found, strict=True) for one in of_one]
@@ -276,6 +279,11 @@ class Translator:
             if attention_TL is not None
         ]
         return sorted(scored, key=lambda one: -one.score)[: self.search.n_best]
+
+    def _can_batch_alone(self) -> bool:
+        # The coverage penalty asks for a pass of whole outputs, whose rows are not computed so.
+        models = (self.model, *self.others)
+        return not self.search.coverage_penalty and all(model.can_compute_rows_alone for model in models)
 
     def _together(self) -> TranslationModel | Ensemble:
         return Ensemble([self.model, *self.others]) if self.others else self.model

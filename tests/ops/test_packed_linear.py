@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from seq2seq.ops.alone import computing_rows_alone
 from seq2seq.ops.packed_linear import FEW, PackedLinear, can_pack, rectified, replace_linears, whole_steps
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.ones(8, 8)), reason="this PyTorch has no oneDNN")
@@ -45,6 +46,18 @@ def test_few_numbers_of_rows_are_ever_computed_and_little_in_vain() -> None:
     found = [whole_steps(rows) for rows in range(FEW + 1, 8193)]
     assert len(set(found)) <= 32
     assert all(rows <= whole <= max(1.25 * rows, rows + FEW) for rows, whole in enumerate(found, FEW + 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_blocks_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
+    x, layer = drawn(300, 1024).to(dtype), PackedLinear(drawn(256, 1024, seed=2).to(dtype))
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    with computing_rows_alone(True):
+        whole = layer(x)
+        for rows in (1, 2, 33, 64, 65, 200):
+            assert torch.equal(layer(x[:rows]), whole[:rows])
+        assert torch.equal(layer(x[order]), whole[order])
+    torch.testing.assert_close(layer(x), whole, atol=1e-4 if dtype == torch.float32 else 0.5, rtol=1e-2)
 
 
 def test_rectified_is_the_same_with_and_without_packing() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.ops import native
-from seq2seq.ops.row_attention import row_attention, row_attention_reference, source_rows
+from seq2seq.ops.row_attention import lists_of_sentences, row_attention, row_attention_reference
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 HEADS = 2
@@ -17,55 +17,53 @@ def drawn(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def lists(slots: int, width: int, rows: int, steps: int) -> Tensor:
-    """Lists of 1 to `steps` different rows."""
+def lists(count: int, rows: int, longest: int) -> Tensor:
+    """Lists of 1 to `longest` different rows."""
     generator = torch.Generator().manual_seed(3)
-    found = torch.stack([torch.randperm(rows, generator=generator)[:steps] for _ in range(slots * width)])
-    lengths = torch.randint(1, steps + 1, (slots * width, 1), generator=generator)
-    lengths[0] = steps
-    return found.masked_fill(torch.arange(steps) >= lengths, -1).view(slots, width, steps).int()
+    found = torch.stack([torch.randperm(rows, generator=generator)[:longest] for _ in range(count)])
+    lengths = torch.randint(1, longest + 1, (count, 1), generator=generator)
+    lengths[0] = longest
+    return found.masked_fill(torch.arange(longest) >= lengths, -1).int()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize(("slots", "width"), [(1, 1), (1, 4), (3, 5), (40, 4)])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("queries", "count"), [(1, 1), (4, 1), (15, 15), (160, 40)])
 @pytest.mark.parametrize(("d_k", "d_v"), [(8, 8), (5, 8), (64, 64)])
-@pytest.mark.parametrize("steps", [1, 7, 33])
+@pytest.mark.parametrize("longest", [1, 7, 33])
 def test_it_is_scaled_dot_product_attention(
-    slots: int, width: int, shared: bool, d_k: int, d_v: int, steps: int, dtype: torch.dtype, tolerance: float
+    queries: int, count: int, d_k: int, d_v: int, longest: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    q = (3 * drawn(slots, width, HEADS * d_k)).to(dtype)
+    q = (3 * drawn(queries, HEADS * d_k)).to(dtype)
     rows = drawn(60, HEADS * (d_k + d_v), seed=2).to(dtype)
-    seen = lists(slots, 1 if shared else width, len(rows), steps)
-    found = row_attention(q, rows, seen, HEADS)
-    assert found.dtype == dtype and found.shape == (slots, width, HEADS * d_v)
-    expected = row_attention_reference(q.double(), rows.double(), seen, HEADS)
+    seen, list_of = lists(count, len(rows), longest), torch.arange(queries, dtype=torch.int32) % count
+    found = row_attention(q, rows, seen, list_of, HEADS)
+    assert found.dtype == dtype and found.shape == (queries, HEADS * d_v)
+    expected = row_attention_reference(q.double(), rows.double(), seen, list_of, HEADS)
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
 
 
 def test_what_is_not_in_a_list_is_not_looked_at_and_rows_do_not_depend_on_their_company() -> None:
-    q, rows = drawn(70, 2, HEADS * 8), drawn(60, HEADS * 16, seed=2)
+    q, rows = drawn(140, HEADS * 8), drawn(60, HEADS * 16, seed=2)
     rows[50:] = torch.nan
-    seen = lists(70, 2, 50, 9)
-    found = row_attention(q, rows, seen, HEADS)
+    seen, list_of = lists(70, 50, 9), torch.arange(140, dtype=torch.int32) % 70
+    found = row_attention(q, rows, seen, list_of, HEADS)
     assert found.isfinite().all()
-    for slot in (0, 33, 69):
-        alone = row_attention(q[slot : slot + 1, 1:], rows, seen[slot : slot + 1, 1:], HEADS)
-        assert torch.equal(alone[0, 0], found[slot, 1])
+    for row in (0, 33, 139):
+        assert torch.equal(row_attention(q[row : row + 1], rows, seen, list_of[row : row + 1], HEADS)[0], found[row])
 
 
 def test_with_several_threads_it_is_the_same_to_the_last_bit() -> None:
-    q, rows, seen = drawn(100, 4, HEADS * 8), drawn(60, HEADS * 16, seed=2), lists(100, 4, 60, 9)
+    q, rows, seen = drawn(400, HEADS * 8), drawn(60, HEADS * 16, seed=2), lists(400, 60, 9)
     threads = torch.get_num_threads()
     found = []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(row_attention(q, rows, seen, HEADS))
+            found.append(row_attention(q, rows, seen, torch.arange(400, dtype=torch.int32), HEADS))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_sentences_lie_one_after_another() -> None:
-    assert source_rows(torch.tensor([2, 1, 3])).tolist() == [[[0, 1, -1]], [[2, -1, -1]], [[3, 4, 5]]]
+    assert lists_of_sentences(torch.tensor([2, 1, 3])).tolist() == [[0, 1, -1], [2, -1, -1], [3, 4, 5]]

@@ -18,7 +18,7 @@ from seq2seq.config.schema import SearchConfig
 from seq2seq.data.tokenizer import BOS, EOS
 from seq2seq.model import translation as model_module
 from seq2seq.model.translation import build_model
-from seq2seq.ops import quantized_linear
+from seq2seq.ops import native, quantized_linear
 from seq2seq.ops.packing import Layout
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.support.errors import UserError
@@ -65,14 +65,30 @@ def test_scores_do_not_depend_on_the_batch(translator: Translator, sentences: li
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("in_batches", [True, False])
 def test_deterministic_scores_are_the_same_to_the_last_bit(
-    tiny_model: Path, sentences: list[str], dtype: torch.dtype
+    tiny_model: Path, sentences: list[str], dtype: torch.dtype, in_batches: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not in_batches:
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no C++ compiler here")
+    batches = []
+    search = Translator._search_batch
+
+    def counted(self: Translator, tasks: list[Task]) -> list[list[Hypothesis]]:
+        batches.append(len(tasks))
+        return search(self, tasks)
+
+    monkeypatch.setattr(Translator, "_search_batch", counted)
     translator = Translator.load(tiny_model, device="cpu", dtype=dtype)
     translator.deterministic = True
     together = translator.translate_n_best(sentences)
     assert translator.translate_n_best(sentences[::-1]) == together[::-1]
     assert [translator.translate_n_best([text])[0] for text in sentences[:10]] == together[:10]
+    assert (max(batches) > 1) == in_batches
+    translator.batch_tokens = 50
+    assert translator.translate_n_best(sentences) == together
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
