@@ -60,7 +60,7 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--deterministic",
         action="store_true",
-        help="scores are the same to the last bit whatever other lines there are; on GPUs line by line, many times slower",
+        help="scores are the same to the last bit in any company; on GPUs line by line, many times slower",
     )
     options.add_argument(
         "--glossary",

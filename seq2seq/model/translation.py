@@ -105,6 +105,9 @@ class TranslationModel(nn.Module):
         It cannot be trained after this, nor be placed again.
         """
         limit_compiled_shapes(SHAPES_OF_TRANSLATION)
+        if device.type == "cpu":
+            # Before processes are forked: each would compile it, or tell that it cannot.
+            native.library()
         if dtype != torch.int8:
             self.to(device, dtype).pack()
         elif device.type == "cpu":

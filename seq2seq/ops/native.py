@@ -7,11 +7,13 @@ line says so, and all that calls these functions does the same with PyTorch's op
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -68,7 +70,7 @@ def _function(name: str, kind: torch.dtype, arguments: int) -> Callable[..., Non
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None where they cannot be had, which one line on stderr tells of."""
-    name = os.environ.get("CXX", "c++")
+    name, *options = shlex.split(os.environ.get("CXX") or "c++")
     compiler = shutil.which(name)
     if compiler is None:
         say(f"no C++ compiler ({name}): translating on this processor is slower without; install g++, or set CXX")
@@ -77,13 +79,14 @@ def library() -> ctypes.CDLL | None:
         # One pool of threads for PyTorch and these functions: a second would be in its way.
         ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
     folder = _folder()
-    kept = folder / f"{_identity(compiler)}.so" if folder else None
+    kept = folder / f"{_identity(compiler, options)}.so" if folder else None
     try:
         if kept and kept.exists():
-            return ctypes.CDLL(str(kept))
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory(dir=folder) as building:
             path = Path(building) / "kernels.so"
-            command = [compiler, *FLAGS, "-o", str(path), str(SOURCE)]
+            command = [compiler, *options, *FLAGS, "-o", str(path), str(SOURCE)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
             loaded = ctypes.CDLL(str(path))
             if kept:
@@ -107,11 +110,11 @@ def _folder() -> Path | None:
     return folder if ours and os.access(folder, os.W_OK) else None
 
 
-def _identity(compiler: str) -> str:
+def _identity(compiler: str, options: list[str]) -> str:
     """A name for what comes out: the same only for the same source, compiler and processor."""
     state = Path(compiler).resolve().stat()
     digest = hashlib.sha256(SOURCE.read_bytes())
-    digest.update(repr((FLAGS, compiler, state.st_size, state.st_mtime_ns, _processor())).encode())
+    digest.update(repr((FLAGS, options, compiler, state.st_size, state.st_mtime_ns, _processor())).encode())
     return digest.hexdigest()[:32]
 
 

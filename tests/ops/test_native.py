@@ -46,6 +46,18 @@ def test_it_is_compiled_once_and_kept_for_this_user_alone(tmp_path: Path, monkey
 
 
 @needs_compiler
+def test_a_damaged_one_is_compiled_anew(tmp_path: Path) -> None:
+    native.library()
+    [path] = kept(tmp_path)
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[:100])
+    native.library.cache_clear()
+    assert isinstance(native.library(), ctypes.CDLL)
+    assert len(path.read_bytes()) == len(whole)
+
+
+@needs_compiler
 @pytest.mark.parametrize("what", ["_processor", "FLAGS", "SOURCE"])
 def test_another_processor_other_flags_or_another_source_make_another_library(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -75,11 +87,11 @@ def test_a_folder_that_others_can_write_to_or_nobody_can_is_not_used(mode: int, 
 def test_without_a_compiler_one_line_says_so_and_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("CXX", "no-such-compiler -O1")
     assert native.library() is None
     assert native.library() is None
     [line] = capsys.readouterr().err.splitlines()
-    assert "no-such-compiler" in line and "install g++" in line
+    assert "no-such-compiler" in line and "install g++" in line and "-O1" not in line
     assert not native.can_compute(torch.ones(2))
 
 
