@@ -1,4 +1,4 @@
-"""Translation speed: ours beside CTranslate2, on the same weights.
+"""Translation speed: ours beside CTranslate2 and, if named, Hugging Face's Marian, on the same weights.
 
     python -m tools.bench_decode MODEL_DIR SOURCE REFERENCE [--rounds 5] [--rows NAME ...]
         [--contestants NAME ...] [--device cpu|cuda] [--output FILE]
@@ -163,7 +163,7 @@ def main() -> None:
         "machine": machine(),
         "command": f"python -m tools.bench_decode {' '.join(sys.argv[1:])}",
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
-        "versions": {name: version(name) for name in ("torch", "ctranslate2") if find_spec(name)},
+        "versions": {name: version(name) for name in ("torch", "ctranslate2", "transformers") if find_spec(name)},
         "rounds": arguments.rounds,
         "rows": {},
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,32 +118,7 @@ def marian(attention: str) -> Callable[[ModelConfig, int, World], Contestant]:
     """Hugging Face's Marian with this kind of attention, `sdpa` or `eager`."""
 
     def build(config: ModelConfig, vocab_size: int, _: World) -> Contestant:
-        from transformers import MarianConfig, MarianMTModel
-
-        encoder, decoder = config.encoder, config.decoder
-        settings = MarianConfig(
-            vocab_size=vocab_size,
-            d_model=config.d_model,
-            encoder_layers=encoder.num_layers,
-            decoder_layers=decoder.num_layers,
-            encoder_attention_heads=encoder.num_heads,
-            decoder_attention_heads=decoder.num_heads,
-            encoder_ffn_dim=encoder.d_ff,
-            decoder_ffn_dim=decoder.d_ff,
-            activation_function="relu",
-            dropout=config.dropout,
-            attention_dropout=0.0,
-            activation_dropout=0.0,
-            scale_embedding=True,
-            init_std=config.d_model**-0.5,
-            max_position_embeddings=LONGEST,
-            pad_token_id=PAD,
-            eos_token_id=EOS,
-            decoder_start_token_id=BOS,
-            use_cache=False,
-            attn_implementation=attention,
-        )
-        model = MarianMTModel(settings)
+        model = marian_model(config, vocab_size, attention)
 
         def logits(source_BS: Tensor, target_BT: Tensor, mask_BS: Tensor) -> Tensor:
             return model(input_ids=source_BS, attention_mask=mask_BS.long(), decoder_input_ids=target_BT).logits
@@ -150,6 +126,36 @@ def marian(attention: str) -> Callable[[ModelConfig, int, World], Contestant]:
         return padded(model, logits)
 
     return build
+
+
+def marian_model(config: ModelConfig, vocab_size: int, attention: str) -> Any:
+    """Hugging Face's Marian as large as ours, with weights of its own."""
+    from transformers import MarianConfig, MarianMTModel
+
+    encoder, decoder = config.encoder, config.decoder
+    settings = MarianConfig(
+        vocab_size=vocab_size,
+        d_model=config.d_model,
+        encoder_layers=encoder.num_layers,
+        decoder_layers=decoder.num_layers,
+        encoder_attention_heads=encoder.num_heads,
+        decoder_attention_heads=decoder.num_heads,
+        encoder_ffn_dim=encoder.d_ff,
+        decoder_ffn_dim=decoder.d_ff,
+        activation_function="relu",
+        dropout=config.dropout,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        scale_embedding=True,
+        init_std=config.d_model**-0.5,
+        max_position_embeddings=LONGEST,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=BOS,
+        use_cache=False,
+        attn_implementation=attention,
+    )
+    return MarianMTModel(settings)
 
 
 def padded(model: nn.Module, logits: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Contestant:

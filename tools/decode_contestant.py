@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from seq2seq.config.compose import compose  # noqa: E402
-from seq2seq.data.tokenizer import EOS  # noqa: E402
+from seq2seq.data.tokenizer import EOS, PAD  # noqa: E402
 from seq2seq.model.directory import load_model_directory  # noqa: E402
 from seq2seq.model.translation import TranslationModel, build_model  # noqa: E402
 from seq2seq.support.devices import keep_freed_memory  # noqa: E402
@@ -128,16 +128,71 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
 
     sample = Path(job["source"]).read_text("utf-8").split("\n")[:192]
     turn(sample[:16], 16)
-    times = {}
-    for batch in (32, 64, 96):
-        started = time.perf_counter()
-        turn(sample, batch)
-        times[batch] = time.perf_counter() - started
-    job["batch"] = min(times, key=lambda batch: times[batch])
+    job["batch"] = fastest_batch(turn, sample, (32, 64, 96))
     return turn
 
 
-SYSTEMS: dict[str, Callable[[dict[str, Any]], Turn]] = {"ours": ours, "ctranslate2": by_ctranslate2}
+def by_transformers(job: dict[str, Any]) -> Turn:
+    """Hugging Face's Marian with the same weights, in one process with as many threads as others have workers."""
+    from tools.marian_weights import as_marian
+
+    translator = weights_of({**job, "device": "cpu"})
+    config = (
+        compose(["+recipe=files", "model=base"]) if "forced" in job else load_model_directory(Path(job["model"]))[0]
+    )
+    device = torch.device(job["device"])
+    model = as_marian(translator.model, config.model).to(device, getattr(torch, job["dtype"]))
+    torch.set_num_threads(job["workers"])
+    length = {"min_new_tokens": job["forced"]} if "forced" in job else {}
+
+    @torch.inference_mode()
+    def turn(texts: list[str], batch: int | None = None) -> tuple[list[str], int | None]:
+        sources = [[*ids, EOS] for ids in translator.tokenizer.encode(texts)]
+        order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
+        outputs: list[list[int]] = [[] for _ in sources]
+        for places in (
+            order[start : start + (batch or job["batch"])] for start in range(0, len(order), batch or job["batch"])
+        ):
+            tokens = torch.nn.utils.rnn.pad_sequence(
+                [torch.tensor(sources[place]) for place in places], batch_first=True, padding_value=PAD
+            ).to(device)
+            found = model.generate(
+                tokens,
+                attention_mask=(tokens != PAD).long(),
+                num_beams=job["beam_size"],
+                length_penalty=job["length_penalty"],
+                max_new_tokens=job.get("forced", tokens.shape[1] + 50),
+                suppress_tokens=translator.tokenizer.never_generated,
+                use_cache=True,
+                forced_eos_token_id=EOS,
+                do_sample=False,
+                **length,
+            )
+            for place, row in zip(places, found.tolist(), strict=True):
+                outputs[place] = row[1:].copy() if EOS not in row[1:] else row[1 : row.index(EOS, 1)]
+        return translator.tokenizer.decode(outputs), None
+
+    sample = Path(job["source"]).read_text("utf-8").split("\n")[:192]
+    turn(sample[:16], 16)
+    job["batch"] = fastest_batch(turn, sample, (32, 64, 128))
+    return turn
+
+
+def fastest_batch(turn: Callable[..., Any], sample: list[str], sizes: tuple[int, ...]) -> int:
+    """The number of sentences at once with which the sample takes least."""
+    times = {}
+    for batch in sizes:
+        started = time.perf_counter()
+        turn(sample, batch)
+        times[batch] = time.perf_counter() - started
+    return min(times, key=lambda batch: times[batch])
+
+
+SYSTEMS: dict[str, Callable[[dict[str, Any]], Turn]] = {
+    "ours": ours,
+    "ctranslate2": by_ctranslate2,
+    "transformers": by_transformers,
+}
 
 
 def peak_megabytes() -> float:
