@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seq2seq.ops.alone import rows_are_alone
 from seq2seq.ops.attention import attention, attention_reference
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import lists_of_sentences, row_attention, suits_rows
@@ -40,7 +39,7 @@ class MultiHeadAttention(nn.Module):
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
     ) -> Tensor:
         """Attend from each row of `x` to the rows of `memory` in the same sentence, [N, D]."""
-        if not causal and (rows_are_alone() or suits_rows(x_ND, keys)):
+        if not causal and suits_rows(x_ND, keys):
             lists_BL, sentences_B = lists_of_sentences(keys.lengths), torch.arange(keys.batch_size, dtype=torch.int32)
             lists_of_N, rows_ME = sentences_B.repeat_interleave(queries.lengths), self.key_value(memory_MD)
             return self.output(row_attention(self.query(x_ND), rows_ME, lists_BL, lists_of_N, self.num_heads))

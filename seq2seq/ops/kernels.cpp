@@ -174,11 +174,19 @@ void add_norm(const T* x, const T* y, const T* weight, const T* bias, T* out, in
     });
 }
 
-// A row on a line of `levels` even steps on both sides of zero, which is written as levels + 1; returns their size.
+// A row on a line of `levels` even steps on both sides of zero, which is written as levels + 1; returns their size: not a
+// number where one in the row is none, or infinite.
 float round_row(const float* x, uint8_t* out, int64_t columns, int64_t levels) {
-    float most = 0.0f;
-#pragma omp simd reduction(max : most)
-    for (int64_t i = 0; i < columns; i++) most = most < std::fabs(x[i]) ? std::fabs(x[i]) : most;
+    float most = 0.0f, strange = 0.0f;
+#pragma omp simd reduction(max : most) reduction(+ : strange)
+    for (int64_t i = 0; i < columns; i++) {
+        most = most < std::fabs(x[i]) ? std::fabs(x[i]) : most;
+        strange += x[i] * 0.0f;
+    }
+    if (strange != 0.0f) {
+        std::memset(out, 0, columns);
+        return strange;
+    }
     const float step = std::fmax(most / float(levels), 1e-12f), inverse = 1.0f / step, zero = float(levels + 1);
     for (int64_t i = 0; i < columns; i++) out[i] = uint8_t(int32_t(std::nearbyint(x[i] * inverse) + zero));
     return step;

@@ -56,6 +56,7 @@ def call(name: str, *arguments: Tensor | int) -> None:
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
+    assert all(x.is_contiguous() for x in arguments if isinstance(x, Tensor))
     function = _function(name, first.dtype, len(arguments))
     function(*[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments], torch.get_num_threads())
 
@@ -70,52 +71,69 @@ def _function(name: str, kind: torch.dtype, arguments: int) -> Callable[..., Non
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None where they cannot be had, which one line on stderr tells of."""
-    name, *options = shlex.split(os.environ.get("CXX") or "c++")
-    compiler = shutil.which(name)
-    if compiler is None:
-        say(f"no C++ compiler ({name}): translating on this processor is slower without; install g++, or set CXX")
-        return None
-    for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-        # One pool of threads for PyTorch and these functions: a second would be in its way.
-        ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
-    folder = _folder()
-    kept = folder / f"{_identity(compiler, options)}.so" if folder else None
+    given = os.environ.get("CXX", "").strip() or "c++"
     try:
-        if kept and kept.exists():
-            with contextlib.suppress(OSError):
-                return ctypes.CDLL(str(kept))
-        with tempfile.TemporaryDirectory(dir=folder) as building:
-            path = Path(building) / "kernels.so"
-            command = [compiler, *options, *FLAGS, "-o", str(path), str(SOURCE)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
-            loaded = ctypes.CDLL(str(path))
-            if kept:
-                path.replace(kept)
-            return loaded
-    except (OSError, subprocess.SubprocessError) as error:
+        name, *options = shlex.split(given)
+        compiler = shutil.which(name)
+        if compiler is None:
+            say(f"no C++ compiler ({name}): translating on this processor is slower without; install g++, or set CXX")
+            return None
+        for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+            # One pool of threads for PyTorch and these functions: a second would be in its way.
+            ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+        folder, identity = _folder(), _identity(compiler, options)
+        return (folder and _kept(folder, identity)) or _compiled(compiler, options, folder, identity)
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         why = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        say(f"{compiler} cannot compile {SOURCE.name} ({why}): translating on this processor is slower without")
+        say(f"{given} cannot compile {SOURCE.name} ({why}): translating on this processor is slower without")
         return None
+
+
+def _kept(folder: Path, identity: str) -> ctypes.CDLL | None:
+    """The library of this name, if it is whole and nobody else can have written it."""
+    for path in folder.glob(f"{identity}-*.so"):
+        if _is_ours(path) and path.stem == f"{identity}-{_digest(path.read_bytes())}":
+            return ctypes.CDLL(str(path))
+    return None
+
+
+def _compiled(compiler: str, options: list[str], folder: Path | None, identity: str) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory(dir=folder) as building:
+        path = Path(building) / "kernels.so"
+        command = [compiler, *options, *FLAGS, "-o", str(path), str(SOURCE)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+        loaded = ctypes.CDLL(str(path))
+        if folder:
+            path.chmod(0o700)
+            with contextlib.suppress(OSError):
+                path.replace(folder / f"{identity}-{_digest(path.read_bytes())}.so")
+        return loaded
 
 
 def _folder() -> Path | None:
     """Where libraries are kept, which are code; None where this user cannot write, or others can."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seq2seq"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seq2seq"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = folder.stat()
-    except OSError:
+        return folder if _is_ours(folder) and os.access(folder, os.W_OK) else None
+    except (OSError, RuntimeError):
         return None
-    ours = state.st_uid == os.getuid() and not state.st_mode & 0o022
-    return folder if ours and os.access(folder, os.W_OK) else None
+
+
+def _is_ours(path: Path) -> bool:
+    state = path.stat()
+    return state.st_uid == os.getuid() and not state.st_mode & 0o022
 
 
 def _identity(compiler: str, options: list[str]) -> str:
     """A name for what comes out: the same only for the same source, compiler and processor."""
     state = Path(compiler).resolve().stat()
-    digest = hashlib.sha256(SOURCE.read_bytes())
-    digest.update(repr((FLAGS, options, compiler, state.st_size, state.st_mtime_ns, _processor())).encode())
-    return digest.hexdigest()[:32]
+    about = (FLAGS, options, compiler, state.st_size, state.st_mtime_ns, _processor())
+    return _digest(SOURCE.read_bytes() + repr(about).encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _processor() -> str:

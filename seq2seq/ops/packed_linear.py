@@ -64,7 +64,10 @@ def whole_steps(rows: int) -> int:
 
 
 def rectified(linear: nn.Module, x: Tensor) -> Tensor:
-    """max(0, x·Wᵀ + b), in the pass of the product where the layer is laid out for translation."""
+    """max(0, x·Wᵀ + b), in the pass of the product where the layer is laid out for translation.
+
+    There what is not a number becomes 0: weights that are none are refused when they are loaded.
+    """
     return cast(Tensor, linear(x).relu_() if type(linear) is nn.Linear else linear(x, rectify=True))
 
 

@@ -62,7 +62,7 @@ class QuantizedLinear(nn.Module):
         """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
         if self.in_bfloat16 and (rows_are_alone() or x.numel() > FEW * x.shape[-1]):
             return self.in_bfloat16(x.bfloat16(), rectify=rectify).to(x.dtype)
-        rows_RI = x.float().reshape(-1, x.shape[-1])
+        rows_RI = x.float().reshape(-1, x.shape[-1]).contiguous()
         if not native.can_compute(rows_RI):
             out_RO = self._plain(rows_RI)
             out_RO = out_RO.relu_() if rectify else out_RO

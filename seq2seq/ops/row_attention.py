@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops import native
+from seq2seq.ops.alone import rows_are_alone
 from seq2seq.ops.packing import Layout
-
 
 SHORT = 64
 """Rows of a sentence up to which this is quicker than products over a padded grid."""
 
 
 def suits_rows(x: Tensor, keys: Layout) -> bool:
-    """Whether this is the quicker way for packed sentences."""
-    return keys.max_length <= SHORT and not torch.is_grad_enabled() and native.can_compute(x)
+    """Whether this is the way for packed sentences: for short ones, and where rows are computed alone."""
+    wanted = keys.max_length <= SHORT or rows_are_alone()
+    return wanted and not torch.is_grad_enabled() and native.can_compute(x)
 
 
 def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor
 from seq2seq.ops import native
 
 BLOCK = 64
+MANY = 64
+"""Continuations up to which inserting each into a sorted list is quick."""
 FEW = 1 << 14
 """Scores up to which one `topk` is quicker: those of a single hypothesis."""
 
@@ -47,7 +49,7 @@ def best_continuations_reference(log_probs_SKV: Tensor, scores_SK: Tensor, count
 def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The same; of equal sums any may come first."""
     slots, width, vocabulary = log_probs_SKV.shape
-    if native.can_compute(log_probs_SKV):
+    if count <= MANY and native.can_compute(log_probs_SKV):
         found_SC = scores_SK.new_empty(slots, count)
         places_SC = torch.empty(slots, count, dtype=torch.int64)
         tensors = (log_probs_SKV.contiguous(), scores_SK.contiguous(), found_SC, places_SC)

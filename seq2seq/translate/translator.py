@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,7 +176,9 @@ class Translator:
             if place:
                 yield " "
             told = shown = ""
-            for beams in self._beam_search().steps(self._together(), *self._packed([task]), [task.constraints]):
+            results: list[list[Hypothesis]] = []
+            for beams in self._steps(task):
+                results = beams.results
                 tokens = [token for token in beams.prefixes[0, 0].tolist() if token != EOS]
                 shown = self.tokenizer.decode([tokens])[0]
                 # A character may come in several pieces, a byte each.
@@ -183,8 +186,19 @@ class Translator:
                     yield shown[len(told) :]
                     told = shown
             yield shown[len(told) :]
-            if not beams.results[0]:
+            if not results[0]:
                 raise UserError(f"{self._why(task)}; what stands there is not whole")
+
+    def _steps(self, task: Task) -> Iterator[Any]:
+        """The state of search for one text after each step."""
+        steps = self._beam_search().steps(self._together(), *self._packed([task]), [task.constraints])
+        while True:
+            # Never across a yield: what the caller computes meanwhile is its own matter.
+            with self._alone():
+                beams = next(steps, None)
+            if beams is None:
+                return
+            yield beams
 
     def require_streaming(self) -> None:
         """Raise UserError unless there is one hypothesis alone, from which nothing is ever taken back."""
@@ -262,7 +276,7 @@ class Translator:
 
     def _search_batch(self, tasks: list[Task]) -> list[list[Hypothesis]]:
         constraints = [task.constraints for task in tasks]
-        with computing_rows_alone(self.deterministic and self._can_batch_alone()):
+        with self._alone():
             found = self._beam_search()(self._together(), *self._packed(tasks), constraints)
         if not self.search.coverage_penalty:
             return found
@@ -279,6 +293,9 @@ class Translator:
             if attention_TL is not None
         ]
         return sorted(scored, key=lambda one: -one.score)[: self.search.n_best]
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return computing_rows_alone(self.deterministic and self._can_batch_alone())
 
     def _can_batch_alone(self) -> bool:
         # The coverage penalty asks for a pass of whole outputs, whose rows are not computed so.

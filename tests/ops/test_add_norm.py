@@ -33,3 +33,10 @@ def test_gradients_go_through_the_plain_form() -> None:
     norm = nn.LayerNorm(8)
     add_norm(x, x.detach(), norm).square().sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_what_is_not_a_number_stays_so_in_its_row() -> None:
+    x = torch.randn(3, 8)
+    x[1, 2] = torch.nan
+    assert add_norm(x, x, nn.LayerNorm(8)).isnan().any(1).tolist() == [False, True, False]

@@ -46,15 +46,30 @@ def test_it_is_compiled_once_and_kept_for_this_user_alone(tmp_path: Path, monkey
 
 
 @needs_compiler
-def test_a_damaged_one_is_compiled_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["cut short", "a byte changed", "others can write it"])
+def test_a_damaged_one_is_compiled_anew(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     native.library()
     [path] = kept(tmp_path)
     whole = path.read_bytes()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
     path.unlink()
-    path.write_bytes(whole[:100])
+    path.write_bytes(whole[: len(whole) // 2] + (b"" if what == "cut short" else b"?" + whole[len(whole) // 2 + 1 :]))
+    if what == "others can write it":
+        path.write_bytes(whole)
+        path.chmod(0o720)
+    loaded: list[str] = []
+    load = ctypes.CDLL
+
+    def told(name: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+        loaded.append(name)
+        return load(name, mode)
+
+    monkeypatch.setattr(ctypes, "CDLL", told)
     native.library.cache_clear()
-    assert isinstance(native.library(), ctypes.CDLL)
-    assert len(path.read_bytes()) == len(whole)
+    assert isinstance(native.library(), load)
+    # Not even to try: what is cut short ends the process with SIGBUS.
+    assert str(path) not in loaded
+    assert path.read_bytes() == whole or len(kept(tmp_path)) == 2
 
 
 @needs_compiler
@@ -89,10 +104,30 @@ def test_without_a_compiler_one_line_says_so_and_what_to_do(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O1")
     assert native.library() is None
-    assert native.library() is None
+    assert native.library() is None, "and it is told once"
     [line] = capsys.readouterr().err.splitlines()
     assert "no-such-compiler" in line and "install g++" in line and "-O1" not in line
     assert not native.can_compute(torch.ones(2))
+
+
+def test_an_order_that_is_none_is_told_of_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", 'g++ "')
+    assert native.library() is None
+    [line] = capsys.readouterr().err.splitlines()
+    assert "No closing quotation" in line
+
+
+@needs_compiler
+def test_blanks_are_no_compiler_and_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.setenv("CXX", " ")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert isinstance(native.library(), ctypes.CDLL)
 
 
 @pytest.mark.parametrize("script", ["echo 'cannot do that' >&2; exit 1", "exit 0"])
@@ -107,6 +142,13 @@ def test_a_compiler_that_fails_is_told_of_in_one_line_and_leaves_nothing(
     [line] = capsys.readouterr().err.splitlines()
     assert str(compiler) in line and ("cannot do that" in line or "exit 0" in script)
     assert not kept(tmp_path)
+
+
+@needs_compiler
+def test_tensors_with_strides_are_a_defect_and_not_misread() -> None:
+    x = torch.ones(4, 6)[:, :3]
+    with pytest.raises(AssertionError):
+        native.call("add_norm", x, x, torch.ones(3), torch.ones(3), torch.empty(4, 3), 4, 3)
 
 
 @needs_compiler

@@ -50,14 +50,14 @@ def test_few_numbers_of_rows_are_ever_computed_and_little_in_vain() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_blocks_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
-    x, layer = drawn(300, 1024).to(dtype), PackedLinear(drawn(256, 1024, seed=2).to(dtype))
+    x, layer = drawn(300, 2048).to(dtype), PackedLinear(drawn(512, 2048, seed=2).to(dtype))
     order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
     with computing_rows_alone(True):
         whole = layer(x)
         for rows in (1, 2, 33, 64, 65, 200):
             assert torch.equal(layer(x[:rows]), whole[:rows])
         assert torch.equal(layer(x[order]), whole[order])
-    torch.testing.assert_close(layer(x), whole, atol=1e-4 if dtype == torch.float32 else 0.5, rtol=1e-2)
+    torch.testing.assert_close(layer(x), whole, atol=1e-3 if dtype == torch.float32 else 1.0, rtol=1e-2)
 
 
 def test_rectified_is_the_same_with_and_without_packing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +55,22 @@ def test_a_row_does_not_depend_on_its_company() -> None:
     x[7] *= 1000
     for rows in (slice(0, 1), slice(3, 3 + FEW), slice(9, 30)):
         assert torch.equal(layer(x[rows]), layer(x)[rows])
+
+
+def test_rows_of_any_layout_will_do() -> None:
+    x, layer = drawn(2, 8, 40), QuantizedLinear(drawn(9, 16, seed=2))
+    for part in (x[:1, :FEW], x):
+        own = part.split([16, 24], -1)[0]
+        assert torch.equal(layer(own), layer(own.contiguous()))
+
+
+@pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_does_not_come_out_as_a_number(strange: float) -> None:
+    x, layer = drawn(10, 16), QuantizedLinear(drawn(9, 16, seed=2))
+    x[2, 3] = strange
+    for rows in (3, 10):
+        finite = layer(x[:rows]).isfinite()
+        assert not finite[2].any() and finite[:2].all() and finite[3:].all()
 
 
 def test_rounding_is_to_the_nearest_step_and_zeros_stay() -> None:

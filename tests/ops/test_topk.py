@@ -37,6 +37,19 @@ def test_it_finds_what_one_topk_finds(vocabulary: int, width: int, count: int, s
     assert torch.equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize("count", [1, 8, 70])
+def test_it_finds_the_same_in_bfloat16(count: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    log_probs = (torch.randn(6, 4, 20 * BLOCK + 3, generator=generator) * 3).bfloat16()
+    scores = torch.randn(6, 4, generator=generator)
+    found, places = best_continuations(log_probs, scores, count)
+    expected, _ = best_continuations_reference(log_probs.float(), scores, count)
+    assert torch.equal(found, expected)
+    sums = (scores[:, :, None] + log_probs.float()).flatten(1)
+    assert torch.equal(sums.gather(1, places), found)
+    assert all(len(set(own)) == count for own in places.tolist())
+
+
 @pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK, 10 * BLOCK - 1, 10 * BLOCK, 10 * BLOCK + 4])
 def test_the_best_may_stand_anywhere_and_many_in_one_block(place: int) -> None:
     log_probs = torch.zeros(1, 2, 10 * BLOCK + 5)
