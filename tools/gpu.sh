@@ -12,12 +12,14 @@ small=()
 rounds=5
 models=(small base big)
 decode=(--device cuda --rows beam product greedy base latency)
+peer=(--device cuda --rows base)
 if [ -n "${GPU_SMOKE:-}" ]; then
   total=${GPU_SECONDS:-3600}
   small=(trainer.max_steps=4 trainer.validate_every=4 trainer.save_every=2 search.max_length_offset=3)
   rounds=1
   models=(small)
   decode=(--rows greedy)
+  peer=(--rows greedy)
 fi
 failed=0
 # step SECONDS COMMAND…
@@ -54,6 +56,10 @@ if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
   step 20 python3 -m seq2seq.cli.evaluate --model "$run/model" --lowercase --paper-bleu >"$out/scores.lowercase.json"
   step 60 python3 tools/bench_decode.py "$run/model" "$data/test_2016.en" "$data/test_2016.de" \
     --contestants "ours bfloat16" "ours float32" "${decode[@]}" --rounds "$rounds" --output "$out/bench-decode.json"
+  if python3 -c 'import transformers' 2>/dev/null; then
+    step 60 python3 tools/bench_decode.py "$run/model" "$data/test_2016.en" "$data/test_2016.de" --rounds "$rounds" \
+      --contestants "ours bfloat16" "transformers bfloat16" "${peer[@]}" --output "$out/bench-decode-peer.json"
+  fi
   # The base model on eight noisy corpora, for as many minutes as GPU_MINUTES says.
   export PATH=$out/bin:$PATH
   mkdir -p "$out/bin"

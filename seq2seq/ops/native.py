@@ -56,9 +56,14 @@ def call(name: str, *arguments: Tensor | int) -> None:
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
-    assert all(x.is_contiguous() for x in arguments if isinstance(x, Tensor))
-    function = _function(name, first.dtype, len(arguments))
-    function(*[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments], torch.get_num_threads())
+    values = []
+    for x in arguments:
+        if isinstance(x, Tensor):
+            assert x.is_contiguous()
+            values.append(x.data_ptr())
+        else:
+            values.append(x)
+    _function(name, first.dtype, len(values))(*values, torch.get_num_threads())
 
 
 @functools.cache
