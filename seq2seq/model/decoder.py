@@ -80,6 +80,8 @@ class DecoderLayer(nn.Module):
 class TransformerDecoder(nn.Module):
     """Embeddings with positions, then a stack of layers."""
 
+    rows_can_be_alone = True
+
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         d_model = embedding.d_model

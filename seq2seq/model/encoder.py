@@ -34,6 +34,8 @@ class EncoderLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """Embeddings with positions, then a stack of layers."""
 
+    rows_can_be_alone = True
+
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         d_model = embedding.d_model

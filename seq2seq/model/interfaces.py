@@ -22,7 +22,9 @@ class Memory:
 
 
 class Encoder(Protocol):
-    """Packed source tokens [N] to a memory."""
+    """Packed source tokens [N] to a memory; `rows_can_be_alone`: see `Decoder`."""
+
+    rows_can_be_alone: bool
 
     def __call__(self, tokens: Tensor, layout: Layout) -> Memory: ...
 
@@ -31,8 +33,11 @@ class Decoder(Protocol):
     """Target tokens to hidden rows, whole sentences at once (`__call__`) or one step at a time (`start`, `step`).
 
     The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` of slot s (its place in
-    the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go.
+    the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go. `rows_can_be_alone`
+    tells that the bits of a sentence do not depend on its company in `ops.alone.computing_rows_alone`.
     """
+
+    rows_can_be_alone: bool
 
     def __call__(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Hidden rows [M, D] for target tokens [M], each computed from the tokens before it and itself."""

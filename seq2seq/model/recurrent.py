@@ -23,6 +23,8 @@ from seq2seq.support.errors import UserError
 class RecurrentEncoder(nn.Module):
     """Embeddings, then a stack of LSTMs that read each sentence in both directions, D/2 wide each."""
 
+    rows_can_be_alone = False
+
     def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
         super().__init__()
         d_model = embedding.d_model
@@ -86,6 +88,8 @@ class RecurrentState:
 
 class RecurrentDecoder(nn.Module):
     """LSTM cells that read the previous token and what attention, asked by the state before, found in the memory."""
+
+    rows_can_be_alone = False
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
         super().__init__()

@@ -64,8 +64,9 @@ class TranslationModel(nn.Module):
     @property
     def can_compute_rows_alone(self) -> bool:
         """Whether search gives the same bits for a sentence in any company, in `ops.alone.computing_rows_alone`."""
-        of_rows = isinstance(self.encoder, TransformerEncoder) and isinstance(self.decoder, TransformerDecoder)
-        return of_rows and self.projection is not None and native.library() is not None
+        sides = cast(Encoder, self.encoder), cast(Decoder, self.decoder)
+        can = all(side.rows_can_be_alone for side in sides)
+        return can and self.projection is not None and native.library() is not None
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden rows [M, D], one for each target token to predict."""
