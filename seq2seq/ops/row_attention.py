@@ -18,13 +18,13 @@ from seq2seq.ops.alone import rows_are_alone
 from seq2seq.ops.packing import Layout
 
 SHORT = 64
-"""Rows of a sentence up to which this is quicker than products over a padded grid."""
+"""Rows of a sentence up to which this is quicker, in float32, than products over a padded grid."""
 
 
 def suits_rows(x: Tensor, keys: Layout) -> bool:
     """Whether this is the way for packed sentences: for short ones, and where rows are computed alone."""
-    wanted = keys.max_length <= SHORT or rows_are_alone()
-    return wanted and not torch.is_grad_enabled() and native.can_compute(x)
+    is_quicker = x.dtype is torch.float32 and keys.max_length <= SHORT
+    return (is_quicker or rows_are_alone()) and not torch.is_grad_enabled() and native.can_compute(x)
 
 
 def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
