@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 
 from seq2seq.cli import average, train, translate
 from seq2seq.model.directory import load_weights
@@ -34,6 +35,27 @@ def overrides(toy_corpus: tuple[Path, Path], tmp_path: Path, tiny: list[str]) ->
 
 def checkpoints(run_dir: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_training_is_held_to_operations_that_repeat_if_asked(
+    run: Any, overrides: list[str], wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    seen: list[bool] = []
+
+    def noted(*given: Any) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return batch_loss(*given)
+
+    monkeypatch.setattr("seq2seq.train.loss.batch_loss", noted)
+    try:
+        command = [*overrides, "trainer.max_steps=1", "trainer.validate_every=1", "trainer.save_every=1"]
+        code, _, err = run(train.main, *command, f"trainer.deterministic={str(wanted).lower()}")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert code == 0, err
+    assert seen and set(seen) == {wanted}
 
 
 @pytest.mark.slow
