@@ -24,7 +24,7 @@ SHORT = 64
 def suits_rows(x: Tensor, keys: Layout) -> bool:
     """Whether this is the way for packed sentences: for short ones, and where rows are computed alone."""
     is_quicker = x.dtype is torch.float32 and keys.max_length <= SHORT
-    return (is_quicker or rows_are_alone()) and not torch.is_grad_enabled() and native.can_compute(x)
+    return not torch.is_grad_enabled() and (is_quicker or rows_are_alone()) and native.can_compute(x)
 
 
 def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:

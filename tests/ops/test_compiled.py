@@ -54,8 +54,9 @@ def batches(count: int) -> list[Batch]:
     return found
 
 
-def gradients(model: nn.Module, data: Batch) -> list[Tensor]:
-    out = model(data)
+def gradients(model: nn.Module, data: Batch, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        out = model(data).float()
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
     return [out, *torch.autograd.grad(out, list(model.parameters()), upstream)]
 
@@ -65,24 +66,25 @@ def graphs() -> int:
 
 
 @pytest.mark.parametrize(
-    ("backend", "count", "near"),
+    ("backend", "dtype", "count", "near"),
     [
-        pytest.param("aot_eager", 30, 1e-4, id="aot_eager"),
+        pytest.param("aot_eager", torch.float32, 30, 1e-4, id="aot_eager"),
+        pytest.param("aot_eager", torch.bfloat16, 10, 0.1, id="bfloat16"),
         pytest.param(
-            *("inductor", 20, 1e-3),
+            *("inductor", torch.float32, 20, 1e-3),
             id="inductor",
             marks=[pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")],
         ),
     ],
 )
 def test_one_graph_for_each_kind_of_layer_serves_all_shapes(
-    backend: str, count: int, near: float, capsys: pytest.CaptureFixture[str]
+    backend: str, dtype: torch.dtype, count: int, near: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain, compiled = build(), build()
     compile_regions(compiled, backend)
     torch._dynamo.utils.counters.clear()
     for data in batches(count):
-        for own, expected in zip(gradients(compiled, data), gradients(plain, data), strict=True):
+        for own, expected in zip(gradients(compiled, data, dtype), gradients(plain, data, dtype), strict=True):
             torch.testing.assert_close(own, expected, atol=near, rtol=near)
         assert graphs() == 2
     assert capsys.readouterr().err == ""
