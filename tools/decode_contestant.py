@@ -23,7 +23,7 @@ from seq2seq.data.tokenizer import EOS, PAD  # noqa: E402
 from seq2seq.model.directory import load_model_directory  # noqa: E402
 from seq2seq.model.translation import TranslationModel, build_model  # noqa: E402
 from seq2seq.support.devices import keep_freed_memory  # noqa: E402
-from seq2seq.translate.translator import Translator  # noqa: E402
+from seq2seq.translate.translator import BATCH_TOKENS_OF_GPU, Translator  # noqa: E402
 
 Turn = Callable[[list[str]], tuple[list[str], int | None]]
 """Texts to translations, and how many rows the decoder computed (None: not known)."""
@@ -50,6 +50,8 @@ def ours(job: dict[str, Any]) -> Turn:
         translator.search = replace(translator.search, max_length_ratio=0.0, max_length_offset=job["forced"])
         never_end_early(translator, job["forced"])
     translator.workers = job["workers"]
+    if job["device"] == "cuda":
+        translator.batch_tokens = BATCH_TOKENS_OF_GPU
 
     def turn(texts: list[str]) -> tuple[list[str], int | None]:
         counted.value = 0

@@ -37,7 +37,7 @@ def add_device_options(options: argparse.ArgumentParser, devices: str = "auto, c
     )
     options.add_argument("--threads", type=int, metavar="N", help="processor threads, in one process (default: all)")
     options.add_argument(
-        "--batch-tokens", type=int, default=4096, metavar="N", help="source tokens worked on at once (default: 4096)"
+        "--batch-tokens", type=int, metavar="N", help="source tokens worked on at once (default: 4096; on GPUs 32768)"
     )
 
 
@@ -109,7 +109,7 @@ def load_translator(arguments: argparse.Namespace) -> Translator:
         dtype=arguments.dtype,
         **chosen(arguments),
     )
-    translator.batch_tokens = arguments.batch_tokens
+    translator.batch_tokens = arguments.batch_tokens or translator.batch_tokens
     translator.deterministic = arguments.deterministic
     if arguments.glossary:
         translator.glossary = Glossary.load(arguments.glossary)

@@ -69,7 +69,7 @@ def score(arguments: argparse.Namespace) -> None:
 
     prepare_process(arguments)
     scorer = Scorer.load(directory, device=arguments.device, dtype=arguments.dtype)
-    scorer.batch_tokens = arguments.batch_tokens
+    scorer.batch_tokens = arguments.batch_tokens or scorer.batch_tokens
     names = (str(arguments.source or "standard input"), str(arguments.target or "standard input"))
     pairs, tokens, sums = 0, 0, 0.0
     unusual: dict[str, list[int]] = {"empty": [], "long": []}

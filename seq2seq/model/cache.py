@@ -1,4 +1,4 @@
-"""The key-value cache of a Transformer decoder in search; on processors `row_cache.RowCache` does the same.
+"""The key-value cache of a Transformer decoder in search, by PyTorch alone; `row_cache.RowCache` does the same quicker.
 
 Keys and values are written once and stay where they are. Each step fills a column for each hypothesis of a slot; who
 descends from whom is kept in a mask over the columns, and only this mask follows the choices of search. Columns are

@@ -16,8 +16,8 @@ from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward, Residual, final_norm
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.model.row_cache import RowCache
-from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.row_attention import can_attend
 from seq2seq.support.errors import UserError
 
 Attend = Callable[[Tensor], Tensor]
@@ -120,14 +120,16 @@ class TransformerDecoder(nn.Module):
         layers = list(cast("Iterable[DecoderLayer]", self.layers))
         sources = [layer.cross_attention.key_value(memory.rows) for layer in layers]
         first = layers[0].cross_attention
-        if native.can_compute(*sources):
+        if can_attend(*sources):
             return RowCache(sources, memory.layout, first.num_heads)
         return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
 
     def step(self, state: ColumnCache | RowCache, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
         state.advance(parents)
-        x_SKD = self.input(tokens, torch.tensor(state.length - 1, device=tokens.device), state.length)
+        # One number in a list: a GPU would have to be waited for to look up a bare one.
+        position = torch.full((1,), state.length - 1, device=tokens.device)
+        x_SKD = self.input(tokens, position, state.length)
         for number, layer in enumerate(cast("Iterable[DecoderLayer]", self.layers)):
             x_SKD = layer.step(x_SKD, state, number)
         return self.norm(x_SKD)

@@ -1,4 +1,4 @@
-"""The key-value cache of a Transformer decoder in search on processors, where `ops.native` can compute.
+"""The key-value cache of a Transformer decoder in search, where `ops.row_attention.can_attend`.
 
 Rows of keys and values are written once, one after another as steps make them, and stay where they are. What search
 chooses only changes the list of rows of each hypothesis; so no slot ever moves, and no pad is computed.
@@ -26,8 +26,8 @@ class RowCache:
         self.sources, self.heads = sources, heads
         self.targets = [source_NE[:0] for source_NE in sources]
         self.source_BL = lists_of_sentences(layout.lengths)
-        self.sentence_S = torch.arange(layout.batch_size, dtype=torch.int32)
-        self.past_SKT = torch.empty(layout.batch_size, 1, 0, dtype=torch.int32)
+        self.sentence_S = torch.arange(layout.batch_size, dtype=torch.int32, device=layout.lengths.device)
+        self.past_SKT = self.sentence_S.new_empty(layout.batch_size, 1, 0)
         self.filled = 0
 
     @property
@@ -38,7 +38,7 @@ class RowCache:
     def advance(self, parents_SK: Tensor) -> None:
         """Make room for one step of the children of these hypotheses."""
         past_SKT = self.past_SKT.gather(1, parents_SK[:, :, None].expand(-1, -1, self.length))
-        self.hypothesis_R = torch.arange(parents_SK.numel(), dtype=torch.int32)
+        self.hypothesis_R = torch.arange(parents_SK.numel(), dtype=torch.int32, device=parents_SK.device)
         self.sentence_R = self.sentence_S.repeat_interleave(parents_SK.shape[1])
         rows_SK1 = (self.filled + self.hypothesis_R).view(*parents_SK.shape, 1)
         self.past_SKT = torch.cat((past_SKT, rows_SK1), 2)

@@ -1,10 +1,10 @@
-"""LayerNorm(x + y) in one pass for translation on processors, beside the plain reference."""
+"""LayerNorm(x + y) in one pass for translation, beside the plain reference."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from seq2seq.ops import native
+from seq2seq.ops import gpu, native
 
 
 def add_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -16,9 +16,23 @@ def add_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
     """The same."""
-    if not native.can_compute(x, y, norm.weight, norm.bias) or norm.eps != 1e-5:
+    tensors = x, y, norm.weight, norm.bias
+    if gpu.can_compute(*tensors):
+        return add_norm_on_gpu(x, y, norm)
+    if not native.can_compute(*tensors) or norm.eps != 1e-5:
         return add_norm_reference(x, y, norm)
     out = x.new_empty(x.shape)
     rows = x.numel() // x.shape[-1]
     native.call("add_norm", x.contiguous(), y.contiguous(), norm.weight, norm.bias, out, rows, x.shape[-1])
+    return out
+
+
+def add_norm_on_gpu(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """The same by our kernel."""
+    from seq2seq.ops import gpu_search_kernels
+
+    out, width = x.new_empty(x.shape), x.shape[-1]
+    gpu_search_kernels.add_norm[(x.numel() // width,)](
+        x.contiguous(), y.contiguous(), norm.weight, norm.bias, out, norm.eps, D=width, P=gpu.power_of_two(width)
+    )
     return out

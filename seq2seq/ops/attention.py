@@ -1,9 +1,10 @@
 """Scaled dot-product attention over packed rows (Vaswani et al., 2017, section 3.2.1), beside its plain reference.
 
-On GPUs that have it, FlashAttention's kernel for packed rows (Dao, 2023), elsewhere PyTorch's attention over the padded
-grid. Which of them is a function of the device and the number format, never of a clock: a run that goes on computes
-what it would have computed. The backward pass of the packed kernel adds in no fixed order; with
-`torch.use_deterministic_algorithms(True)` it does.
+On GPUs that have them, a kernel for short sentences (`ops.short_attention`) and FlashAttention's for longer ones (Dao,
+2023), both over packed rows; elsewhere PyTorch's attention over the padded grid. Which of them is a function of the
+device, the number format and the longest sentence, never of a clock: a run that goes on computes what it would have
+computed. The backward pass of FlashAttention adds in no fixed order; with `torch.use_deterministic_algorithms(True)`
+it does.
 
 Shapes: N, M packed rows of queries and of keys; H heads; E width of a head, d_k in queries and keys, d_v in values and
 outputs; B, L, S the padded grid.
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.short_attention import LONGEST, short_attention, takes_short_sentences
 from seq2seq.support.devices import capability
 from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
@@ -29,11 +31,13 @@ def attention(
     q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
 ) -> Tensor:
     """softmax(q·kᵀ / √d_k)·v within each sentence, [N, H, E]; with `causal`, row i sees keys up to position i only."""
-    # The kernel takes sentences alone, one after another.
-    if not (queries.filler or keys.filler) and takes_packed_rows(
-        q_NHE.device, q_NHE.dtype, q_NHE.shape[-1], v_MHE.shape[-1]
-    ):
-        return _packed_kernel(q_NHE, k_MHE, v_MHE, queries, keys, causal)
+    # Kernels for packed rows take sentences alone, one after another.
+    if not (queries.filler or keys.filler):
+        kind = q_NHE.device, q_NHE.dtype, q_NHE.shape[-1], v_MHE.shape[-1]
+        if takes_short_sentences(*kind) and queries.max_length <= LONGEST and keys.max_length <= LONGEST:
+            return short_attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=causal)
+        if takes_packed_rows(*kind):
+            return _packed_kernel(q_NHE, k_MHE, v_MHE, queries, keys, causal)
     q_BHLE, k_BHSE, v_BHSE = (
         layout.unpack(rows).transpose(1, 2) for rows, layout in ((q_NHE, queries), (k_MHE, keys), (v_MHE, keys))
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from seq2seq.ops.attention import takes_packed_rows
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.short_attention import takes_short_sentences
 from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
 
@@ -26,8 +27,9 @@ def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "induc
     Elsewhere (validation, search), and after a failure of the compiler, which one line on stderr tells of, they run as
     they are written. Nothing is compiled before its first use.
     """
-    # Whether the packed kernel is there is tried out: a result that compiled code takes over, not code for it to trace.
+    # Whether a kernel is there is tried out: a result that compiled code takes over, not code for it to trace.
     torch.compiler.assume_constant_result(takes_packed_rows)
+    torch.compiler.assume_constant_result(takes_short_sentences)
     compiler = Compiler(backend)
     for module in model.modules():
         for name in getattr(module, "regions", ()):

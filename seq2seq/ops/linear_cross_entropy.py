@@ -16,9 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seq2seq.ops.gpu import power_of_two, runs_kernels
 from seq2seq.support.devices import compute_dtype
 
 CHUNK = 2048
+CHUNK_OF_GPU = 8192
+BLOCK = 4096
+"""Logits of a row that a GPU's kernel reads together."""
 CACHED = 128
 """Rows whose logits and probabilities a processor's cache holds."""
 
@@ -52,11 +56,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             plain = torch.zeros((), device=h_ND.device)
             mean_D = w_VD.float().mean(0)
             uniform_D = torch.zeros_like(mean_D)
-            for start in range(0, h_ND.shape[0], CHUNK):
-                rows = slice(start, start + CHUNK)
+            chunk = CHUNK if device == "cpu" else CHUNK_OF_GPU
+            for start in range(0, h_ND.shape[0], chunk):
+                rows = slice(start, start + chunk)
                 h_CD, target_U = h_ND[rows].to(dtype), target_T[rows]
                 logits_CV = F.linear(h_CD, weight)
-                nll, lse = _to_gradients(logits_CV, target_U, smoothing)
+                make = _to_gradients_by_kernel if runs_kernels(h_ND.device) else _to_gradients
+                nll, lse = make(logits_CV, target_U, smoothing)
                 # Σ_v of the logits needs no pass over them: it is V times h · mean(W).
                 sum_D = h_ND[rows][: len(target_U)].float().sum(0)
                 plain += nll
@@ -92,7 +98,7 @@ def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tupl
     """
     nll, lse = torch.zeros(2, device=logits_CV.device)
     on_cpu = logits_CV.device.type == "cpu"
-    size = CACHED if on_cpu else CHUNK
+    size = CACHED if on_cpu else max(len(target_U), 1)
     for start in range(0, len(target_U), size):
         logits, target = logits_CV[start : start + size][: len(target_U) - start], target_U[start : start + size, None]
         # A processor's softmax would do so too, and finds maxima in bfloat16 slowly; a GPU's reads any format.
@@ -105,3 +111,18 @@ def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tupl
         logits.copy_(p.scatter_add_(1, target, p.new_full(target.shape, smoothing - 1)))
     logits_CV[len(target_U) :] = 0
     return nll, lse
+
+
+def _to_gradients_by_kernel(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The same on a GPU, where a row is read twice and written once; the second reading is from its cache."""
+    from seq2seq.ops import gpu_kernels
+
+    rows, vocabulary = len(target_U), logits_CV.shape[1]
+    nll_U, lse_U = torch.empty(2, rows, device=logits_CV.device)
+    if rows:
+        sizes = {"V": vocabulary, "BLOCK": min(BLOCK, power_of_two(vocabulary)), "num_warps": 8}
+        gpu_kernels.logits_to_gradients[(rows,)](
+            logits_CV, target_U, nll_U, lse_U, logits_CV.stride(0), 1 - smoothing, **sizes
+        )
+    logits_CV[rows:] = 0
+    return nll_U.sum(), lse_U.sum()

@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seq2seq.ops import native
+from seq2seq.ops import gpu, native
 from seq2seq.ops.alone import rows_are_alone
 from seq2seq.ops.packing import Layout
 
 SHORT = 64
 """Rows of a sentence up to which this is quicker, in float32, than products over a padded grid."""
+BLOCK = 16
+"""Rows of a list that a GPU's kernel reads together."""
+
+
+def can_attend(*tensors: Tensor) -> bool:
+    """Whether this is there for tensors of this kind, on processors or GPUs."""
+    return native.can_compute(*tensors) or gpu.can_compute(*tensors)
 
 
 def suits_rows(x: Tensor, keys: Layout) -> bool:
@@ -40,7 +47,9 @@ def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, lis
 
 
 def row_attention(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
-    """The same on a processor, where `native.can_compute`; lists and their numbers in int32."""
+    """The same, where `can_attend`; lists and their numbers in int32."""
+    if gpu.can_compute(q_RQ, rows_NE):
+        return row_attention_on_gpu(q_RQ, rows_NE, lists_GT, list_of_R, heads)
     count, keys = q_RQ.shape
     values = rows_NE.shape[1] - keys
     out_RV = q_RQ.new_empty(count, values)
@@ -49,8 +58,23 @@ def row_attention(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Te
     return out_RV
 
 
+def row_attention_on_gpu(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
+    """The same by our kernel for GPUs."""
+    from seq2seq.ops import gpu_search_kernels
+
+    count, keys = q_RQ.shape[0], q_RQ.shape[1] // heads
+    values = rows_NE.shape[1] // heads - keys
+    out_RV = q_RQ.new_empty(count, heads * values)
+    tensors = (q_RQ.contiguous(), rows_NE.contiguous(), lists_GT.contiguous(), list_of_R, out_RV)
+    padded = {"PK": gpu.power_of_two(keys), "PV": gpu.power_of_two(values)}
+    gpu_search_kernels.row_attention[(count * heads,)](
+        *tensors, lists_GT.shape[1], keys**-0.5, H=heads, K=keys, V=values, **padded, BLOCK=BLOCK, num_warps=1
+    )
+    return out_RV
+
+
 def lists_of_sentences(lengths_S: Tensor) -> Tensor:
     """The lists of packed sentences of these lengths, [S, L] in int32: sentence after sentence."""
-    places_L = torch.arange(int(lengths_S.max()), dtype=torch.int32)
+    places_L = torch.arange(int(lengths_S.max()), dtype=torch.int32, device=lengths_S.device)
     starts_S = (lengths_S.cumsum(0) - lengths_S).int()
     return (starts_S[:, None] + places_L).masked_fill(places_L >= lengths_S[:, None], -1)

@@ -14,13 +14,15 @@ import math
 import torch
 from torch import Tensor
 
-from seq2seq.ops import native
+from seq2seq.ops import gpu, native
 
 BLOCK = 64
 MANY = 64
 """Continuations up to which inserting each into a sorted list is quick."""
 FEW = 1 << 14
 """Scores up to which one `topk` is quicker: those of a single hypothesis."""
+LOGITS_OF_GPU = 4096
+"""Logits of a row that a GPU's kernels read together."""
 
 
 def log_probabilities(logits_SKV: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,11 +32,24 @@ def log_probabilities(logits_SKV: Tensor) -> tuple[Tensor, Tensor]:
     """
     slots, width, vocabulary = logits_SKV.shape
     sums_SK = torch.zeros(slots, width, device=logits_SKV.device)
-    if not native.can_compute(logits_SKV):
-        return logits_SKV.log_softmax(-1, dtype=torch.float32), sums_SK
     logits_SKV = logits_SKV.contiguous()
-    native.call("log_sum_exp", logits_SKV, sums_SK, slots * width, vocabulary)
+    if native.can_compute(logits_SKV):
+        native.call("log_sum_exp", logits_SKV, sums_SK, slots * width, vocabulary)
+    elif gpu.can_compute(logits_SKV):
+        log_sum_exp_on_gpu(logits_SKV, sums_SK)
+    else:
+        return logits_SKV.log_softmax(-1, dtype=torch.float32), sums_SK
     return logits_SKV, -sums_SK
+
+
+def log_sum_exp_on_gpu(logits: Tensor, out: Tensor) -> None:
+    """log Σexp of each row of logits [..., V] into `out` [...], by our kernel."""
+    from seq2seq.ops import gpu_search_kernels
+
+    vocabulary = logits.shape[-1]
+    gpu_search_kernels.log_sum_exp[(out.numel(),)](
+        logits, out, V=vocabulary, BLOCK=min(LOGITS_OF_GPU, gpu.power_of_two(vocabulary)), num_warps=8
+    )
 
 
 def best_continuations_reference(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -55,12 +70,10 @@ def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> 
         tensors = (log_probs_SKV.contiguous(), scores_SK.contiguous(), found_SC, places_SC)
         native.call("best", *tensors, slots, width, vocabulary, count)
         return found_SC, places_SC
-    whole = vocabulary // BLOCK
-    if count > width * whole or log_probs_SKV.numel() <= FEW:
+    if count > width * (vocabulary // BLOCK) or log_probs_SKV.numel() <= FEW:
         return best_continuations_reference(log_probs_SKV, scores_SK, count)
-    maxima_SKN = log_probs_SKV[:, :, : whole * BLOCK].unflatten(2, (whole, BLOCK)).amax(3)
-    if vocabulary % BLOCK:
-        maxima_SKN = torch.cat((maxima_SKN, log_probs_SKV[:, :, whole * BLOCK :].amax(2, keepdim=True)), 2)
+    on_gpu = gpu.can_compute(log_probs_SKV)
+    maxima_SKN = block_maxima_on_gpu(log_probs_SKV) if on_gpu else block_maxima(log_probs_SKV)
     blocks = maxima_SKN.shape[2]
     chosen_SC = (scores_SK[:, :, None] + maxima_SKN).flatten(1).topk(count, sorted=False)[1]
     rows_SC = chosen_SC // blocks
@@ -72,3 +85,24 @@ def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> 
         found_SCB = found_SCB.masked_fill(tokens_SCB >= vocabulary, -math.inf)
     scores_SC, best_SC = found_SCB.flatten(1).topk(count)
     return scores_SC, places_SCB.flatten(1).gather(1, best_SC)
+
+
+def block_maxima(scores_SKV: Tensor) -> Tensor:
+    """The largest of each block of scores, [S, K, N]; the last block may be smaller."""
+    whole = scores_SKV.shape[2] // BLOCK * BLOCK
+    maxima_SKN = scores_SKV[:, :, :whole].unflatten(2, (-1, BLOCK)).amax(3)
+    if whole == scores_SKV.shape[2]:
+        return maxima_SKN
+    return torch.cat((maxima_SKN, scores_SKV[:, :, whole:].amax(2, keepdim=True)), 2)
+
+
+def block_maxima_on_gpu(scores_SKV: Tensor) -> Tensor:
+    """The same by our kernel."""
+    from seq2seq.ops import gpu_search_kernels
+
+    slots, width, vocabulary = scores_SKV.shape
+    out_SKN = scores_SKV.new_empty(slots, width, -(-vocabulary // BLOCK))
+    gpu_search_kernels.block_maxima[(slots * width,)](
+        scores_SKV.contiguous(), out_SKN, V=vocabulary, SIZE=BLOCK, BLOCKS=LOGITS_OF_GPU // BLOCK, num_warps=8
+    )
+    return out_SKN

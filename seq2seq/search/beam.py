@@ -78,9 +78,15 @@ class BeamSearch:
             done = int(done_S.sum())
             if done == len(done_S):
                 break
-            if done:
+            if done and done >= self.few_done(source.device) * len(done_S):
                 model.keep(state, beams.release(done_S))
+            elif done:
+                beams.freeze(done_S)
         beams.release(done_S)
+
+    def few_done(self, device: torch.device) -> float:
+        """The share of sentences up to which those that are done stay: to take them out, a GPU must be waited for."""
+        return 1 / 8 if device.type == "cuda" else 0.0
 
     def limits(self, lengths_S: Tensor) -> Tensor:
         """The longest output [S], eos counted, for sources of these lengths."""
@@ -211,6 +217,10 @@ class _Beams:
         # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come.
         best_S = self.scores[:, 0] / self.finished.penalty(self.rules.limits.float())
         return over_S | (worst_S >= best_S)
+
+    def freeze(self, done_S: Tensor) -> None:
+        """Let nothing more come of these sentences, which stay."""
+        self.scores = self.scores.masked_fill(done_S[:, None], -math.inf)
 
     def release(self, done_S: Tensor) -> Tensor:
         """Write down the results of these sentences; returns the slots [S] of those that go on."""

@@ -30,7 +30,7 @@ class Finished:
 
     def add(self, scores_SC: Tensor, prefixes_SCT: Tensor) -> None:
         """Merge in what ended in this step: log-probabilities (−∞: did not end) and tokens up to eos."""
-        length = torch.tensor(prefixes_SCT.shape[2], dtype=torch.float32, device=scores_SC.device)
+        length = torch.full((), float(prefixes_SCT.shape[2]), device=scores_SC.device)
         outputs = torch.nn.functional.pad(self.outputs, (0, 1), value=self.eos)
         together = torch.cat((self.scores, scores_SC / self.penalty(length)), 1)
         self.scores, best = together.topk(self.scores.shape[1])

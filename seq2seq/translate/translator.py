@@ -33,6 +33,7 @@ from seq2seq.translate.splitting import split
 from seq2seq.translate.workers import Workers
 
 BATCH_TOKENS = 4096
+BATCH_TOKENS_OF_GPU = 32768
 BATCHES_OF_A_WORKER = 2
 TOKENS_OF_A_WORKER = 1000
 """Source tokens under which one more worker is not worth starting."""
@@ -122,6 +123,8 @@ class Translator:
             first.longest_output = min(limits, default=None)
         if len(places) > 1:
             first.devices, first.dtype = places, dtype
+        if places[0].type == "cuda":
+            first.batch_tokens = BATCH_TOKENS_OF_GPU
         return replace(first, search=replace(first.search, **search))
 
     @classmethod

@@ -1,0 +1,112 @@
+"""Kernels for GPUs, in Triton. What launches them stands elsewhere, beside its plain reference.
+
+`TRITON_INTERPRET=1` runs them on a processor, slowly: so the tests do. Import this where it is used: a computer without
+a GPU need not have Triton.
+
+A program computes one head of one sentence, or one row of logits. L and S are powers of two that hold the queries and
+the keys of the longest sentence, E the width of a head; `at` is the distance of two rows and of two heads in memory.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _places(cu_lengths, sentence, head, at, ROWS: tl.constexpr, E: tl.constexpr):
+    """Where the elements of a head of a sentence lie, which of these rows it has, and how many they are."""
+    start = tl.load(cu_lengths + sentence).to(tl.int64)
+    length = tl.load(cu_lengths + sentence + 1) - start
+    rows = tl.arange(0, ROWS)
+    places = (start + rows)[:, None] * at[0] + head * at[1] + tl.arange(0, E)[None, :]
+    return places, (rows < length)[:, None], length
+
+
+@triton.jit
+def _weights(q_LE, k_SE, length, scale, CAUSAL: tl.constexpr, L: tl.constexpr, S: tl.constexpr):
+    """softmax(q·kᵀ / √d_k) over the keys that are there, [L, S]."""
+    scores_LS = tl.dot(q_LE, tl.trans(k_SE), input_precision="ieee") * scale
+    keys = tl.arange(0, S)[None, :]
+    seen = keys < length
+    if CAUSAL:
+        seen = seen & (keys <= tl.arange(0, L)[:, None])
+    scores_LS = tl.where(seen, scores_LS, -float("inf"))
+    weights_LS = tl.exp(scores_LS - tl.max(scores_LS, 1)[:, None])
+    return weights_LS / tl.sum(weights_LS, 1)[:, None]
+
+
+@triton.jit
+def attention_forward(
+    q, k, v, out, cu_queries, cu_keys, q_at, k_at, v_at, out_at, scale,
+    H: tl.constexpr, L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """out = softmax(q·kᵀ / √d_k)·v."""
+    sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
+    places_q, has_q, _ = _places(cu_queries, sentence, head, q_at, L, E)
+    places_k, has_k, length = _places(cu_keys, sentence, head, k_at, S, E)
+    places_v, _, _ = _places(cu_keys, sentence, head, v_at, S, E)
+    q_LE = tl.load(q + places_q, mask=has_q, other=0.0)
+    k_SE = tl.load(k + places_k, mask=has_k, other=0.0)
+    v_SE = tl.load(v + places_v, mask=has_k, other=0.0)
+    weights_LS = _weights(q_LE, k_SE, length, scale, CAUSAL, L, S)
+    out_LE = tl.dot(weights_LS.to(v_SE.dtype), v_SE, input_precision="ieee")
+    places_out, _, _ = _places(cu_queries, sentence, head, out_at, L, E)
+    tl.store(out + places_out, out_LE.to(out.dtype.element_ty), mask=has_q)
+
+
+@triton.jit
+def attention_backward(
+    q, k, v, d_out, d_q, d_k, d_v, cu_queries, cu_keys, q_at, k_at, v_at, d_out_at, d_q_at, d_k_at, d_v_at, scale,
+    H: tl.constexpr, L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """The gradients by q, k and v. The weights are computed again: that is quicker than to read them."""
+    sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
+    places_q, has_q, _ = _places(cu_queries, sentence, head, q_at, L, E)
+    places_k, has_k, length = _places(cu_keys, sentence, head, k_at, S, E)
+    places_v, _, _ = _places(cu_keys, sentence, head, v_at, S, E)
+    places_d_out, _, _ = _places(cu_queries, sentence, head, d_out_at, L, E)
+    q_LE = tl.load(q + places_q, mask=has_q, other=0.0)
+    k_SE = tl.load(k + places_k, mask=has_k, other=0.0)
+    v_SE = tl.load(v + places_v, mask=has_k, other=0.0)
+    d_out_LE = tl.load(d_out + places_d_out, mask=has_q, other=0.0)
+    weights_LS = _weights(q_LE, k_SE, length, scale, CAUSAL, L, S)
+    d_v_SE = tl.dot(tl.trans(weights_LS.to(q_LE.dtype)), d_out_LE, input_precision="ieee")
+    places_d_v, _, _ = _places(cu_keys, sentence, head, d_v_at, S, E)
+    tl.store(d_v + places_d_v, d_v_SE.to(d_v.dtype.element_ty), mask=has_k)
+    d_weights_LS = tl.dot(d_out_LE, tl.trans(v_SE), input_precision="ieee")
+    d_weights_LS -= tl.sum(weights_LS * d_weights_LS, 1)[:, None]
+    d_scores_LS = (weights_LS * d_weights_LS * scale).to(q_LE.dtype)
+    d_q_LE = tl.dot(d_scores_LS, k_SE, input_precision="ieee")
+    places_d_q, _, _ = _places(cu_queries, sentence, head, d_q_at, L, E)
+    tl.store(d_q + places_d_q, d_q_LE.to(d_q.dtype.element_ty), mask=has_q)
+    d_k_SE = tl.dot(tl.trans(d_scores_LS), q_LE, input_precision="ieee")
+    places_d_k, _, _ = _places(cu_keys, sentence, head, d_k_at, S, E)
+    tl.store(d_k + places_d_k, d_k_SE.to(d_k.dtype.element_ty), mask=has_k)
+
+
+@triton.jit
+def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.constexpr, BLOCK: tl.constexpr):
+    """A row of logits becomes softmax(logits) − confidence·onehot(target), in place; −log p(target), and log Σexp."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    columns = tl.arange(0, BLOCK)
+    most = tl.full([BLOCK], -float("inf"), tl.float32)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, V, BLOCK):
+        x = tl.load(logits + start + columns, mask=start + columns < V, other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(most, x)
+        # −∞ less −∞ is no number.
+        safe = tl.where(larger == -float("inf"), 0.0, larger)
+        sums = sums * tl.exp(most - safe) + tl.exp(x - safe)
+        most = larger
+    largest = tl.max(most, 0)
+    log_sum = largest + tl.log(tl.sum(sums * tl.exp(most - largest), 0))
+    target = tl.load(targets + row)
+    tl.store(nll + row, log_sum - tl.load(logits + target).to(tl.float32))
+    tl.store(lse + row, log_sum)
+    for start in range(0, V, BLOCK):
+        at = start + columns
+        x = tl.load(logits + at, mask=at < V, other=0.0).to(tl.float32)
+        gradient = tl.exp(x - log_sum) - tl.where(at == target, confidence, 0.0)
+        tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < V)

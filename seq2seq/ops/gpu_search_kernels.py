@@ -1,0 +1,85 @@
+"""Kernels for what a step of search does on GPUs between its matrix products, in Triton; see `ops.gpu_kernels`.
+
+What launches them stands elsewhere, beside its plain reference: in row_attention.py, topk.py and add_norm.py. All sums
+are in a fixed order, row by row. Widths in capitals are known to the compiler; P is a power of two that holds one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["longest"])
+def row_attention(
+    q, rows, lists, list_of, out, longest, scale,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A head of a query attends to the rows in its list: H heads, K and V the widths of keys and values of one."""
+    row, head = tl.program_id(0) // H, tl.program_id(0) % H
+    in_k, in_v, in_block = tl.arange(0, PK), tl.arange(0, PV), tl.arange(0, BLOCK)
+    q_K = tl.load(q + row.to(tl.int64) * H * K + head * K + in_k, mask=in_k < K, other=0.0).to(tl.float32) * scale
+    lists += tl.load(list_of + row).to(tl.int64) * longest
+    most, total, sum_V = -float("inf"), 0.0, tl.zeros([PV], tl.float32)
+    for start in range(0, longest, BLOCK):
+        place = tl.load(lists + start + in_block, mask=start + in_block < longest, other=-1).to(tl.int64)[:, None]
+        keys = rows + place * (H * (K + V)) + head * K + in_k[None, :]
+        values = rows + place * (H * (K + V)) + H * K + head * V + in_v[None, :]
+        k_BK = tl.load(keys, mask=(place >= 0) & (in_k < K)[None, :], other=0.0).to(tl.float32)
+        v_BV = tl.load(values, mask=(place >= 0) & (in_v < V)[None, :], other=0.0).to(tl.float32)
+        scores_B1 = tl.where(place >= 0, tl.sum(k_BK * q_K[None, :], 1)[:, None], -float("inf"))
+        # No list is empty, so this is a number from the first block on.
+        larger = tl.maximum(most, tl.max(scores_B1))
+        weights_B1 = tl.exp(scores_B1 - larger)
+        shrunk = tl.exp(most - larger)
+        sum_V = sum_V * shrunk + tl.sum(weights_B1 * v_BV, 0)
+        total = total * shrunk + tl.sum(weights_B1)
+        most = larger
+    places = row.to(tl.int64) * H * V + head * V + in_v
+    tl.store(out + places, (sum_V / total).to(out.dtype.element_ty), mask=in_v < V)
+
+
+@triton.jit
+def log_sum_exp(logits, out, V: tl.constexpr, BLOCK: tl.constexpr):
+    """log Σexp of a row of V logits."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    most = tl.full([BLOCK], -float("inf"), tl.float32)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, V, BLOCK):
+        x = tl.load(logits + row * V + start + columns, mask=start + columns < V, other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(most, x)
+        # −∞ less −∞ is no number.
+        safe = tl.where(larger == -float("inf"), 0.0, larger)
+        sums = sums * tl.exp(most - safe) + tl.exp(x - safe)
+        most = larger
+    largest = tl.max(most, 0)
+    tl.store(out + row, largest + tl.log(tl.sum(sums * tl.exp(most - largest), 0)))
+
+
+@triton.jit
+def block_maxima(scores, out, V: tl.constexpr, SIZE: tl.constexpr, BLOCKS: tl.constexpr):
+    """The largest of each SIZE scores of a row of V, the last of them perhaps fewer; BLOCKS of these at a time."""
+    row = tl.program_id(0).to(tl.int64)
+    count = tl.cdiv(V, SIZE)
+    for first in range(0, count, BLOCKS):
+        blocks = first + tl.arange(0, BLOCKS)
+        at = blocks[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+        found = tl.max(tl.load(scores + row * V + at, mask=at < V, other=-float("inf")).to(tl.float32), 1)
+        tl.store(out + row * count + blocks, found.to(out.dtype.element_ty), mask=blocks < count)
+
+
+@triton.jit
+def add_norm(x, y, weight, bias, out, epsilon, D: tl.constexpr, P: tl.constexpr):
+    """LayerNorm(x + y) of a row; the sum is rounded to the format of the rows, as by itself it would be."""
+    places = tl.program_id(0).to(tl.int64) * D + tl.arange(0, P)
+    column = tl.arange(0, P)
+    has = column < D
+    x_D = tl.load(x + places, mask=has, other=0.0)
+    total_D = (x_D + tl.load(y + places, mask=has, other=0.0)).to(x_D.dtype).to(tl.float32)
+    mean = tl.sum(total_D, 0) / D
+    centred_D = tl.where(has, total_D - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(centred_D * centred_D, 0) / D + epsilon)
+    weight_D = tl.load(weight + column, mask=has, other=0.0).to(tl.float32)
+    bias_D = tl.load(bias + column, mask=has, other=0.0).to(tl.float32)
+    tl.store(out + places, (centred_D * scale * weight_D + bias_D).to(out.dtype.element_ty), mask=has)

@@ -1,0 +1,156 @@
+"""Our own kernels for GPUs against the plain references; without a GPU, Triton's interpreter runs them."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
+from seq2seq.model.row_cache import RowCache
+from seq2seq.model.translation import build_model
+from seq2seq.ops import gpu, linear_cross_entropy, native, short_attention, topk
+from seq2seq.ops.add_norm import add_norm_on_gpu, add_norm_reference
+from seq2seq.ops.attention import attention_reference
+from seq2seq.ops.packing import Layout
+from seq2seq.ops.row_attention import row_attention_on_gpu, row_attention_reference
+from seq2seq.search.beam import BeamSearch
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+pytest.importorskip("triton", reason="Triton is not installed here")
+# The interpreter has no bfloat16.
+FORMATS = [torch.float16, *([torch.bfloat16] if HAS_GPU else [torch.float32])]
+LONGEST = short_attention.LONGEST if HAS_GPU else 40
+
+
+def distance(own: Tensor, exact: Tensor) -> float:
+    return float(((own.double() - exact).norm() / exact.norm()).detach())
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("kind", ["self", "causal", "cross"])
+def test_attention_and_its_gradients_are_the_reference(kind: str, width: int, dtype: torch.dtype) -> None:
+    rng = random.Random(width)
+    queries = [1, LONGEST, *(rng.randint(1, LONGEST) for _ in range(3))]
+    keys = [rng.randint(1, LONGEST // 2) for _ in queries] if kind == "cross" else queries
+    layouts = Layout.of(queries, DEVICE), Layout.of(keys, DEVICE)
+    # What a joint projection gives are views of its rows; what lies behind them must not be read.
+    joint = torch.full((max(layouts[0].total, layouts[1].total), 2, 3 * width), torch.nan, device=DEVICE, dtype=dtype)
+    q, k, v = (joint[: layout.total, :, width : 2 * width].clone() for layout in (layouts[0], layouts[1], layouts[1]))
+    q, k, v = (torch.cat((x, torch.randn_like(x), x), -1)[..., width : 2 * width] for x in (q, k, v))
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    upstream = torch.randn(layouts[0].total, 2, width, device=DEVICE, dtype=dtype)
+    causal = kind == "causal"
+    own = short_attention.short_attention(inputs[0], inputs[1], inputs[2], *layouts, causal=causal)
+    expected, _ = attention_reference(exact[0], exact[1], exact[2], *layouts, causal=causal)
+    assert own.dtype == dtype
+    limit = 1e-6 if dtype == torch.float32 else 2e-2 if dtype == torch.bfloat16 else 2e-3
+    assert distance(own, expected) <= limit
+    gradients = torch.autograd.grad(own, inputs, upstream)
+    again = torch.autograd.grad(
+        short_attention.short_attention(inputs[0], inputs[1], inputs[2], *layouts, causal=causal), inputs, upstream
+    )
+    for ours, twice, textbook in zip(
+        gradients, again, torch.autograd.grad(expected, exact, upstream.double()), strict=True
+    ):
+        assert distance(ours, textbook) <= limit
+        assert torch.equal(ours, twice)
+
+
+def test_a_sum_has_the_gradient_of_the_reference() -> None:
+    layout = Layout.of([3, 5], DEVICE)
+    inputs = [torch.randn(8, 2, 16, device=DEVICE, dtype=torch.float16).requires_grad_() for _ in range(3)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    own = short_attention.short_attention(inputs[0], inputs[1], inputs[2], layout, layout)
+    expected, _ = attention_reference(exact[0], exact[1], exact[2], layout, layout)
+    pairs = zip(torch.autograd.grad(own.sum(), inputs), torch.autograd.grad(expected.sum(), exact), strict=True)
+    assert all((ours - textbook).abs().max() <= 5e-3 for ours, textbook in pairs)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize(("rows", "vocabulary", "block"), [(7, 50, 4096), (3, 1003, 256), (1, 16, 16), (0, 20, 16)])
+def test_logits_become_the_gradients_of_the_reference(
+    monkeypatch: pytest.MonkeyPatch, rows: int, vocabulary: int, block: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(linear_cross_entropy, "BLOCK", block)
+    logits = (3 * torch.randn(rows + 2, vocabulary, device=DEVICE)).to(dtype)
+    if rows > 1:
+        logits[0, : vocabulary // 2] = -torch.inf  # whole blocks that nothing can come from
+        logits[1] += 50
+    targets = torch.randint(vocabulary // 2, vocabulary, (rows,), device=DEVICE)
+    plain = logits.float().clone()
+    sums = linear_cross_entropy._to_gradients(plain, targets, 0.1)
+    own: Any = linear_cross_entropy._to_gradients_by_kernel(logits, targets, 0.1)
+    torch.testing.assert_close(own, sums, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(logits.float(), plain, rtol=0, atol=1e-6 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize(("d_k", "d_v"), [(16, 16), (5, 12)])
+@pytest.mark.parametrize("longest", [1, 16, 37])
+def test_attention_to_rows_in_lists_is_the_reference(longest: int, d_k: int, d_v: int, dtype: torch.dtype) -> None:
+    q, rows = torch.randn(9, 2 * d_k, device=DEVICE), torch.randn(60, 2 * (d_k + d_v), device=DEVICE)
+    q, rows = (3 * q).to(dtype), rows.to(dtype)
+    rows[50:] = torch.nan  # in no list
+    lists = torch.stack([torch.randperm(50, device=DEVICE)[:longest] for _ in range(4)])
+    lengths = torch.tensor([longest, 1, max(1, longest - 1), longest], device=DEVICE)
+    lists = lists.masked_fill(torch.arange(longest, device=DEVICE) >= lengths[:, None], -1).int()
+    list_of = torch.arange(9, device=DEVICE, dtype=torch.int32) % 4
+    expected = row_attention_reference(q.double(), rows.double(), lists, list_of, 2)
+    found = row_attention_on_gpu(q, rows, lists, list_of, 2)
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.double(), expected, rtol=0, atol=5e-6 if dtype == torch.float32 else 2e-2 if HAS_GPU else 5e-3
+    )
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("vocabulary", [64, 1000, 4159])
+def test_sums_and_maxima_of_logits_are_pytorch_s(vocabulary: int, dtype: torch.dtype) -> None:
+    logits = (5 * torch.randn(2, 3, vocabulary, device=DEVICE)).to(dtype)
+    logits[0, 0] += 60
+    logits[1, 2, :-1] = -torch.inf
+    sums = torch.empty(2, 3, device=DEVICE)
+    topk.log_sum_exp_on_gpu(logits, sums)
+    torch.testing.assert_close(sums, logits.float().logsumexp(-1), rtol=1e-6, atol=1e-5)
+    assert torch.equal(topk.block_maxima_on_gpu(logits), topk.block_maxima(logits))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("width", [64, 24])
+def test_the_norm_of_a_sum_is_the_reference(width: int, dtype: torch.dtype) -> None:
+    norm = torch.nn.LayerNorm(width, device=DEVICE, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+        x, y = (torch.randn(2, 5, width, device=DEVICE, dtype=dtype) for _ in range(2))
+        expected = add_norm_reference(x, y, norm)
+        found = add_norm_on_gpu(x, y, norm)
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_search_with_them_finds_what_it_finds_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = TransformerConfig(num_layers=2, num_heads=2, d_ff=32, dropout=0.0)
+    model = build_model(ModelConfig(d_model=32, dropout=0.0, encoder=layers, decoder=layers), 300, 1).eval().to(DEVICE)
+    search = BeamSearch(SearchConfig(beam_size=3, n_best=3, max_length_offset=5), 2, 3, [0, 1, 2])
+    layout = Layout.of([5, 9, 1, 7], DEVICE)
+    source = torch.randint(4, 300, (layout.total,), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    found = []
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(topk, "FEW", 0)
+    for kernels in (False, True):
+        monkeypatch.setattr(gpu, "can_compute", lambda *_, kernels=kernels: kernels)
+        with torch.no_grad():
+            assert isinstance(model.start(model.encode(source, layout)), RowCache) == kernels
+        found.append(search(model, source, layout))
+    plain, own = found
+    for expected, hypotheses in zip(plain, own, strict=True):
+        assert [one.tokens for one in hypotheses] == [one.tokens for one in expected]
+        assert [one.score for one in hypotheses] == pytest.approx([one.score for one in expected], abs=1e-4)
