@@ -11,7 +11,9 @@ in values), or of keys and values of all heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +92,10 @@ class ColumnCache:
         if missing > 0:
             self.ancestors = F.pad(self.ancestors, (0, missing), value=-math.inf)
         self.ancestors.diagonal(start, 2, 3).zero_()
+
+    def computed(self, step: Callable[[Any, Tensor], Tensor], x_SKD: Tensor) -> Tensor:
+        """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
+        return step(self, x_SKD)
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
         """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,23 @@ from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward, Residual, final_norm
 from seq2seq.model.positions import PositionedEmbedding
+from seq2seq.model.recorded_cache import Holder, RecordedCache
 from seq2seq.model.row_cache import RowCache
+from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import can_attend
 from seq2seq.support.errors import UserError
 
 Attend = Callable[[Tensor], Tensor]
+Cache = ColumnCache | RowCache | RecordedCache
+
+
+class Attended(Protocol):
+    """Keys and values of a step of search, for all layers."""
+
+    def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor: ...
+
+    def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor: ...
 
 
 class DecoderLayer(nn.Module):
@@ -63,7 +74,7 @@ class DecoderLayer(nn.Module):
 
         return self(x_MD, lambda y: self.self_attention(y, layout, y, layout, causal=True), attend_source), weights
 
-    def step(self, x_SKD: Tensor, cache: ColumnCache | RowCache, number: int) -> Tensor:
+    def step(self, x_SKD: Tensor, cache: Attended, number: int) -> Tensor:
         """One new position of each hypothesis; `number` is that of this layer in the cache: [S, K, D] to [S, K, D]."""
 
         def attend_target(y_SKD: Tensor) -> Tensor:
@@ -81,9 +92,11 @@ class TransformerDecoder(nn.Module):
     """Embeddings with positions, then a stack of layers."""
 
     rows_can_be_alone = True
+    is_final = False
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
+        self._holder = Holder()
         d_model = embedding.d_model
         self.input = PositionedEmbedding(embedding, config)
         self.layers = nn.ModuleList(DecoderLayer(d_model, config) for _ in range(config.num_layers))
@@ -115,25 +128,29 @@ class TransformerDecoder(nn.Module):
                 x_MD = module.whole(x_MD, layout, memory.rows, memory.layout)
         return self.norm(x_MD), [own_HTL.float().mean(0) for own_HTL in weights]
 
-    def start(self, memory: Memory) -> ColumnCache | RowCache:
+    def start(self, memory: Memory) -> Cache:
         """The cache before the first step: keys and values of the source, computed once."""
         layers = list(cast("Iterable[DecoderLayer]", self.layers))
         sources = [layer.cross_attention.key_value(memory.rows) for layer in layers]
         first = layers[0].cross_attention
-        if can_attend(*sources):
-            return RowCache(sources, memory.layout, first.num_heads)
-        return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
+        if not can_attend(*sources):
+            return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
+        if self.is_final and self._holder.is_free and not native.can_compute(*sources):
+            return RecordedCache(sources, memory.layout, first.num_heads, self._holder)
+        return RowCache(sources, memory.layout, first.num_heads)
 
-    def step(self, state: ColumnCache | RowCache, tokens: Tensor, parents: Tensor) -> Tensor:
+    def step(self, state: Cache, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
         state.advance(parents)
         # One number in a list: a GPU would have to be waited for to look up a bare one.
         position = torch.full((1,), state.length - 1, device=tokens.device)
-        x_SKD = self.input(tokens, position, state.length)
+        return state.computed(self._through_layers, self.input(tokens, position, state.length))
+
+    def _through_layers(self, cache: Attended, x_SKD: Tensor) -> Tensor:
         for number, layer in enumerate(cast("Iterable[DecoderLayer]", self.layers)):
-            x_SKD = layer.step(x_SKD, state, number)
+            x_SKD = layer.step(x_SKD, cache, number)
         return self.norm(x_SKD)
 
-    def keep(self, state: ColumnCache | RowCache, slots: Tensor) -> None:
+    def keep(self, state: Cache, slots: Tensor) -> None:
         """Go on with these slots alone."""
         state.keep(slots)

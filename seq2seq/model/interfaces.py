@@ -34,10 +34,12 @@ class Decoder(Protocol):
 
     The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` of slot s (its place in
     the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go. `rows_can_be_alone`
-    tells that the bits of a sentence do not depend on its company in `ops.alone.computing_rows_alone`.
+    tells that the bits of a sentence do not depend on its company in `ops.alone.computing_rows_alone`; `is_final`, set
+    from outside, that weights will not change any more.
     """
 
     rows_can_be_alone: bool
+    is_final: bool
 
     def __call__(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Hidden rows [M, D] for target tokens [M], each computed from the tokens before it and itself."""

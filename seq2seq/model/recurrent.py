@@ -90,6 +90,7 @@ class RecurrentDecoder(nn.Module):
     """LSTM cells that read the previous token and what attention, asked by the state before, found in the memory."""
 
     rows_can_be_alone = False
+    is_final = False
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
         super().__init__()

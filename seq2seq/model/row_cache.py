@@ -9,6 +9,9 @@ heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,6 +46,10 @@ class RowCache:
         rows_SK1 = (self.filled + self.hypothesis_R).view(*parents_SK.shape, 1)
         self.past_SKT = torch.cat((past_SKT, rows_SK1), 2)
         self.filled += parents_SK.numel()
+
+    def computed(self, step: Callable[[Any, Tensor], Tensor], x_SKD: Tensor) -> Tensor:
+        """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
+        return step(self, x_SKD)
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
         """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""

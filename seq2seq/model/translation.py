@@ -115,6 +115,7 @@ class TranslationModel(nn.Module):
             self.quantize()
         else:
             raise UserError(f"int8 on {device}: it is for the CPU; type --device cpu or --dtype bfloat16")
+        cast(Decoder, self.decoder).is_final = True
         return self.eval()
 
     def pack(self) -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from typing import Any
+from itertools import zip_longest
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
+from seq2seq.model import recorded_cache
+from seq2seq.model.decoder import TransformerDecoder
+from seq2seq.model.interfaces import Decoder
+from seq2seq.model.recorded_cache import Holder, RecordedCache
 from seq2seq.model.row_cache import RowCache
-from seq2seq.model.translation import build_model
+from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops import gpu, linear_cross_entropy, native, short_attention, topk
 from seq2seq.ops.add_norm import add_norm_on_gpu, add_norm_reference
 from seq2seq.ops.attention import attention_reference
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import row_attention_on_gpu, row_attention_reference
 from seq2seq.search.beam import BeamSearch
+from seq2seq.search.hypotheses import Constraints, Hypothesis
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -136,21 +143,84 @@ def test_the_norm_of_a_sum_is_the_reference(width: int, dtype: torch.dtype) -> N
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_search_with_them_finds_what_it_finds_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = TransformerConfig(num_layers=2, num_heads=2, d_ff=32, dropout=0.0)
-    model = build_model(ModelConfig(d_model=32, dropout=0.0, encoder=layers, decoder=layers), 300, 1).eval().to(DEVICE)
-    search = BeamSearch(SearchConfig(beam_size=3, n_best=3, max_length_offset=5), 2, 3, [0, 1, 2])
-    layout = Layout.of([5, 9, 1, 7], DEVICE)
-    source = torch.randint(4, 300, (layout.total,), generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    found = []
+def model_and_search() -> tuple[TranslationModel, BeamSearch]:
+    layers = TransformerConfig(num_layers=1, num_heads=1, d_ff=16, dropout=0.0)
+    model = build_model(ModelConfig(d_model=16, dropout=0.0, encoder=layers, decoder=layers), 150, 1).eval().to(DEVICE)
+    settings = SearchConfig(beam_size=2, n_best=2, max_length_ratio=0.5, max_length_offset=2)
+    return model, BeamSearch(settings, 2, 3, [0, 1, 2])
+
+
+def holder_of(model: TranslationModel) -> Holder:
+    return cast(TransformerDecoder, model.decoder)._holder
+
+
+def batch_of(*lengths: int) -> tuple[Tensor, Layout]:
+    generator = torch.Generator().manual_seed(len(lengths))
+    return torch.randint(4, 150, (sum(lengths),), generator=generator).to(DEVICE), Layout.of(list(lengths), DEVICE)
+
+
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(topk, "FEW", 0)
-    for kernels in (False, True):
-        monkeypatch.setattr(gpu, "can_compute", lambda *_, kernels=kernels: kernels)
-        with torch.no_grad():
-            assert isinstance(model.start(model.encode(source, layout)), RowCache) == kernels
-        found.append(search(model, source, layout))
-    plain, own = found
-    for expected, hypotheses in zip(plain, own, strict=True):
-        assert [one.tokens for one in hypotheses] == [one.tokens for one in expected]
-        assert [one.score for one in hypotheses] == pytest.approx([one.score for one in expected], abs=1e-4)
+    return monkeypatch
+
+
+def alike(own: list[list[Hypothesis]], others: list[list[Hypothesis]]) -> bool:
+    return all(
+        [one.tokens for one in found] == [one.tokens for one in expected]
+        and [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
+        for found, expected in zip(own, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize("is_final", [False, True])
+def test_search_with_them_finds_what_it_finds_without(without_native: pytest.MonkeyPatch, is_final: bool) -> None:
+    model, search = model_and_search()
+    batches = [batch_of(5, 9, 1), batch_of(3), batch_of(2, 2, 2, 4, 2), batch_of(5, 9, 1)]
+    without_native.setattr(gpu, "can_compute", lambda *_: False)
+    plain = [search(model, *batch) for batch in batches]
+    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    cast(Decoder, model.decoder).is_final = is_final
+    with torch.no_grad():
+        state = model.start(model.encode(*batches[0]))
+    assert type(state) is (RecordedCache if is_final else RowCache)
+    del state
+    for batch, expected in zip(batches, plain, strict=True):
+        assert alike(search(model, *batch), expected)
+
+
+def test_an_arena_that_is_too_small_makes_way_for_a_larger_one(without_native: pytest.MonkeyPatch) -> None:
+    model, search = model_and_search()
+    expected = search(model, *batch_of(5, 7, 1))
+    for name in ("STEPS", "ROWS"):
+        without_native.setattr(recorded_cache, name, 1)
+    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    cast(Decoder, model.decoder).is_final = True
+    assert alike(search(model, *batch_of(5, 7, 1)), expected)
+    arena = holder_of(model).arena
+    assert alike(search(model, *batch_of(5, 7, 1)), expected)
+    assert holder_of(model).arena is arena
+
+
+def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest.MonkeyPatch) -> None:
+    model, search = model_and_search()
+    batches = batch_of(5, 7, 1), batch_of(4, 4)
+    expected = [search(model, *batch) for batch in batches]
+    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    cast(Decoder, model.decoder).is_final = True
+    first, second = (search.steps(model, *batch, [Constraints()] * batch[1].batch_size) for batch in batches)
+    found: list[Any] = [None, None]
+    for beams in zip_longest(first, second):
+        found = [own.results if own else old for own, old in zip(beams, found, strict=True)]
+    assert alike(found[0], expected[0]) and alike(found[1], expected[1])
+    assert holder_of(model).is_free
+
+
+def test_a_copy_of_a_model_records_its_own_steps(without_native: pytest.MonkeyPatch) -> None:
+    model, search = model_and_search()
+    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    cast(Decoder, model.decoder).is_final = True
+    search(model, *batch_of(4, 4))
+    other = copy.deepcopy(model)
+    assert holder_of(other).arena is None and holder_of(model).arena is not None

@@ -1,0 +1,172 @@
+"""Steps of a Transformer decoder in search as CUDA graphs: one call in place of a hundred launches.
+
+A processor takes longer to launch the kernels of a step than a GPU to compute them. Here all that a step reads and
+writes has its place in an `Arena`, which is made once and serves all batches that fit into it; a graph is recorded for
+each power of two of rows when it is first needed. Keys and values lie there as in `row_cache.RowCache`.
+
+Shapes: S slots, K hypotheses of each, R rows of a step (S · K, filled up to a power of two), T steps, L source length;
+D d_model, E keys and values of all heads.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seq2seq.ops.gpu import power_of_two
+from seq2seq.ops.graphs import Recorded
+from seq2seq.ops.packing import Layout
+from seq2seq.ops.row_attention import lists_of_sentences, row_attention
+
+STEPS, ROWS = 32, 128
+"""For how many steps, and target rows of each sentence, there is room at first."""
+
+Step = Callable[[Any, Tensor], Tensor]
+"""All layers of a decoder: a cache to attend to, and rows [R, 1, D] to rows [R, 1, D]."""
+
+
+class Arena:
+    """The places of all that steps read and write, and the graphs that know them; for one search at a time.
+
+    `sizes` are powers of two: sentences, rows of a step, steps, target rows, source rows, pieces of the longest source.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], like: Tensor, layers: int) -> None:
+        self.sizes = sizes
+        sentences, rows, steps, target_rows, source_rows, longest = sizes
+        self.past_RT = torch.full((rows, steps), -1, dtype=torch.int32, device=like.device)
+        self.own_R = torch.arange(rows, dtype=torch.int32, device=like.device)
+        self.sentence_R = torch.zeros_like(self.own_R)
+        self.places_R = torch.zeros(rows, dtype=torch.int64, device=like.device)
+        self.lists_SL = self.past_RT.new_full((sentences, longest), -1)
+        self.targets = [like.new_zeros(target_rows, like.shape[1]) for _ in range(layers)]
+        self.sources = [like.new_zeros(source_rows, like.shape[1]) for _ in range(layers)]
+        self.graphs: dict[int, tuple[Tensor, Recorded[Tensor]]] = {}
+        self.pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
+
+
+class Holder:
+    """A decoder's arena, once it has one, and who uses it."""
+
+    def __init__(self) -> None:
+        self.arena: Arena | None = None
+        self._user: weakref.ref[RecordedCache] | None = None
+
+    def lend(self, arena: Arena, cache: RecordedCache) -> None:
+        """Make this the arena, for `cache` as long as there is one."""
+        self.arena, self._user = arena, weakref.ref(cache)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no search goes on in the arena."""
+        return self._user is None or self._user() is None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of a decoder has weights of its own, of which these graphs know nothing.
+        return Holder, ()
+
+
+class RecordedCache:
+    """What `row_cache.RowCache` is, in the arena that `holder` has, or a larger one where that is too small."""
+
+    def __init__(self, sources: list[Tensor], source: Layout, heads: int, holder: Holder) -> None:
+        self.heads = heads
+        self.slots, self.width, self.length, self.filled = source.batch_size, 1, 0, 0
+        self.sentence_S = torch.arange(self.slots, dtype=torch.int32, device=source.lengths.device)
+        slots = power_of_two(self.slots)
+        # The last of the target rows is for those that only fill up.
+        needed = slots, slots, STEPS, ROWS * slots, power_of_two(source.total), power_of_two(source.max_length)
+        known = needed if holder.arena is None else holder.arena.sizes
+        self.holder, self.arena = holder, holder.arena or Arena(needed, sources[0], len(sources))
+        if any(have < need for have, need in zip(known, needed, strict=True)):
+            self.arena = Arena(tuple(map(max, known, needed)), sources[0], len(sources))
+        holder.lend(self.arena, self)
+        arena = self.arena
+        for own_NE, source_NE in zip(arena.sources, sources, strict=True):
+            own_NE[: source.total] = source_NE
+        arena.lists_SL.fill_(-1)
+        arena.lists_SL[: self.slots, : source.max_length] = lists_of_sentences(source.lengths)
+        arena.past_RT.fill_(-1)
+
+    def advance(self, parents_SK: Tensor) -> None:
+        """Make room for one step of the children of these hypotheses."""
+        count = parents_SK.numel()
+        self._move(count)
+        arena = self.arena
+        past_SKT = self._past().gather(1, parents_SK[:, :, None].expand(-1, -1, arena.past_RT.shape[1]))
+        rows_R = self.filled + arena.own_R[:count]
+        arena.past_RT[:count] = past_SKT.flatten(0, 1)
+        arena.past_RT[:count, self.length] = rows_R
+        arena.places_R.fill_(arena.targets[0].shape[0] - 1)
+        arena.places_R[:count] = rows_R
+        self.width = parents_SK.shape[1]
+        arena.sentence_R[:count] = self.sentence_S.repeat_interleave(self.width)
+        self.filled += count
+        self.length += 1
+
+    def computed(self, step: Step, x_SKD: Tensor) -> Tensor:
+        """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
+        arena, count = self.arena, x_SKD.shape[0] * x_SKD.shape[1]
+        rows = power_of_two(count)
+        if rows not in arena.graphs:
+            places, x_R1D = _Places(arena, rows, self.heads), x_SKD.new_zeros(rows, 1, x_SKD.shape[2])
+            arena.graphs[rows] = x_R1D, Recorded(lambda: step(places, x_R1D), x_SKD.device, arena.pool)
+        x_R1D, graph = arena.graphs[rows]
+        x_R1D[:count, 0] = x_SKD.flatten(0, 1)
+        return graph()[:count].view(x_SKD.shape)
+
+    def keep(self, slots: Tensor) -> None:
+        """Go on with these slots alone."""
+        past_SKT = self._past()[slots]
+        self.slots = slots.shape[0]
+        self._past().copy_(past_SKT)
+        self.sentence_S = self.sentence_S[slots]
+
+    def _past(self) -> Tensor:
+        """The lists of the hypotheses of the last step, [S, K, T]."""
+        return self.arena.past_RT[: self.slots * self.width].view(self.slots, self.width, -1)
+
+    def _move(self, count: int) -> None:
+        """Into a larger arena where the next step, of so many rows, has no place."""
+        old = self.arena
+        sentences, rows, steps, target_rows, *others = old.sizes
+        sizes = (
+            *(sentences, max(rows, power_of_two(count))),
+            *(2 * steps if self.length == steps else steps, max(target_rows, power_of_two(self.filled + count + 1))),
+            *others,
+        )
+        if sizes == old.sizes:
+            return
+        self.arena = new = Arena(sizes, old.targets[0], len(old.targets))
+        self.holder.lend(new, self)
+        new.past_RT[:rows, :steps] = old.past_RT
+        new.lists_SL.copy_(old.lists_SL)
+        for new_NE, old_NE in zip((*new.targets, *new.sources), (*old.targets, *old.sources), strict=True):
+            new_NE[: old_NE.shape[0]] = old_NE
+
+
+class _Places:
+    """What a graph of so many rows knows of an arena; nothing of any one search."""
+
+    def __init__(self, arena: Arena, rows: int, heads: int) -> None:
+        # Tensors, not the arena itself, which has the graph that has this.
+        self.targets, self.sources, self.lists_SL = arena.targets, arena.sources, arena.lists_SL
+        self.past_RT, self.own_R = arena.past_RT[:rows], arena.own_R[:rows]
+        self.places_R, self.sentence_R = arena.places_R[:rows], arena.sentence_R[:rows]
+        self.heads = heads
+
+    def attend_target(self, layer: int, q_R1D: Tensor, keys_values_R1E: Tensor) -> Tensor:
+        """Add a layer's keys and values; attend from each row to its past with them: [R, 1, D]."""
+        self.targets[layer].index_copy_(0, self.places_R, keys_values_R1E.flatten(0, 1))
+        return self._attend(q_R1D, self.targets[layer], self.past_RT, self.own_R)
+
+    def attend_source(self, layer: int, q_R1D: Tensor) -> Tensor:
+        """Attend from each row to the source of its sentence: [R, 1, D]."""
+        return self._attend(q_R1D, self.sources[layer], self.lists_SL, self.sentence_R)
+
+    def _attend(self, q_R1D: Tensor, rows_NE: Tensor, lists: Tensor, list_of_R: Tensor) -> Tensor:
+        return row_attention(q_R1D.flatten(0, 1), rows_NE, lists, list_of_R, self.heads)[:, None]
