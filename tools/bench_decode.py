@@ -8,8 +8,8 @@ the median of the rounds. Beside each speed: BLEU, the share of lines that are t
 decoder computed, and peak memory. Starting up is not in the speeds: it is a column; a whole process for one sentence is
 measured too, beside one that imports PyTorch and ends. Prints a table to stderr and the figures as JSON to stdout.
 CTranslate2 runs at its best: its best batch size of several, two workers of one thread each, and AVX-512 where that is
-faster. With --device cuda ours are measured there, in one process; CTranslate2 stays on the processors, so name only
-ours.
+faster. With --device cuda all are measured there, in one process each, at their best of three batch sizes. Who cannot
+run is left out, and a line says so.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from typing import Any
 import torch
 
 from seq2seq.evaluate.scores import bleu
+from seq2seq.support.errors import RunError
+from seq2seq.support.progress import say
 from tools.figures import give_out, machine
 
 PROCESSORS = 2
@@ -54,7 +56,8 @@ class Contestant:
 
     def __init__(self, name: str, job: dict[str, Any]) -> None:
         system, self.dtype = name.split()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(CTRANSLATE2 if system == "ctranslate2" else {})}
+        on_cpu = system == "ctranslate2" and job["device"] == "cpu"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(CTRANSLATE2 if on_cpu else {})}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tools.decode_contestant", system],
             stdin=subprocess.PIPE,
@@ -81,13 +84,18 @@ class Contestant:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"a contestant ended with {self.process.wait()}")
+            raise RunError(f"it ended with {self.process.wait()}; its words are above")
         return dict(json.loads(answer))
 
 
 def measure(names: list[str], job: dict[str, Any], rounds: int, references: list[str]) -> dict[str, Any]:
     """The figures of one row of the table, by contestant."""
-    contestants = {name: Contestant(name, job) for name in names}
+    contestants = {}
+    for name in names:
+        try:
+            contestants[name] = Contestant(name, job)
+        except RunError as error:
+            say(f"{name} is left out: {error}")
     for _ in range(rounds):
         for contestant in contestants.values():
             contestant.turn()
@@ -100,6 +108,7 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
         seconds = [turn["seconds"] for turn in contestant.rounds]
         figures[name] = {
             "sentences_per_second": round(len(last["texts"]) / statistics.median(seconds), 1),
+            "target_tokens_per_second": round(last["tokens"] / statistics.median(seconds)),
             "seconds": [round(value, 3) for value in seconds],
             "bleu": None if "forced" in job else round(bleu(last["texts"], references[: len(last["texts"])]), 2),
             "same_lines": ours and sum(map(str.__eq__, last["texts"], ours)) / len(ours),
@@ -138,6 +147,7 @@ def show(row: str, figures: dict[str, Any]) -> None:
             latency = f"  p50 {values['p50_milliseconds']} p99 {values['p99_milliseconds']} ms"
         print(
             f"{row:<8} {name:<20} {values['sentences_per_second']:>8} lines/s"
+            f" {values['target_tokens_per_second']:>8} tokens/s"
             f"  BLEU {values['bleu']}  same {values['same_lines']}  rows {values['decoder_rows']}"
             f"  {values['peak_megabytes']} MB  start {values['start_seconds']} s{latency}",
             file=sys.stderr,
@@ -171,12 +181,15 @@ def main() -> None:
         for row in arguments.rows:
             job = {"model": str(arguments.model), "source": str(arguments.source), "folder": folder, **SETTINGS[row]}
             job["device"] = arguments.device
+            if arguments.device == "cuda" and row == "base":
+                del job["lines"]
             job["workers"] = 1 if row == "latency" or arguments.device != "cpu" else PROCESSORS
             result["rows"][row] = measure(arguments.contestants, job, arguments.rounds, references)
             show(row, result["rows"][row])
-    first = arguments.source.read_text("utf-8").split("\n")[0]
-    result["process_seconds"] = process_seconds(arguments.model, first, 2 * arguments.rounds - 1)
-    print({name: statistics.median(found) for name, found in result["process_seconds"].items()}, file=sys.stderr)
+    if arguments.device == "cpu":
+        first = arguments.source.read_text("utf-8").split("\n")[0]
+        result["process_seconds"] = process_seconds(arguments.model, first, 2 * arguments.rounds - 1)
+        print({name: statistics.median(found) for name, found in result["process_seconds"].items()}, file=sys.stderr)
     give_out(result, arguments.output)
 
 

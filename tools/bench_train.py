@@ -151,7 +151,7 @@ def environments(ranks: int) -> list[dict[str, str]]:
     return [{name: str(value) for name, value in {**common, "RANK": rank}.items()} for rank in range(ranks)]
 
 
-def compare(jobs: list[Job], stretch: Stretch, rounds: int) -> dict[str, Any]:
+def compare(jobs: list[Job], stretch: Stretch, rounds: int, warm: int = 0) -> dict[str, Any]:
     """The figures of one number format; the first of `jobs` is the matrix product, the second ours."""
     with ExitStack() as stack:
         workers, first_updates = [], {}
@@ -160,6 +160,8 @@ def compare(jobs: list[Job], stretch: Stretch, rounds: int) -> dict[str, Any]:
             ended = worker.run(replace(stretch, count=1))["ended"]
             since = {"process_start": worker.started, "build": worker.built["build_started"]}
             first_updates[job.contestant] = {f"from_{name}": ended - began for name, began in since.items()}
+            if job.contestant == OURS and warm:
+                worker.run(replace(stretch, count=warm))
             workers.append(worker)
             say(f"{job.precision}: {job.contestant} is ready")
         for turn in range(rounds + 1):
@@ -296,7 +298,7 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if arguments.growth:
             formats[precision] = growth(ours, stretch, arguments.growth, arguments.rounds, folder / precision)
         else:
-            formats[precision] = compare([matrix, ours, *others], stretch, arguments.rounds)
+            formats[precision] = compare([matrix, ours, *others], stretch, arguments.rounds, arguments.warm)
             print(table(precision, formats[precision]), file=sys.stderr, flush=True)
     return {
         "date": date.today().isoformat(),
@@ -313,6 +315,7 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "micro_batches": arguments.micro_batches,
         "rounds": arguments.rounds,
         "updates_per_round": arguments.updates,
+        "updates_before_the_rounds": arguments.warm,
         "formats": formats,
     }
 
@@ -330,6 +333,13 @@ def main() -> None:
     options.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     options.add_argument("--rounds", type=int, default=11)
     options.add_argument("--updates", type=int, default=1, metavar="N", help="of a contestant in a round (default: 1)")
+    options.add_argument(
+        "--warm",
+        type=int,
+        default=0,
+        metavar="N",
+        help="updates of ours before the rounds: on GPUs shapes are recorded",
+    )
     options.add_argument("--device", default="auto")
     options.add_argument("--growth", nargs="?", const=25_000, type=int, metavar="N", help="up to N tokens an update")
     options.add_argument("--output", type=Path)

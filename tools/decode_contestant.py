@@ -112,7 +112,11 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
             config = compose(["+recipe=files", "model=base"])
         write_ctranslate2_model(translator.model, config.model, folder)
     theirs = ctranslate2.Translator(
-        str(folder), compute_type=job["dtype"], inter_threads=job["workers"], intra_threads=1
+        str(folder),
+        device=job["device"],
+        compute_type=job["dtype"],
+        inter_threads=job["workers"],
+        intra_threads=1,
     )
     length = {"min_decoding_length": job["forced"], "max_decoding_length": job["forced"]} if "forced" in job else {}
 
@@ -128,9 +132,7 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
         outputs = [[token(name) for name in result.hypotheses[0]] for result in found]
         return translator.tokenizer.decode(outputs), None
 
-    sample = Path(job["source"]).read_text("utf-8").split("\n")[:192]
-    turn(sample[:16], 16)
-    job["batch"] = fastest_batch(turn, sample, (32, 64, 96))
+    find_fastest_batch(turn, job, (32, 64, 96))
     return turn
 
 
@@ -174,20 +176,21 @@ def by_transformers(job: dict[str, Any]) -> Turn:
                 outputs[place] = row[1:].copy() if EOS not in row[1:] else row[1 : row.index(EOS, 1)]
         return translator.tokenizer.decode(outputs), None
 
-    sample = Path(job["source"]).read_text("utf-8").split("\n")[:192]
-    turn(sample[:16], 16)
-    job["batch"] = fastest_batch(turn, sample, (32, 64, 128))
+    find_fastest_batch(turn, job, (32, 64, 128))
     return turn
 
 
-def fastest_batch(turn: Callable[..., Any], sample: list[str], sizes: tuple[int, ...]) -> int:
-    """The number of sentences at once with which the sample takes least."""
+def find_fastest_batch(turn: Callable[..., Any], job: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    """Set `batch` to the number of sentences at once with which a sample takes least; on GPUs of larger ones, all."""
+    on_gpu = job["device"] == "cuda"
+    sample = Path(job["source"]).read_text("utf-8").split("\n")[: -1 if on_gpu else 192]
+    turn(sample[:16], 16)
     times = {}
-    for batch in sizes:
+    for batch in (256, 512, 1024) if on_gpu else sizes:
         started = time.perf_counter()
         turn(sample, batch)
         times[batch] = time.perf_counter() - started
-    return min(times, key=lambda batch: times[batch])
+    job["batch"] = min(times, key=lambda batch: times[batch])
 
 
 SYSTEMS: dict[str, Callable[[dict[str, Any]], Turn]] = {
@@ -195,6 +198,14 @@ SYSTEMS: dict[str, Callable[[dict[str, Any]], Turn]] = {
     "ctranslate2": by_ctranslate2,
     "transformers": by_transformers,
 }
+
+
+def tokens_of(job: dict[str, Any], translations: list[str]) -> int:
+    """Target tokens, eos counted: the steps asked for, or the pieces of the translations."""
+    if "forced" in job:
+        return int(job["forced"]) * len(translations)
+    tokenizer = load_model_directory(Path(job["model"]))[1]
+    return sum(len(ids) + 1 for ids in tokenizer.encode(translations))
 
 
 def peak_megabytes() -> float:
@@ -209,7 +220,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     turn = SYSTEMS[sys.argv[1]](job)
     texts = Path(job["source"]).read_text("utf-8").split("\n")[:-1][: job.get("lines")]
-    turn(texts[:64])
+    turn(texts if job["device"] == "cuda" else texts[:64])
     print(json.dumps({"start_seconds": time.perf_counter() - STARTED, "batch": job.get("batch")}), flush=True)
     for _ in sys.stdin:
         found: list[str] = []
@@ -221,7 +232,7 @@ def main() -> None:
             found += translations
             rows.append(computed)
         total = None if None in rows else sum(filter(None, rows))
-        answer = {"texts": found, "rows": total, "seconds": sum(each), "each": each}
+        answer = {"texts": found, "tokens": tokens_of(job, found), "rows": total, "seconds": sum(each), "each": each}
         print(json.dumps({**answer, "peak_megabytes": peak_megabytes()}), flush=True)
 
 

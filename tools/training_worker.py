@@ -15,16 +15,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
 from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
 from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches, prefetched
 from seq2seq.data.store import Store
+from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.compiled import compile_regions
 from seq2seq.support.devices import (
     SHAPES_OF_TRAINING,
@@ -37,6 +39,7 @@ from seq2seq.support.devices import (
 from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
 from seq2seq.train.optimizer import build_optimizer, change_weights
+from seq2seq.train.recorded import RecordedPasses
 from tools.contestants import CONTESTANTS, OURS, learnt_parameters, total_norm
 from tools.flops import update_flops
 
@@ -79,8 +82,11 @@ class TrainingRun:
         torch.manual_seed(1)
         self.contestant = CONTESTANTS[job.contestant](self.config, job.vocab_size, world)
         self.model = self.contestant.model.to(device).train()
+        self.recorded: RecordedPasses | None = None
         if self.contestant.is_ours and choose_compiling("auto", device):
             compile_regions(self.model)
+            if cast(TranslationModel, self.model).can_be_recorded(device, self.precision):
+                self.recorded = RecordedPasses(self.backward, self.model, device)
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
@@ -111,20 +117,26 @@ class TrainingRun:
         world, count = self.world, self.job.micro_batches * self.world.size
         batches = (batch for _, batch, _ in micro_batches(store, pairs, count, world.rank, world.size))
         precision = self.precision if self.contestant.is_ours else torch.float32
-        return [batch.ready_for(self.device, precision) for batch in batches]
+        recorded = self.recorded is not None
+        return [batch.ready_for(self.device, precision, recorded=recorded) for batch in batches]
 
     def update(self, parts: list[Batch]) -> None:
         """One update by the mean loss of its parts; ranks are averaged."""
-        target_tokens = sum(len(batch.target_out) for batch in parts)
+        target_tokens = sum(int((batch.target_out >= 0).sum()) for batch in parts)
         for batch in parts:
-            with autocast(self.device, self.precision):
-                loss = self.contestant.loss(batch.to(self.device))
-            (loss / target_tokens).backward()
+            (self.recorded or self.backward)(batch, 1 / target_tokens)
         if self.contestant.is_ours:
             change_weights(self.optimizer, RATE, skip=~total_norm(self.model).isfinite())
         else:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.recorded is None)
+
+    def backward(self, batch: Batch, scale: float | Tensor) -> Tensor:
+        """Add the gradients of a batch's loss times `scale`."""
+        with autocast(self.device, self.precision):
+            loss = self.contestant.loss(batch.to(self.device))
+        (loss * scale).backward()
+        return loss.detach()
 
 
 class MatrixProducts:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from seq2seq.data.store import Store
 from seq2seq.data.tokenizer import BOS
+from seq2seq.ops.gpu import power_of_two
 from seq2seq.ops.packing import Layout
 
 T = TypeVar("T")
@@ -31,7 +32,8 @@ WINDOW = 1 << 13
 class Batch:
     """Packed pairs: token ids [N] of sources, of targets as fed in (bos first) and as predicted (eos last).
 
-    What is fed in may end in filler, as its layouts tell; what is to be predicted has none.
+    What is fed in may end in filler, as its layouts tell; what is to be predicted has none. A `regular` batch ends in
+    sentences of zeros, for which there is nothing to predict: −1.
     """
 
     source: Tensor
@@ -55,11 +57,42 @@ class Batch:
         tokens = F.pad(self.source, (0, source.filler)), F.pad(self.target_in, (0, target.filler))
         return Batch(tokens[0], source, tokens[1], self.target_out, target)
 
-    def ready_for(self, device: torch.device, precision: torch.dtype) -> Batch:
-        """This batch as training there wants it: page-locked for a GPU, with filler for bfloat16 on a processor."""
+    def regular(self) -> Batch:
+        """The same pairs in one of few shapes, for which `train.recorded` keeps what a GPU has to do."""
+        layouts = self.source_layout, self.target_layout
+        longest = [max(16, power_of_two(layout.max_length)) for layout in layouts]
+        added = max(-(-layout.missing // most) for layout, most in zip(layouts, longest, strict=True))
+        count = power_of_two(self.source_layout.batch_size + added)
+        source, target = (layout.regular(most, count) for layout, most in zip(layouts, longest, strict=True))
+        missing = [layout.missing for layout in layouts]
+        return Batch(
+            F.pad(self.source, (0, missing[0])),
+            source,
+            F.pad(self.target_in, (0, missing[1])),
+            F.pad(self.target_out, (0, missing[1]), value=-1),
+            target,
+        )
+
+    def ready_for(self, device: torch.device, precision: torch.dtype, *, recorded: bool = False) -> Batch:
+        """This batch as training there wants it: page-locked for a GPU, with filler for bfloat16 on a processor.
+
+        What is to be `recorded` is in a regular shape too.
+        """
         if device.type == "cuda":
-            return self.pinned()
+            return (self.regular() if recorded else self).pinned()
         return self.rounded() if precision == torch.bfloat16 else self
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that there is on a device."""
+        lengths = self.source_layout.lengths, self.target_layout.lengths
+        return self.source, self.target_in, self.target_out, *lengths
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """All that there is beside tensors, and how large these are."""
+        layouts = self.source_layout, self.target_layout
+        return tuple(size for x in layouts for size in (x.batch_size, x.max_length, x.total, x.filler))
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from seq2seq.ops.attention import attention, attention_reference
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import lists_of_sentences, row_attention, suits_rows
+from seq2seq.ops.short_attention import takes_short_sentences
 
 
 class MultiHeadAttention(nn.Module):
@@ -45,6 +46,10 @@ class MultiHeadAttention(nn.Module):
             return self.output(row_attention(self.query(x_ND), rows_ME, lists_BL, lists_of_N, self.num_heads))
         q_NHE, k_MHE, v_MHE = self._projected(x_ND, memory_MD)
         return self.output(attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=causal).flatten(1))
+
+    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether short sentences are computed there by a kernel for which some may be empty."""
+        return takes_short_sentences(device, dtype, *(width // self.num_heads for width in self.widths))
 
     def weights(
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False

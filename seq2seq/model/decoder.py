@@ -109,6 +109,10 @@ class TransformerDecoder(nn.Module):
             x_MD = layer.whole(x_MD, layout, memory.rows, memory.layout)
         return self.norm(x_MD)
 
+    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """See `interfaces.Decoder`."""
+        return cast(DecoderLayer, self.layers[0]).self_attention.takes_empty_sentences(device, dtype)
+
     def with_attention(
         self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None
     ) -> tuple[Tensor, list[Tensor]]:

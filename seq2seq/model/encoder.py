@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 
 from seq2seq.config.schema import TransformerConfig
@@ -49,3 +52,7 @@ class TransformerEncoder(nn.Module):
         for layer in self.layers:
             x_ND = layer(x_ND, layout)
         return Memory(self.norm(x_ND), layout)
+
+    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """See `interfaces.Encoder`."""
+        return cast(EncoderLayer, self.layers[0]).self_attention.takes_empty_sentences(device, dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from seq2seq.ops.packing import Layout
@@ -27,6 +28,9 @@ class Encoder(Protocol):
     rows_can_be_alone: bool
 
     def __call__(self, tokens: Tensor, layout: Layout) -> Memory: ...
+
+    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether in training there some sentences may have no tokens, on either side."""
 
 
 class Decoder(Protocol):
@@ -52,6 +56,9 @@ class Decoder(Protocol):
 
         Raises UserError where there is no such layer.
         """
+
+    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether in training there some sentences may have no tokens, on either side."""
 
     def start(self, memory: Memory) -> Any:
         """The state before the first step, one hypothesis a sentence."""

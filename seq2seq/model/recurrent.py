@@ -39,6 +39,10 @@ class RecurrentEncoder(nn.Module):
         h_BLD, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=layout.max_length)
         return Memory(self.dropout(layout.pack(h_BLD)), layout)
 
+    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:  # noqa: ARG002
+        """Never: see `interfaces.Decoder`."""
+        return False
+
 
 class AdditiveAttention(nn.Module):
     """Weights of softmax(v · tanh(W·state + U·memory)) (section A.1.2 of Bahdanau et al.)."""
@@ -106,6 +110,10 @@ class RecurrentDecoder(nn.Module):
     def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Packed target tokens [M] to hidden rows [M, D]."""
         return self._whole(tokens, layout, memory)[0]
+
+    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:  # noqa: ARG002
+        """Never: see `interfaces.Decoder`."""
+        return False
 
     def with_attention(
         self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None

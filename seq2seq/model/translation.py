@@ -68,6 +68,11 @@ class TranslationModel(nn.Module):
         can = all(side.rows_can_be_alone for side in sides)
         return can and self.projection is not None and native.library() is not None
 
+    def can_be_recorded(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether its training on a GPU can be a graph of fixed shapes, in which some sentences are empty."""
+        sides = cast(Encoder, self.encoder), cast(Decoder, self.decoder)
+        return all(side.takes_empty_sentences(device, dtype) for side in sides)
+
     def forward(self, batch: Batch) -> Tensor:
         """Hidden rows [M, D], one for each target token to predict."""
         memory = cast(Encoder, self.encoder)(batch.source, batch.source_layout)

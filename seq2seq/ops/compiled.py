@@ -21,6 +21,10 @@ from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
 
 
+OPTIONS: dict[str, Any] = {"triton.mix_order_reduction": False}
+"""Without it the norms' backward pass takes a GPU less time (docs/log.md, 2026-11-26)."""
+
+
 def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Run the methods that modules of `model` name in `regions` as compiled code, in training.
 
@@ -47,7 +51,10 @@ class Compiler:
     def __call__(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """`function(*arguments)`, compiled, or plain where compiling it fails."""
         if function not in self._compiled:
-            self._compiled[function] = torch.compile(function, backend=self.backend, dynamic=True, fullgraph=True)
+            options = OPTIONS if self.backend == "inductor" else None
+            self._compiled[function] = torch.compile(
+                function, backend=self.backend, dynamic=True, fullgraph=True, options=options
+            )
         try:
             # Sizes that are equal in the first batch are not the same size for that.
             with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]

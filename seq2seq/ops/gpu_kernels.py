@@ -25,15 +25,17 @@ def _places(cu_lengths, sentence, head, at, ROWS: tl.constexpr, E: tl.constexpr)
 
 @triton.jit
 def _weights(q_LE, k_SE, length, scale, CAUSAL: tl.constexpr, L: tl.constexpr, S: tl.constexpr):
-    """softmax(q·kᵀ / √d_k) over the keys that are there, [L, S]."""
+    """softmax(q·kᵀ / √d_k) over the keys that are there, [L, S]; zeros where there are none."""
     scores_LS = tl.dot(q_LE, tl.trans(k_SE), input_precision="ieee") * scale
     keys = tl.arange(0, S)[None, :]
     seen = keys < length
     if CAUSAL:
         seen = seen & (keys <= tl.arange(0, L)[:, None])
     scores_LS = tl.where(seen, scores_LS, -float("inf"))
-    weights_LS = tl.exp(scores_LS - tl.max(scores_LS, 1)[:, None])
-    return weights_LS / tl.sum(weights_LS, 1)[:, None]
+    largest_L = tl.max(scores_LS, 1)
+    weights_LS = tl.exp(scores_LS - tl.where(largest_L == -float("inf"), 0.0, largest_L)[:, None])
+    total_L = tl.sum(weights_LS, 1)
+    return weights_LS / tl.where(total_L == 0.0, 1.0, total_L)[:, None]
 
 
 @triton.jit
@@ -43,8 +45,10 @@ def attention_forward(
 ):  # fmt: skip
     """out = softmax(q·kᵀ / √d_k)·v."""
     sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
-    places_q, has_q, _ = _places(cu_queries, sentence, head, q_at, L, E)
+    places_q, has_q, rows = _places(cu_queries, sentence, head, q_at, L, E)
     places_k, has_k, length = _places(cu_keys, sentence, head, k_at, S, E)
+    if rows + length == 0:
+        return
     places_v, _, _ = _places(cu_keys, sentence, head, v_at, S, E)
     q_LE = tl.load(q + places_q, mask=has_q, other=0.0)
     k_SE = tl.load(k + places_k, mask=has_k, other=0.0)
@@ -62,8 +66,10 @@ def attention_backward(
 ):  # fmt: skip
     """The gradients by q, k and v. The weights are computed again: that is quicker than to read them."""
     sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
-    places_q, has_q, _ = _places(cu_queries, sentence, head, q_at, L, E)
+    places_q, has_q, rows = _places(cu_queries, sentence, head, q_at, L, E)
     places_k, has_k, length = _places(cu_keys, sentence, head, k_at, S, E)
+    if rows + length == 0:
+        return
     places_v, _, _ = _places(cu_keys, sentence, head, v_at, S, E)
     places_d_out, _, _ = _places(cu_queries, sentence, head, d_out_at, L, E)
     q_LE = tl.load(q + places_q, mask=has_q, other=0.0)
@@ -87,10 +93,15 @@ def attention_backward(
 
 @triton.jit
 def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.constexpr, BLOCK: tl.constexpr):
-    """A row of logits becomes softmax(logits) − confidence·onehot(target), in place; −log p(target), and log Σexp."""
+    """A row of logits becomes softmax(logits) − confidence·onehot(target), in place; −log p(target), and log Σexp.
+
+    All zeros without a target, which is below 0.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     columns = tl.arange(0, BLOCK)
+    target = tl.load(targets + row)
+    has_target = target >= 0
     most = tl.full([BLOCK], -float("inf"), tl.float32)
     sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, V, BLOCK):
@@ -102,11 +113,11 @@ def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.con
         most = larger
     largest = tl.max(most, 0)
     log_sum = largest + tl.log(tl.sum(sums * tl.exp(most - largest), 0))
-    target = tl.load(targets + row)
-    tl.store(nll + row, log_sum - tl.load(logits + target).to(tl.float32))
-    tl.store(lse + row, log_sum)
+    of_target = tl.load(logits + target, mask=has_target, other=0.0).to(tl.float32)
+    tl.store(nll + row, tl.where(has_target, log_sum - of_target, 0.0))
+    tl.store(lse + row, tl.where(has_target, log_sum, 0.0))
     for start in range(0, V, BLOCK):
         at = start + columns
         x = tl.load(logits + at, mask=at < V, other=0.0).to(tl.float32)
-        gradient = tl.exp(x - log_sum) - tl.where(at == target, confidence, 0.0)
+        gradient = tl.where(has_target, tl.exp(x - log_sum) - tl.where(at == target, confidence, 0.0), 0.0)
         tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < V)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -13,21 +14,25 @@ Result = TypeVar("Result")
 class Recorded(Generic[Result]):
     """A function over tensors that stay where they are, recorded once; `result` is what it fills each time.
 
-    What it does must be safe to do twice. Recorded graphs of one `pool` share the memory of their intermediate results,
-    so that they may not run at the same time. Where there is no GPU it is simply called again.
+    Recording does nothing yet; with `try_first` the function is called once before, so that kernels are compiled and
+    libraries ready: then it must be safe to do twice. Graphs of one `pool` share the memory of intermediate results, so
+    that they may not run at the same time. Where there is no GPU the function is simply called.
     """
 
-    def __init__(self, function: Callable[[], Result], device: torch.device, pool: Any = None) -> None:
+    result: Result
+
+    def __init__(
+        self, function: Callable[[], Result], device: torch.device, pool: Any = None, *, try_first: bool = True
+    ) -> None:
         self.function = function
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
-            self.result = function()
             return
-        stream = torch.cuda.Stream(device)
+        stream = _stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            # Kernels are compiled and libraries made ready where nothing is recorded.
-            function()
+            if try_first:
+                function()
             self.graph = torch.cuda.CUDAGraph()
             # Other threads may copy meanwhile: those that make batches ready.
             self.graph.capture_begin(pool=pool, capture_error_mode="thread_local")
@@ -38,9 +43,15 @@ class Recorded(Generic[Result]):
         torch.cuda.current_stream(device).wait_stream(stream)
 
     def __call__(self) -> Result:
-        """Do it again, with what its tensors hold now."""
+        """Do it, with what its tensors hold now."""
         if self.graph is None:
             self.result = self.function()
         else:
             self.graph.replay()
         return self.result
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all recording: memory that one graph has let go serves another only in the same stream."""
+    return torch.cuda.Stream(device)

@@ -4,6 +4,8 @@ The loss of a row is −Σ_v q_v · log softmax(h·Wᵀ)_v with q = (1−ε)·on
 the paper). The fused form takes the rows in chunks and makes the gradients at once, so that the logits of all rows
 [N, V] never exist together.
 
+On GPUs a target of −1 counts nothing.
+
 Shapes: N rows, the first T of them with a target, those after them counting nothing; C rows of a chunk, the first U of
 them with a target; D d_model, V vocabulary.
 """
@@ -57,19 +59,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             mean_D = w_VD.float().mean(0)
             uniform_D = torch.zeros_like(mean_D)
             chunk = CHUNK if device == "cpu" else CHUNK_OF_GPU
+            by_kernel = runs_kernels(h_ND.device)
             for start in range(0, h_ND.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 h_CD, target_U = h_ND[rows].to(dtype), target_T[rows]
                 logits_CV = F.linear(h_CD, weight)
-                make = _to_gradients_by_kernel if runs_kernels(h_ND.device) else _to_gradients
+                make = _to_gradients_by_kernel if by_kernel else _to_gradients
                 nll, lse = make(logits_CV, target_U, smoothing)
                 # Σ_v of the logits needs no pass over them: it is V times h · mean(W).
-                sum_D = h_ND[rows][: len(target_U)].float().sum(0)
+                counted_UD = h_ND[rows][: len(target_U)].float()
+                counts_U1: Tensor | float = 1.0
+                if by_kernel:
+                    counts_U1 = (target_U >= 0)[:, None].float()
+                    counted_UD = counted_UD * counts_U1
+                sum_D = counted_UD.sum(0)
                 plain += nll
                 smoothed += (1 - smoothing) * nll + smoothing * (lse - torch.dot(sum_D, mean_D))
                 if grad_h is not None:
                     grad_h[rows] = logits_CV @ weight
-                    grad_h[rows][: len(target_U)] -= (smoothing * mean_D).to(dtype)
+                    grad_h[rows][: len(target_U)] -= (counts_U1 * smoothing * mean_D).to(dtype)
                 if grad_w is not None:
                     grad_w += logits_CV.T @ h_CD
                     uniform_D += sum_D

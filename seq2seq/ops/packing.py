@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each of B sentences lies in N = `total` packed rows: `lengths` [B], int64, all at least 1.
+    """Where each of B sentences lies in N = `total` packed rows: `lengths` [B], int64.
 
     The last `filler` rows belong to no sentence: nothing attends to them, and no loss counts them.
     """
@@ -88,13 +88,26 @@ class Layout:
         rows = grid.reshape(-1, *grid.shape[2:])
         return rows if self.is_rectangular else rows.index_select(0, self.padded_index.clamp(max=rows.shape[0] - 1))
 
+    @property
+    def missing(self) -> int:
+        """Rows up to the next of few numbers, at most 1/32 more: there are 32 for each power of two."""
+        return -self.total % (1 << max(0, self.total.bit_length() - 6))
+
     def rounded(self) -> Layout:
-        """This layout filled up to one of few numbers of rows, at most 1/32 more: 32 numbers for each power of two.
+        """This layout with the missing rows as filler.
 
         oneDNN compiles code for each new shape of a product, which takes longer than the product itself.
         """
-        filler = -self.total % (1 << max(0, self.total.bit_length() - 6))
-        return Layout(self.lengths, self.max_length, self.total + filler, filler)
+        return Layout(self.lengths, self.max_length, self.total + self.missing, self.missing)
+
+    def regular(self, longest: int, count: int) -> Layout:
+        """This layout with the missing rows as sentences of at most `longest` rows, and `count` sentences in all, the
+        last of them empty."""
+        whole, rest = divmod(self.missing, longest)
+        added = [longest] * whole + [rest] * (rest > 0)
+        added += [0] * (count - self.batch_size - len(added))
+        lengths = torch.cat((self.lengths, torch.tensor(added, dtype=torch.int64)))
+        return Layout(lengths, longest, self.total + self.missing)
 
     def complete(self) -> Layout:
         """This layout with all that attention reads computed: compiled code cannot do it at the first reading."""

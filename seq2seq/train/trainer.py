@@ -47,6 +47,7 @@ from seq2seq.train.health import Health
 from seq2seq.train.interrupts import SIGNALS, Interrupts
 from seq2seq.train.loss import BatchLoss
 from seq2seq.train.optimizer import build_optimizer, change_weights
+from seq2seq.train.recorded import RecordedPasses
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
 from seq2seq.train.update import Part, Pending, Update
@@ -73,12 +74,14 @@ class Trainer:
         if config.init_from and not self.checkpoints.all():
             fill(self.model, starting_weights(config), Path(config.init_from))
         self.average = copy.deepcopy(self.model) if config.trainer.average_decay is not None else None
-        if choose_compiling(config.trainer.compile, self.device):
+        self.compiles = choose_compiling(config.trainer.compile, self.device)
+        if self.compiles:
             compile_regions(self.model)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
         self.progress = Progress(data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or 0)
         self.loss: nn.Module = BatchLoss(self.model)
+        self.recorded: RecordedPasses | None = None
         self.interrupts = Interrupts(self._stopped)
         self.full_disk = FullDisk(self.run_dir, config.trainer.on_full_disk)
         self._spike: int | None = None
@@ -119,6 +122,8 @@ class Trainer:
         self._choose_micro_batches()
         require_shareable(self.progress.micro_batches, self.world.size)
         self.loss = self.world.synchronised(self.loss)
+        if self.compiles and self.world.size == 1 and self.model.can_be_recorded(self.device, self.precision):
+            self.recorded = RecordedPasses(self._backward, self.model, self.device)
         if self.world.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
@@ -201,7 +206,10 @@ class Trainer:
         def make(pairs: NDArray[np.int64]) -> Update:
             source, target = (int(lengths[pairs].sum()) for lengths in data.lengths)
             parts = micro_batches(data, pairs, progress.micro_batches, world.rank, world.size)
-            ready = [(index, batch.ready_for(self.device, self.precision), weight) for index, batch, weight in parts]
+            recorded = self.recorded is not None
+            ready = [
+                (index, batch.ready_for(self.device, self.precision, recorded=recorded), w) for index, batch, w in parts
+            ]
             return Update(pairs.tolist(), (source, target), ready)
 
         while True:
@@ -243,7 +251,7 @@ class Trainer:
         if settings.clip_norm is not None:
             clip_grads_with_norm_(parameters, settings.clip_norm, norm)
         change_weights(self.optimizer, rate, skip=~norm.isfinite())
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.recorded is None)
         if self.average and self.config.trainer.average_decay is not None:
             blend(self.average, self.model, self.config.trainer.average_decay, self.progress.step)
         return norm
@@ -280,10 +288,11 @@ class Trainer:
             last = index == parts[-1][0]
             with contextlib.nullcontext() if last else self.world.alone(self.loss):
                 # Ranks are averaged, not summed.
-                sums += weight * self._backward(batch, weight * self.world.size / target_tokens)
+                compute = self.recorded or self._backward
+                sums += weight * compute(batch, weight * self.world.size / target_tokens)
         return sums
 
-    def _backward(self, batch: Batch, scale: float) -> Tensor:
+    def _backward(self, batch: Batch, scale: float | Tensor) -> Tensor:
         with autocast(self.device, self.precision):
             loss, nll = self.loss(batch.to(self.device), self.config.trainer.label_smoothing)
         (loss * scale).backward()

@@ -12,19 +12,23 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
+from seq2seq.data.batches import Batch
 from seq2seq.model import recorded_cache
 from seq2seq.model.decoder import TransformerDecoder
 from seq2seq.model.interfaces import Decoder
 from seq2seq.model.recorded_cache import Holder, RecordedCache
 from seq2seq.model.row_cache import RowCache
 from seq2seq.model.translation import TranslationModel, build_model
-from seq2seq.ops import gpu, linear_cross_entropy, native, short_attention, topk
+from seq2seq.ops import attention, gpu, linear_cross_entropy, native, short_attention, topk
 from seq2seq.ops.add_norm import add_norm_on_gpu, add_norm_reference
 from seq2seq.ops.attention import attention_reference
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import row_attention_on_gpu, row_attention_reference
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Constraints, Hypothesis
+from seq2seq.train import recorded as module_of_passes
+from seq2seq.train.loss import batch_loss
+from seq2seq.train.recorded import RecordedPasses
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -80,6 +84,15 @@ def test_a_sum_has_the_gradient_of_the_reference() -> None:
     assert all((ours - textbook).abs().max() <= 5e-3 for ours, textbook in pairs)
 
 
+def test_queries_without_keys_get_zeros_and_give_none() -> None:
+    layouts = Layout.of([3, 0, 2], DEVICE), Layout.of([4, 2, 0], DEVICE)
+    q, k, v = (torch.randn(n, 2, 16, device=DEVICE, dtype=torch.float16).requires_grad_() for n in (5, 6, 6))
+    out = short_attention.short_attention(q, k, v, *layouts)
+    assert out.isfinite().all() and not out[3:].any()
+    d_q, d_k, d_v = torch.autograd.grad(out.sum(), (q, k, v))
+    assert not d_q[3:].any() and not d_k[4:].any() and not d_v[4:].any()
+
+
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize(("rows", "vocabulary", "block"), [(7, 50, 4096), (3, 1003, 256), (1, 16, 16), (0, 20, 16)])
 def test_logits_become_the_gradients_of_the_reference(
@@ -92,7 +105,11 @@ def test_logits_become_the_gradients_of_the_reference(
         logits[1] += 50
     targets = torch.randint(vocabulary // 2, vocabulary, (rows,), device=DEVICE)
     plain = logits.float().clone()
-    sums = linear_cross_entropy._to_gradients(plain, targets, 0.1)
+    targets[4:5] = -1  # nothing to predict
+    asked = targets >= 0
+    gradients = plain[:rows][asked]
+    sums = linear_cross_entropy._to_gradients(gradients, targets[asked], 0.1)
+    plain.zero_()[:rows][asked] = gradients
     own: Any = linear_cross_entropy._to_gradients_by_kernel(logits, targets, 0.1)
     torch.testing.assert_close(own, sums, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(logits.float(), plain, rtol=0, atol=1e-6 if dtype == torch.float32 else 4e-3)
@@ -224,3 +241,63 @@ def test_a_copy_of_a_model_records_its_own_steps(without_native: pytest.MonkeyPa
     search(model, *batch_of(4, 4))
     other = copy.deepcopy(model)
     assert holder_of(other).arena is None and holder_of(model).arena is not None
+
+
+def batch_to_train(generator: torch.Generator, source: list[int], target: list[int]) -> Batch:
+    layouts = Layout.of(source), Layout.of(target)
+    tokens = [torch.randint(4, 150, (sum(side),), generator=generator) for side in (source, target)]
+    return Batch(tokens[0], layouts[0], tokens[1].roll(1), tokens[1], layouts[1])
+
+
+@pytest.fixture
+def kernels_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not HAS_GPU:
+        for name, replaced in ((attention, "takes_short_sentences"), (linear_cross_entropy, "runs_kernels")):
+            monkeypatch.setattr(name, replaced, lambda *_: True)
+
+
+def gradients_of(model: TranslationModel) -> list[Tensor]:
+    return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+
+@pytest.mark.usefixtures("kernels_in_training")
+def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
+    model, _ = model_and_search()
+    model.train()
+    generator = torch.Generator().manual_seed(1)
+    # Of three shapes; the last two are met once, too seldom to be recorded.
+    shapes: list[Any] = [([5, 7, 70], [2, 3, 66])] * 4 + [([5, 7, 1], [9, 1, 1]), ([2], [3])]
+    batches = [batch_to_train(generator, *shape) for shape in shapes]
+
+    def compute(batch: Batch, scale: float | Tensor) -> Tensor:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=HAS_GPU):
+            loss, nll = batch_loss(model, batch.to(DEVICE), 0.1)
+        (loss * scale).backward()
+        return torch.stack((loss.detach(), nll))
+
+    expected = []
+    for batch in batches:
+        model.zero_grad()
+        expected.append((compute(batch, 0.25), gradients_of(model)))
+    recorded = RecordedPasses(compute, model, DEVICE)
+    for batch, (figures, gradients) in zip(batches, expected, strict=True):
+        for weight in model.parameters():
+            assert weight.grad is not None
+            weight.grad.zero_()
+        found = recorded(batch.regular(), 0.25)
+        torch.testing.assert_close(found, figures, rtol=1e-2 if HAS_GPU else 1e-5, atol=1e-3)
+        for own, plain in zip(gradients_of(model), gradients, strict=True):
+            assert distance(own, plain.double()) <= (3e-2 if HAS_GPU else 1e-4)
+    assert len(recorded.graphs) == 1
+
+
+def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_of_passes, "SHAPES", 1)
+    recorded = RecordedPasses(lambda batch, scale: scale * batch.source.sum(), torch.nn.Linear(1, 1), DEVICE)
+    generator = torch.Generator().manual_seed(1)
+    for lengths in ([3, 4], [300], [5], [3, 4], [5], [5], [300], [2, 5]):
+        batch = batch_to_train(generator, lengths, lengths).regular()
+        assert float(recorded(batch, 0.5)) == 0.5 * int(batch.source.sum())
+    # [3, 4] and [2, 5] have one shape; [300] is too long, [5] had no room.
+    (shape,) = recorded.graphs
+    assert shape == batch.shape

@@ -92,3 +92,17 @@ def test_a_layout_moves_between_devices() -> None:
     moved = Layout.of([3, 1, 2]).to(torch.device("meta"))
     assert moved.lengths.device.type == "meta"
     assert (moved.max_length, moved.total, moved.batch_size) == (3, 6, 3)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=200), st.integers(0, 5))
+def test_a_regular_layout_has_the_same_sentences_then_others_then_empty_ones(lengths: list[int], more: int) -> None:
+    layout = Layout.of(lengths)
+    most = max(16, 1 << (max(lengths) - 1).bit_length())
+    added = -(-layout.missing // most)
+    regular = layout.regular(most, len(lengths) + added + more)
+    found = regular.lengths.tolist()
+    assert found[: len(lengths)] == lengths and found[len(found) - more :] == [0] * more
+    assert sum(found) == regular.total == layout.rounded().total
+    assert max(found) <= regular.max_length == most
+    assert regular.positions.tolist() == [place for length in found for place in range(length)]
