@@ -217,11 +217,14 @@ def main() -> None:
     """Get ready, then take turns until the input ends."""
     keep_freed_memory()
     torch.set_num_threads(1)
+    imported = time.perf_counter() - STARTED
     job = json.loads(sys.stdin.readline())
+    asked = time.perf_counter()
     turn = SYSTEMS[sys.argv[1]](job)
     texts = Path(job["source"]).read_text("utf-8").split("\n")[:-1][: job.get("lines")]
     turn(texts if job["device"] == "cuda" else texts[:64])
-    print(json.dumps({"start_seconds": time.perf_counter() - STARTED, "batch": job.get("batch")}), flush=True)
+    started = imported + time.perf_counter() - asked
+    print(json.dumps({"start_seconds": started, "batch": job.get("batch")}), flush=True)
     for _ in sys.stdin:
         found: list[str] = []
         each, rows = [], []

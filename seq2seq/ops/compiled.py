@@ -20,7 +20,6 @@ from seq2seq.ops.short_attention import takes_short_sentences
 from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
 
-
 OPTIONS: dict[str, Any] = {"triton.mix_order_reduction": False}
 """Without it the norms' backward pass takes a GPU less time (docs/log.md, 2026-11-26)."""
 

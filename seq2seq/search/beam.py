@@ -86,7 +86,7 @@ class BeamSearch:
 
     def few_done(self, device: torch.device) -> float:
         """The share of sentences up to which those that are done stay: to take them out, a GPU must be waited for."""
-        return 1 / 8 if device.type == "cuda" else 0.0
+        return 1 / 4 if device.type == "cuda" else 0.0
 
     def limits(self, lengths_S: Tensor) -> Tensor:
         """The longest output [S], eos counted, for sources of these lengths."""
