@@ -93,7 +93,7 @@ class Worker:
             subprocess.Popen(
                 [sys.executable, "-m", "tools.training_worker"],
                 cwd=ROOT,
-                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), **environment},
+                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": python_path(), **environment},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -137,6 +137,11 @@ class Worker:
             if any(error):
                 process.kill()
             process.communicate()
+
+
+def python_path() -> str:
+    """Where a worker finds the project, and what its starter may have found beside the interpreter's own packages."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def environments(ranks: int) -> list[dict[str, str]]:

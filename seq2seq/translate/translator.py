@@ -156,7 +156,7 @@ class Translator:
         """
         # Outer blanks were taken off in training too; a line of a file with CRLF ends with one.
         stripped = [text.strip(BLANKS) for text in texts]
-        parts = [split(text, self._count, self.longest) if text.strip() else [] for text in stripped]
+        parts = self._parts(stripped)
         starts = [
             prefix.strip(BLANKS) if place == 0 else ""
             for prefix, of_text in zip(prefixes or [""] * len(texts), parts, strict=True)
@@ -173,7 +173,7 @@ class Translator:
         long.
         """
         self.require_streaming()
-        parts = split(text.strip(BLANKS), self._count, self.longest) if text.strip() else []
+        (parts,) = self._parts([text.strip(BLANKS)])
         tasks = self._tasks(parts, [prefix.strip(BLANKS), *[""] * len(parts)][: len(parts)])
         for place, task in enumerate(tasks):
             if place:
@@ -209,6 +209,14 @@ class Translator:
         if size > 1 or self.glossary:
             what = f"{size} hypotheses" if size > 1 else "a glossary, which needs several hypotheses"
             raise UserError(f"streaming with {what}: it is for one alone; set beam_size=1 (--beam-size 1), no glossary")
+
+    def _parts(self, texts: list[str]) -> list[list[str]]:
+        """What to search for instead of each text: itself, nothing for a blank one, or several for one too long."""
+        # All at once: the tokenizer takes longer to be called than to read a line.
+        return [
+            split(text, self._count, self.longest) if pieces > self.longest else [text] * bool(text.strip())
+            for text, pieces in zip(texts, self._count(texts), strict=True)
+        ]
 
     def _count(self, texts: list[str]) -> list[int]:
         return list(map(len, self.tokenizer.encode(texts)))
