@@ -107,42 +107,49 @@ def draw(name: str) -> None:
         plt.close(figure)
 
 
-PEER = {"ours bfloat16": "ctranslate2 float32", "ours int8": "ctranslate2 int8", "ours float32": "ctranslate2 float32"}
-"""What each is held against: CTranslate2 has no bfloat16 on these processors."""
+PEERS = {
+    "ours bfloat16": ("ctranslate2 bfloat16", "ctranslate2 float32"),
+    "ours int8": ("ctranslate2 int8",),
+    "ours float32": ("ctranslate2 float32",),
+}
+"""What each is held against, the first that is there: CTranslate2 has no bfloat16 on these processors."""
+
+
+TRANSFORMERS = ("transformers bfloat16", "transformers float32")
+
+
+def quotient(own: str, peers: tuple[str, ...], contestants: dict[str, Any]) -> str:
+    """The median of the ratios of two contestants within a round; nothing where no peer took part."""
+    rounds = [contestants[name]["seconds"] for name in (*(name for name in peers if name in contestants), own)]
+    if len(rounds) == 1:
+        return ""
+    return f"{statistics.median(theirs / ours for theirs, ours in zip(rounds[0], rounds[-1], strict=True)):.2f}"
 
 
 def decode(figures: dict[str, Any]) -> Iterator[str]:
-    """Translation beside CTranslate2."""
-    names = (
-        "row",
-        "",
-        "lines/s",
-        "÷ CTranslate2",
-        "BLEU",
-        "lines as our float32",
-        "decoder rows",
-        "peak MB",
-        "start, s",
-    )
-    yield from head(*names, "p50, p99 ms")
-    for name, contestants in figures["rows"].items():
+    """Translation beside CTranslate2 and, where they took part, Transformers."""
+    rows = figures["rows"]
+    if figures.get("device", "cpu") != "cpu":
+        yield from (f"On the GPU, one {figures['device']}.", "")
+    beside = {"÷ CTranslate2": PEERS}
+    if any(name in TRANSFORMERS for contestants in rows.values() for name in contestants):
+        beside["÷ Transformers"] = dict.fromkeys(PEERS, TRANSFORMERS)
+    speeds, others = ("lines/s", "target tokens/s"), ("decoder rows", "peak MB", "start, s", "p50, p99 ms")
+    yield from head("row", "", *speeds, *beside, "BLEU", "lines as our float32", *others)
+    for name, contestants in rows.items():
         for contestant, found in contestants.items():
-            rounds = zip(
-                contestants.get(PEER.get(contestant), {"seconds": []})["seconds"], found["seconds"], strict=False
-            )
-            ratios = [theirs / ours for theirs, ours in rounds]
-            delays = f"{found['p50_milliseconds']}, {found['p99_milliseconds']}" if "p50_milliseconds" in found else ""
             yield row(
                 name,
                 contestant,
                 found["sentences_per_second"],
-                f"{statistics.median(ratios):.2f}" if ratios else "",
-                found["bleu"],
+                f"{found['target_tokens_per_second']:,}" if "target_tokens_per_second" in found else "",
+                *(quotient(contestant, peers.get(contestant, ()), contestants) for peers in beside.values()),
+                "" if found["bleu"] is None else found["bleu"],
                 "" if found["same_lines"] is None else f"{found['same_lines']:.1%}",
                 "" if found["decoder_rows"] is None else f"{found['decoder_rows']:,}",
                 found["peak_megabytes"],
                 found["start_seconds"],
-                delays,
+                f"{found['p50_milliseconds']}, {found['p99_milliseconds']}" if "p50_milliseconds" in found else "",
             )
     if "process_seconds" in figures:
         medians = {name: statistics.median(found) for name, found in figures["process_seconds"].items()}

@@ -39,7 +39,8 @@ step() {
 # First what measures no speed, all at once; the compiler keeps what it makes for the benchmarks after it.
 jobs=()
 { step 150 python3 -m pytest $(grep -rl 'mark.gpu' tests --include='*.py') >"$out/tests.log" 2>&1; } & jobs+=($!)
-{ step 150 python3 -m pytest tests/ops/test_gpu_kernels.py >"$out/tests-kernels.log" 2>&1; } & jobs+=($!)
+{ step 150 python3 -m pytest tests/ops/test_gpu_kernels.py tests/model/test_recorded_cache.py tests/train/test_recorded.py \
+    >"$out/tests-kernels.log" 2>&1; } & jobs+=($!)
 for model in base big; do
   { step 120 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model "$model" "${train[@]}" --rounds 1 --peers \
       >/dev/null 2>"$out/logs/compile-$model"; } & jobs+=($!)

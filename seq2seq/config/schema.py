@@ -338,7 +338,8 @@ class ScheduleConfig:
 class TrainerConfig:
     """How long and where to train, what to keep and what to show. Steps are updates of the weights.
 
-    `compile` fuses the layers of Transformers with PyTorch's compiler; `auto` does on GPUs. With `deterministic`, GPUs
+    `compile` fuses the layers of Transformers with PyTorch's compiler and, on one GPU in bfloat16, replays forward and
+    backward passes as CUDA graphs; `auto` does on GPUs. With `deterministic`, GPUs
     too compute the same bits each time, more slowly; processors always do.
 
     `devices` is the number of ranks on this machine, one a device; one that does not answer the others within

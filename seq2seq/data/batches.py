@@ -19,6 +19,7 @@ from seq2seq.data.store import Store
 from seq2seq.data.tokenizer import BOS
 from seq2seq.ops.gpu import power_of_two
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.short_attention import LONGEST
 
 T = TypeVar("T")
 Made = TypeVar("Made")
@@ -76,10 +77,11 @@ class Batch:
     def ready_for(self, device: torch.device, precision: torch.dtype, *, recorded: bool = False) -> Batch:
         """This batch as training there wants it: page-locked for a GPU, with filler for bfloat16 on a processor.
 
-        What is to be `recorded` is in a regular shape too.
+        What is to be `recorded` is in a regular shape too, unless its sentences are too long for that.
         """
+        longest = max(self.source_layout.max_length, self.target_layout.max_length)
         if device.type == "cuda":
-            return (self.regular() if recorded else self).pinned()
+            return (self.regular() if recorded and longest <= LONGEST else self).pinned()
         return self.rounded() if precision == torch.bfloat16 else self
 
     @property

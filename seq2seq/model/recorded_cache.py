@@ -22,8 +22,8 @@ from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import lists_of_sentences, row_attention
 
-STEPS, ROWS = 32, 128
-"""For how many steps, and target rows of each sentence, there is room at first."""
+STEPS, ROWS, ALL_ROWS = 32, 128, 1 << 17
+"""For how many steps, target rows of each sentence, and of all there is room at first."""
 
 Step = Callable[[Any, Tensor], Tensor]
 """All layers of a decoder: a cache to attend to, and rows [R, 1, D] to rows [R, 1, D]."""
@@ -79,7 +79,8 @@ class RecordedCache:
         self.sentence_S = torch.arange(self.slots, dtype=torch.int32, device=source.lengths.device)
         slots = power_of_two(self.slots)
         # The last of the target rows is for those that only fill up.
-        needed = slots, slots, STEPS, ROWS * slots, power_of_two(source.total), power_of_two(source.max_length)
+        rows = min(ROWS * slots, ALL_ROWS)
+        needed = slots, slots, STEPS, rows, power_of_two(source.total), power_of_two(source.max_length)
         known = needed if holder.arena is None else holder.arena.sizes
         self.holder, self.arena = holder, holder.arena or Arena(needed, sources[0], len(sources))
         if any(have < need for have, need in zip(known, needed, strict=True)):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from seq2seq.support.errors import first_line
+from seq2seq.support.progress import say
 
 Result = TypeVar("Result")
 
@@ -16,7 +20,8 @@ class Recorded(Generic[Result]):
 
     Recording does nothing yet; with `try_first` the function is called once before, so that kernels are compiled and
     libraries ready: then it must be safe to do twice. Graphs of one `pool` share the memory of intermediate results, so
-    that they may not run at the same time. Where there is no GPU the function is simply called.
+    that they may not run at the same time. Without a GPU, and where recording fails (there may be too little memory),
+    which one line tells of, the function is simply called each time.
     """
 
     result: Result
@@ -28,19 +33,34 @@ class Recorded(Generic[Result]):
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
             return
-        stream = _stream(device)
+        try:
+            self.graph = self._recorded(device, pool, try_first)
+        except RuntimeError as error:
+            say(f"a step is not recorded on {device} ({first_line(error)}): its kernels are launched one by one")
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether there is a graph."""
+        return self.graph is not None
+
+    def _recorded(self, device: torch.device, pool: Any, try_first: bool) -> torch.cuda.CUDAGraph:
+        graph, stream = torch.cuda.CUDAGraph(), _stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             if try_first:
-                function()
-            self.graph = torch.cuda.CUDAGraph()
+                self.function()
             # Other threads may copy meanwhile: those that make batches ready.
-            self.graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
-                self.result = function()
-            finally:
-                self.graph.capture_end()
+                self.result = self.function()
+            except BaseException:
+                # What went wrong first is to be heard.
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         torch.cuda.current_stream(device).wait_stream(stream)
+        return graph
 
     def __call__(self) -> Result:
         """Do it, with what its tensors hold now."""

@@ -80,8 +80,7 @@ def _gradients(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     return (*backward(q, k, v, d_out, cu_q, cu_k, ctx.most_q, ctx.most_k, ctx.causal), None, None, None, None, None)
 
 
-# Operators, so that PyTorch's compiler takes them as they are. `torch.library.custom_op` would be shorter, and costs a
-# processor 0.1 ms each time (docs/log.md, 2026-11-26).
+# Operators, so that PyTorch's compiler takes them as they are.
 _library = torch.library.Library("seq2seq", "DEF")
 _lengths = "Tensor cu_q, Tensor cu_k, SymInt most_q, SymInt most_k, bool causal"
 _library.define(f"short_attention(Tensor q, Tensor k, Tensor v, {_lengths}) -> Tensor")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from seq2seq.data.batches import Batch
 from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.short_attention import LONGEST
-from seq2seq.support.progress import say
 
 Pass = Callable[[Batch, Tensor], Tensor]
 """Adds the gradients of a batch's loss times a scale [] to the weights', and returns figures of it."""
@@ -56,11 +55,9 @@ class RecordedPasses:
             self._met.add(shape)
             return False
         own = batch.to(self.device)
-        try:
-            graph = Recorded(lambda: self.function(own, self.scale), self.device, self._pool, try_first=False)
-        except torch.OutOfMemoryError:
-            say(f"no memory to record more than {len(self.graphs)} shapes of batches: others are computed without")
-            self._room = len(self.graphs)
-            return False
+        graph = Recorded(lambda: self.function(own, self.scale), self.device, self._pool, try_first=False)
         self.graphs[shape] = own, graph
+        if self.device.type == "cuda" and not graph.is_recorded:
+            # The next would fail as well.
+            self._room = 0
         return True

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from itertools import zip_longest
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
-from seq2seq.data.batches import Batch
-from seq2seq.model import recorded_cache
-from seq2seq.model.decoder import TransformerDecoder
-from seq2seq.model.interfaces import Decoder
-from seq2seq.model.recorded_cache import Holder, RecordedCache
-from seq2seq.model.row_cache import RowCache
-from seq2seq.model.translation import TranslationModel, build_model
-from seq2seq.ops import attention, gpu, linear_cross_entropy, native, short_attention, topk
+from seq2seq.ops import linear_cross_entropy, short_attention, topk
 from seq2seq.ops.add_norm import add_norm_on_gpu, add_norm_reference
 from seq2seq.ops.attention import attention_reference
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import row_attention_on_gpu, row_attention_reference
-from seq2seq.search.beam import BeamSearch
-from seq2seq.search.hypotheses import Constraints, Hypothesis
-from seq2seq.train import recorded as module_of_passes
-from seq2seq.train.loss import batch_loss
-from seq2seq.train.recorded import RecordedPasses
+from tests.kernels import DEVICE, HAS_GPU, distance
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
-pytest.importorskip("triton", reason="Triton is not installed here")
 # The interpreter has no bfloat16.
 FORMATS = [torch.float16, *([torch.bfloat16] if HAS_GPU else [torch.float32])]
 LONGEST = short_attention.LONGEST if HAS_GPU else 40
-
-
-def distance(own: Tensor, exact: Tensor) -> float:
-    return float(((own.double() - exact).norm() / exact.norm()).detach())
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -158,146 +136,3 @@ def test_the_norm_of_a_sum_is_the_reference(width: int, dtype: torch.dtype) -> N
         found = add_norm_on_gpu(x, y, norm)
     tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-
-
-def model_and_search() -> tuple[TranslationModel, BeamSearch]:
-    layers = TransformerConfig(num_layers=1, num_heads=1, d_ff=16, dropout=0.0)
-    model = build_model(ModelConfig(d_model=16, dropout=0.0, encoder=layers, decoder=layers), 150, 1).eval().to(DEVICE)
-    settings = SearchConfig(beam_size=2, n_best=2, max_length_ratio=0.5, max_length_offset=2)
-    return model, BeamSearch(settings, 2, 3, [0, 1, 2])
-
-
-def holder_of(model: TranslationModel) -> Holder:
-    return cast(TransformerDecoder, model.decoder)._holder
-
-
-def batch_of(*lengths: int) -> tuple[Tensor, Layout]:
-    generator = torch.Generator().manual_seed(len(lengths))
-    return torch.randint(4, 150, (sum(lengths),), generator=generator).to(DEVICE), Layout.of(list(lengths), DEVICE)
-
-
-@pytest.fixture
-def without_native(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(native, "library", lambda: None)
-    monkeypatch.setattr(topk, "FEW", 0)
-    return monkeypatch
-
-
-def alike(own: list[list[Hypothesis]], others: list[list[Hypothesis]]) -> bool:
-    return all(
-        [one.tokens for one in found] == [one.tokens for one in expected]
-        and [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
-        for found, expected in zip(own, others, strict=True)
-    )
-
-
-@pytest.mark.parametrize("is_final", [False, True])
-def test_search_with_them_finds_what_it_finds_without(without_native: pytest.MonkeyPatch, is_final: bool) -> None:
-    model, search = model_and_search()
-    batches = [batch_of(5, 9, 1), batch_of(3), batch_of(2, 2, 2, 4, 2), batch_of(5, 9, 1)]
-    without_native.setattr(gpu, "can_compute", lambda *_: False)
-    plain = [search(model, *batch) for batch in batches]
-    without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).is_final = is_final
-    with torch.no_grad():
-        state = model.start(model.encode(*batches[0]))
-    assert type(state) is (RecordedCache if is_final else RowCache)
-    del state
-    for batch, expected in zip(batches, plain, strict=True):
-        assert alike(search(model, *batch), expected)
-
-
-def test_an_arena_that_is_too_small_makes_way_for_a_larger_one(without_native: pytest.MonkeyPatch) -> None:
-    model, search = model_and_search()
-    expected = search(model, *batch_of(5, 7, 1))
-    for name in ("STEPS", "ROWS"):
-        without_native.setattr(recorded_cache, name, 1)
-    without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).is_final = True
-    assert alike(search(model, *batch_of(5, 7, 1)), expected)
-    arena = holder_of(model).arena
-    assert alike(search(model, *batch_of(5, 7, 1)), expected)
-    assert holder_of(model).arena is arena
-
-
-def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest.MonkeyPatch) -> None:
-    model, search = model_and_search()
-    batches = batch_of(5, 7, 1), batch_of(4, 4)
-    expected = [search(model, *batch) for batch in batches]
-    without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).is_final = True
-    first, second = (search.steps(model, *batch, [Constraints()] * batch[1].batch_size) for batch in batches)
-    found: list[Any] = [None, None]
-    for beams in zip_longest(first, second):
-        found = [own.results if own else old for own, old in zip(beams, found, strict=True)]
-    assert alike(found[0], expected[0]) and alike(found[1], expected[1])
-    assert holder_of(model).is_free
-
-
-def test_a_copy_of_a_model_records_its_own_steps(without_native: pytest.MonkeyPatch) -> None:
-    model, search = model_and_search()
-    without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).is_final = True
-    search(model, *batch_of(4, 4))
-    other = copy.deepcopy(model)
-    assert holder_of(other).arena is None and holder_of(model).arena is not None
-
-
-def batch_to_train(generator: torch.Generator, source: list[int], target: list[int]) -> Batch:
-    layouts = Layout.of(source), Layout.of(target)
-    tokens = [torch.randint(4, 150, (sum(side),), generator=generator) for side in (source, target)]
-    return Batch(tokens[0], layouts[0], tokens[1].roll(1), tokens[1], layouts[1])
-
-
-@pytest.fixture
-def kernels_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not HAS_GPU:
-        for name, replaced in ((attention, "takes_short_sentences"), (linear_cross_entropy, "runs_kernels")):
-            monkeypatch.setattr(name, replaced, lambda *_: True)
-
-
-def gradients_of(model: TranslationModel) -> list[Tensor]:
-    return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
-
-
-@pytest.mark.usefixtures("kernels_in_training")
-def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
-    model, _ = model_and_search()
-    model.train()
-    generator = torch.Generator().manual_seed(1)
-    # Of three shapes; the last two are met once, too seldom to be recorded.
-    shapes: list[Any] = [([5, 7, 70], [2, 3, 66])] * 4 + [([5, 7, 1], [9, 1, 1]), ([2], [3])]
-    batches = [batch_to_train(generator, *shape) for shape in shapes]
-
-    def compute(batch: Batch, scale: float | Tensor) -> Tensor:
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=HAS_GPU):
-            loss, nll = batch_loss(model, batch.to(DEVICE), 0.1)
-        (loss * scale).backward()
-        return torch.stack((loss.detach(), nll))
-
-    expected = []
-    for batch in batches:
-        model.zero_grad()
-        expected.append((compute(batch, 0.25), gradients_of(model)))
-    recorded = RecordedPasses(compute, model, DEVICE)
-    for batch, (figures, gradients) in zip(batches, expected, strict=True):
-        for weight in model.parameters():
-            assert weight.grad is not None
-            weight.grad.zero_()
-        found = recorded(batch.regular(), 0.25)
-        torch.testing.assert_close(found, figures, rtol=1e-2 if HAS_GPU else 1e-5, atol=1e-3)
-        for own, plain in zip(gradients_of(model), gradients, strict=True):
-            assert distance(own, plain.double()) <= (3e-2 if HAS_GPU else 1e-4)
-    assert len(recorded.graphs) == 1
-
-
-def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_of_passes, "SHAPES", 1)
-    recorded = RecordedPasses(lambda batch, scale: scale * batch.source.sum(), torch.nn.Linear(1, 1), DEVICE)
-    generator = torch.Generator().manual_seed(1)
-    for lengths in ([3, 4], [300], [5], [3, 4], [5], [5], [300], [2, 5]):
-        batch = batch_to_train(generator, lengths, lengths).regular()
-        assert float(recorded(batch, 0.5)) == 0.5 * int(batch.source.sum())
-    # [3, 4] and [2, 5] have one shape; [300] is too long, [5] had no room.
-    (shape,) = recorded.graphs
-    assert shape == batch.shape

@@ -1,0 +1,27 @@
+"""Where tests of our kernels for GPUs run: on a GPU, or in Triton's interpreter (tests/conftest.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
+from seq2seq.model.translation import TranslationModel, build_model
+from seq2seq.search.beam import BeamSearch
+
+pytest.importorskip("triton", reason="Triton is not installed here")
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+
+
+def distance(own: Tensor, exact: Tensor) -> float:
+    """‖own − exact‖ / ‖exact‖."""
+    return float(((own.double() - exact).norm() / exact.norm()).detach())
+
+
+def model_and_search() -> tuple[TranslationModel, BeamSearch]:
+    layers = TransformerConfig(num_layers=1, num_heads=1, d_ff=16, dropout=0.0)
+    model = build_model(ModelConfig(d_model=16, dropout=0.0, encoder=layers, decoder=layers), 150, 1).eval().to(DEVICE)
+    settings = SearchConfig(beam_size=2, n_best=2, max_length_ratio=0.5, max_length_offset=2)
+    return model, BeamSearch(settings, 2, 3, [0, 1, 2])

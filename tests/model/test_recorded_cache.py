@@ -1,0 +1,98 @@
+"""Search over recorded steps of the decoder finds what search without finds."""
+
+from __future__ import annotations
+
+import copy
+from itertools import zip_longest
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from seq2seq.model import recorded_cache
+from seq2seq.model.decoder import TransformerDecoder
+from seq2seq.model.interfaces import Decoder
+from seq2seq.model.recorded_cache import Holder, RecordedCache
+from seq2seq.model.row_cache import RowCache
+from seq2seq.model.translation import TranslationModel
+from seq2seq.ops import gpu, native, topk
+from seq2seq.ops.packing import Layout
+from seq2seq.search.hypotheses import Constraints, Hypothesis
+from tests.kernels import DEVICE, model_and_search
+
+
+def holder_of(model: TranslationModel) -> Holder:
+    return cast(TransformerDecoder, model.decoder)._holder
+
+
+def batch_of(*lengths: int) -> tuple[Tensor, Layout]:
+    generator = torch.Generator().manual_seed(len(lengths))
+    return torch.randint(4, 150, (sum(lengths),), generator=generator).to(DEVICE), Layout.of(list(lengths), DEVICE)
+
+
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(topk, "FEW", 0)
+    return monkeypatch
+
+
+def alike(own: list[list[Hypothesis]], others: list[list[Hypothesis]]) -> bool:
+    return all(
+        [one.tokens for one in found] == [one.tokens for one in expected]
+        and [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
+        for found, expected in zip(own, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize("is_final", [False, True])
+def test_search_with_them_finds_what_it_finds_without(without_native: pytest.MonkeyPatch, is_final: bool) -> None:
+    model, search = model_and_search()
+    batches = [batch_of(5, 9, 1), batch_of(3), batch_of(2, 2, 2, 4, 2), batch_of(5, 9, 1)]
+    without_native.setattr(gpu, "can_compute", lambda *_: False)
+    plain = [search(model, *batch) for batch in batches]
+    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    cast(Decoder, model.decoder).is_final = is_final
+    with torch.no_grad():
+        state = model.start(model.encode(*batches[0]))
+    assert type(state) is (RecordedCache if is_final else RowCache)
+    del state
+    for batch, expected in zip(batches, plain, strict=True):
+        assert alike(search(model, *batch), expected)
+
+
+def test_an_arena_that_is_too_small_makes_way_for_a_larger_one(without_native: pytest.MonkeyPatch) -> None:
+    model, search = model_and_search()
+    expected = search(model, *batch_of(5, 7, 1))
+    for name in ("STEPS", "ROWS"):
+        without_native.setattr(recorded_cache, name, 1)
+    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    cast(Decoder, model.decoder).is_final = True
+    assert alike(search(model, *batch_of(5, 7, 1)), expected)
+    arena = holder_of(model).arena
+    assert alike(search(model, *batch_of(5, 7, 1)), expected)
+    assert holder_of(model).arena is arena
+
+
+def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest.MonkeyPatch) -> None:
+    model, search = model_and_search()
+    batches = batch_of(5, 7, 1), batch_of(4, 4)
+    expected = [search(model, *batch) for batch in batches]
+    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    cast(Decoder, model.decoder).is_final = True
+    first, second = (search.steps(model, *batch, [Constraints()] * batch[1].batch_size) for batch in batches)
+    found: list[Any] = [None, None]
+    for beams in zip_longest(first, second):
+        found = [own.results if own else old for own, old in zip(beams, found, strict=True)]
+    assert alike(found[0], expected[0]) and alike(found[1], expected[1])
+    assert holder_of(model).is_free
+
+
+def test_a_copy_of_a_model_records_its_own_steps(without_native: pytest.MonkeyPatch) -> None:
+    model, search = model_and_search()
+    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    cast(Decoder, model.decoder).is_final = True
+    search(model, *batch_of(4, 4))
+    other = copy.deepcopy(model)
+    assert holder_of(other).arena is None and holder_of(model).arena is not None

@@ -1,0 +1,35 @@
+"""Recorded functions: what they give, and what happens where they cannot be recorded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seq2seq.ops.graphs import Recorded
+from tests.kernels import DEVICE, HAS_GPU
+
+
+def test_a_recorded_function_reads_what_its_tensors_hold_now() -> None:
+    x = torch.ones(3, device=DEVICE)
+    recorded = Recorded(lambda: 2 * x, DEVICE)
+    x.fill_(5.0)
+    assert recorded().tolist() == [10.0] * 3
+    x.fill_(7.0)
+    assert recorded().tolist() == [14.0] * 3
+    assert recorded.is_recorded == HAS_GPU
+
+
+def test_where_recording_fails_one_line_says_so_and_the_function_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    called = []
+
+    def function() -> int:
+        called.append(1)
+        if HAS_GPU and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("no room\nat all")
+        return len(called)
+
+    recorded = Recorded(function, torch.device("cuda"), try_first=False)
+    before = len(called)
+    assert [recorded(), recorded()] == [before + 1, before + 2]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not recorded on cuda" in line and "one by one" in line

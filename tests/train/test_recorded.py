@@ -1,0 +1,78 @@
+"""Recorded passes: the gradients of plain ones, in the shapes that come again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seq2seq.data.batches import Batch
+from seq2seq.model.translation import TranslationModel
+from seq2seq.ops import attention, linear_cross_entropy
+from seq2seq.ops.packing import Layout
+from seq2seq.train import recorded as module
+from seq2seq.train.loss import batch_loss
+from seq2seq.train.recorded import RecordedPasses
+from tests.kernels import DEVICE, HAS_GPU, distance, model_and_search
+
+
+def batch_to_train(generator: torch.Generator, source: list[int], target: list[int]) -> Batch:
+    layouts = Layout.of(source), Layout.of(target)
+    tokens = [torch.randint(4, 150, (sum(side),), generator=generator) for side in (source, target)]
+    return Batch(tokens[0], layouts[0], tokens[1].roll(1), tokens[1], layouts[1])
+
+
+@pytest.fixture
+def kernels_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not HAS_GPU:
+        for name, replaced in ((attention, "takes_short_sentences"), (linear_cross_entropy, "runs_kernels")):
+            monkeypatch.setattr(name, replaced, lambda *_: True)
+
+
+def gradients_of(model: TranslationModel) -> list[Tensor]:
+    return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+
+@pytest.mark.usefixtures("kernels_in_training")
+def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
+    model, _ = model_and_search()
+    model.train()
+    generator = torch.Generator().manual_seed(1)
+    # Of three shapes; the last two are met once, too seldom to be recorded.
+    shapes: list[Any] = [([5, 7, 70], [2, 3, 66])] * 4 + [([5, 7, 1], [9, 1, 1]), ([2], [3])]
+    batches = [batch_to_train(generator, *shape) for shape in shapes]
+
+    def compute(batch: Batch, scale: float | Tensor) -> Tensor:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=HAS_GPU):
+            loss, nll = batch_loss(model, batch.to(DEVICE), 0.1)
+        (loss * scale).backward()
+        return torch.stack((loss.detach(), nll))
+
+    expected = []
+    for batch in batches:
+        model.zero_grad()
+        expected.append((compute(batch, 0.25), gradients_of(model)))
+    recorded = RecordedPasses(compute, model, DEVICE)
+    for batch, (figures, gradients) in zip(batches, expected, strict=True):
+        for weight in model.parameters():
+            assert weight.grad is not None
+            weight.grad.zero_()
+        found = recorded(batch.regular(), 0.25)
+        torch.testing.assert_close(found, figures, rtol=1e-2 if HAS_GPU else 1e-5, atol=1e-3)
+        for own, plain in zip(gradients_of(model), gradients, strict=True):
+            assert distance(own, plain.double()) <= (3e-2 if HAS_GPU else 1e-4)
+    assert len(recorded.graphs) == 1
+
+
+def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHAPES", 1)
+    recorded = RecordedPasses(lambda batch, scale: scale * batch.source.sum(), torch.nn.Linear(1, 1), DEVICE)
+    generator = torch.Generator().manual_seed(1)
+    for lengths in ([3, 4], [300], [5], [3, 4], [5], [5], [300], [2, 5]):
+        batch = batch_to_train(generator, lengths, lengths).regular()
+        assert float(recorded(batch, 0.5)) == 0.5 * int(batch.source.sum())
+    # [3, 4] and [2, 5] have one shape; [300] is too long, [5] had no room.
+    (shape,) = recorded.graphs
+    assert shape == batch.shape
