@@ -32,9 +32,8 @@ from seq2seq.translate.scoring import PairScore, score_pairs
 from seq2seq.translate.splitting import split
 from seq2seq.translate.workers import Workers
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 8192
 BATCH_TOKENS_OF_GPU = 32768
-BATCHES_OF_A_WORKER = 2
 TOKENS_OF_A_WORKER = 1000
 """Source tokens under which one more worker is not worth starting."""
 LONGEST = 250
@@ -242,9 +241,13 @@ class Translator:
         # The longest first: what is left at the end, where some workers have nothing to do, is short.
         order = np.lexsort((-lengths, widths))
         workers = len(self.devices) or min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
-        # Each worker has several batches to do, so that all end at about the same time.
-        share = self.batch_tokens if workers == 1 else int(lengths.sum()) // (workers * BATCHES_OF_A_WORKER) + 1
-        most = max(min(self.batch_tokens, share), int(lengths.max(initial=0)))
+        longest, total = int(lengths.max(initial=0)), int(lengths.sum())
+        most = self.batch_tokens
+        if workers > 1:
+            # As few batches as can be, of which each worker has equally many; one sentence more leaves none over.
+            batches = workers * -(-total // (workers * most))
+            most = min(most, total // batches + longest)
+        most = max(most, longest)
         # Phrases widen the beam: who has as many shares a batch, and none is searched more widely because of another.
         alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
         runs = [run for same in alike for run in cut(same, [lengths[same]], most)]
