@@ -20,8 +20,10 @@ def distance(own: Tensor, exact: Tensor) -> float:
     return float(((own.double() - exact).norm() / exact.norm()).detach())
 
 
-def model_and_search() -> tuple[TranslationModel, BeamSearch]:
-    layers = TransformerConfig(num_layers=1, num_heads=1, d_ff=16, dropout=0.0)
-    model = build_model(ModelConfig(d_model=16, dropout=0.0, encoder=layers, decoder=layers), 150, 1).eval().to(DEVICE)
+def model_and_search(dropout: float = 0.0) -> tuple[TranslationModel, BeamSearch]:
+    """A tiny model on the device, and a search of few steps."""
+    layers = TransformerConfig(num_layers=1, num_heads=1, d_ff=16, dropout=dropout)
+    config = ModelConfig(d_model=16, dropout=dropout, encoder=layers, decoder=layers)
+    model = build_model(config, 150, 1).eval().to(DEVICE)
     settings = SearchConfig(beam_size=2, n_best=2, max_length_ratio=0.5, max_length_offset=2)
     return model, BeamSearch(settings, 2, 3, [0, 1, 2])

@@ -82,9 +82,11 @@ class RecordedCache:
         rows = min(ROWS * slots, ALL_ROWS)
         needed = slots, slots, STEPS, rows, power_of_two(source.total), power_of_two(source.max_length)
         known = needed if holder.arena is None else holder.arena.sizes
-        self.holder, self.arena = holder, holder.arena or Arena(needed, sources[0], len(sources))
-        if any(have < need for have, need in zip(known, needed, strict=True)):
-            self.arena = Arena(tuple(map(max, known, needed)), sources[0], len(sources))
+        if holder.arena is None or any(have < need for have, need in zip(known, needed, strict=True)):
+            # First let go of the one that is too small: there may not be room for both.
+            holder.arena = None
+            holder.arena = Arena(tuple(map(max, known, needed)), sources[0], len(sources))
+        self.holder, self.arena = holder, holder.arena
         holder.lend(self.arena, self)
         arena = self.arena
         for own_NE, source_NE in zip(arena.sources, sources, strict=True):

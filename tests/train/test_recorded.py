@@ -66,6 +66,28 @@ def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
     assert len(recorded.graphs) == 1
 
 
+@pytest.mark.usefixtures("kernels_in_training")
+def test_dropout_of_a_recorded_pass_follows_the_seed() -> None:
+    model, _ = model_and_search(dropout=0.5)
+    model.train()
+    batch = batch_to_train(torch.Generator().manual_seed(1), [5, 7, 70], [2, 3, 66]).regular()
+
+    def compute(batch: Batch, scale: float | Tensor) -> Tensor:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=HAS_GPU):
+            loss, _ = batch_loss(model, batch.to(DEVICE), 0.1)
+        (loss * scale).backward()
+        return loss.detach()
+
+    recorded = RecordedPasses(compute, model, DEVICE)
+    losses = []
+    # The first is computed as it is written, the second recorded, the others replayed.
+    for seed in (1, 1, 1, 2, 2):
+        torch.manual_seed(seed)
+        losses.append(float(recorded(batch, 1.0)))
+    assert losses[1:3] == pytest.approx([losses[0]] * 2, rel=1e-6)
+    assert losses[3] == losses[4] and abs(losses[3] - losses[0]) > 1e-3 * losses[0]
+
+
 def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHAPES", 1)
     recorded = RecordedPasses(lambda batch, scale: scale * batch.source.sum(), torch.nn.Linear(1, 1), DEVICE)
