@@ -144,7 +144,8 @@ class _Beams:
         prefixes_SCT = torch.cat((pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
         ends_SC = tokens_SC == self.search.eos
         self.finished.add(scores_SC.masked_fill(~ends_SC, -math.inf), prefixes_SCT)
-        self.ended += (ends_SC & (scores_SC > -math.inf))[:, : self.beam].sum(1)
+        if self.search.config.stop == "beam":
+            self.ended += (ends_SC & (scores_SC > -math.inf))[:, : self.beam].sum(1)
 
         going_SC = scores_SC.masked_fill(ends_SC, -math.inf)
         if self.phrases:
@@ -173,6 +174,8 @@ class _Beams:
             if self.diversity:
                 goes_on_SC = tokens_SC != self.search.eos
                 self.diversity.chosen(scores_SC, tokens_SC, goes_on_SC, self.beam, self.sentences[part])
+        if len(found) == 1:
+            return found[0]
         scores_SC, places_SC, tokens_SC = (torch.cat(of_parts) for of_parts in zip(*found, strict=True))
         if self.diversity:
             order = torch.cat(parts).argsort()

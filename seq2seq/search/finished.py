@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seq2seq.config.schema import SearchConfig
 from seq2seq.search.hypotheses import Hypothesis
-from seq2seq.search.penalties import length_penalty
+from seq2seq.search.penalties import Length, length_penalty
 
 
 class Finished:
@@ -24,15 +24,14 @@ class Finished:
         self.scores = torch.full((slots, config.n_best), -math.inf, device=device)
         self.outputs = torch.full((slots, config.n_best, 0), eos, device=device)
 
-    def penalty(self, length: Tensor) -> Tensor:
+    def penalty(self, length: Length) -> Length:
         """What log-probabilities of outputs of this length, eos counted, are divided by."""
         return length_penalty(self.config.length_normalization, length, self.config.length_penalty)
 
     def add(self, scores_SC: Tensor, prefixes_SCT: Tensor) -> None:
         """Merge in what ended in this step: log-probabilities (−∞: did not end) and tokens up to eos."""
-        length = torch.full((), float(prefixes_SCT.shape[2]), device=scores_SC.device)
         outputs = torch.nn.functional.pad(self.outputs, (0, 1), value=self.eos)
-        together = torch.cat((self.scores, scores_SC / self.penalty(length)), 1)
+        together = torch.cat((self.scores, scores_SC / self.penalty(float(prefixes_SCT.shape[2]))), 1)
         self.scores, best = together.topk(self.scores.shape[1])
         self.outputs = pick(torch.cat((outputs, prefixes_SCT), 1), best)
 

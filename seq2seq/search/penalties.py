@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
+Length = TypeVar("Length", float, Tensor)
 
-def length_penalty(kind: str, length: Tensor, alpha: float) -> Tensor:
+
+def length_penalty(kind: str, length: Length, alpha: float) -> Length:
     """What log-probabilities are divided by, eos counted in the length |Y|; [...] to [...].
 
     `gnmt`: ((5 + |Y|) / 6)^α (Wu et al., 2016, equation 14); `average`: |Y|; `none`: 1. None falls with the length.
