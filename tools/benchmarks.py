@@ -108,7 +108,7 @@ def draw(name: str) -> None:
 
 
 PEERS = {
-    "ours bfloat16": ("ctranslate2 bfloat16", "ctranslate2 float32"),
+    "ours bfloat16": ("ctranslate2 float16", "ctranslate2 bfloat16", "ctranslate2 float32"),
     "ours int8": ("ctranslate2 int8",),
     "ours float32": ("ctranslate2 float32",),
 }

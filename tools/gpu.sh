@@ -71,7 +71,7 @@ if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
   contestants=("ours bfloat16")
   ! python3 -c 'import transformers' 2>/dev/null || contestants+=("transformers bfloat16")
   if python3 -c 'import ctranslate2' 2>/dev/null; then
-    contestants+=("ctranslate2 bfloat16")
+    contestants+=("ctranslate2 float16")
     # It asks for CUDA 12's library of matrix products; that of CUDA 13 serves.
     library=$(python3 -c 'import glob, site; print(*glob.glob(site.getsitepackages()[0] + "/nvidia/**/libcublas.so.13",
       recursive=True)[:1])')
