@@ -64,7 +64,7 @@ def attention_backward(
     q, k, v, d_out, d_q, d_k, d_v, cu_queries, cu_keys, q_at, k_at, v_at, d_out_at, d_q_at, d_k_at, d_v_at, scale,
     H: tl.constexpr, L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """The gradients by q, k and v. The weights are computed again: that is quicker than to read them."""
+    """The gradients by q, k and v. The weights are computed again, so that none need be kept."""
     sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
     places_q, has_q, rows = _places(cu_queries, sentence, head, q_at, L, E)
     places_k, has_k, length = _places(cu_keys, sentence, head, k_at, S, E)
