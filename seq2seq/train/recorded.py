@@ -20,7 +20,7 @@ Pass = Callable[[Batch, Tensor], Tensor]
 """Adds the gradients of a batch's loss times a scale [] to the weights', and returns figures of it."""
 
 SHAPES = 256
-"""Of batches that are recorded: each takes some megabytes of a GPU's memory."""
+"""Of batches that are recorded: each takes some of a GPU's memory."""
 
 
 class RecordedPasses:
