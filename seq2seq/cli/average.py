@@ -49,7 +49,10 @@ def average(arguments: argparse.Namespace) -> None:
     expected = len(arguments.steps.split(",")) if arguments.steps else arguments.last
     if len(chosen) != expected or expected < 1:
         names = ", ".join(path.name.removeprefix("step-") for path in found) or "none"
-        raise UserError(f"{arguments.run_dir}: {len(chosen)} of {expected} checkpoints found (steps there: {names})")
+        raise UserError(
+            f"{arguments.run_dir}: {len(chosen)} of {expected} checkpoints found (steps there: {names}); "
+            "choose by --last N or --steps A,B,…"
+        )
     for folder in chosen:
         if fault := damage(folder):
             raise UserError(f"{folder}/{fault}; choose others: --steps A,B,…")
