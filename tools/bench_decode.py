@@ -46,9 +46,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "alone": {"beam_size": 4, "length_penalty": 0.0, "lines": 200, "deterministic": True},
     "base": {"beam_size": 4, "length_penalty": 0.0, "lines": 200, "forced": 30},
     "latency": {"beam_size": 4, "length_penalty": 0.0, "lines": 100, "one_by_one": True},
+    "base-latency": {"beam_size": 4, "length_penalty": 0.0, "lines": 8, "forced": 30, "one_by_one": True},
 }
 """What each row of the table sets: `product` is each side's own penalty, in `stop` ours ends a text as CTranslate2
-does, in `alone` ours is --deterministic, `base` has random weights."""
+does, in `alone` ours is --deterministic, `base` and `base-latency` have random weights."""
 
 
 class Contestant:
@@ -154,7 +155,7 @@ def show(row: str, figures: dict[str, Any]) -> None:
         if "p50_milliseconds" in values:
             latency = f"  p50 {values['p50_milliseconds']} p99 {values['p99_milliseconds']} ms"
         print(
-            f"{row:<8} {name:<20} {values['sentences_per_second']:>8} lines/s"
+            f"{row:<12} {name:<20} {values['sentences_per_second']:>8} lines/s"
             f" {values['target_tokens_per_second']:>8} tokens/s"
             f"  BLEU {values['bleu']}  same {values['same_lines']}  rows {values['decoder_rows']}"
             f"  {values['peak_megabytes']} MB  start {values['start_seconds']} s{latency}",
@@ -191,7 +192,7 @@ def main() -> None:
             job["device"] = arguments.device
             if arguments.device == "cuda" and row == "base":
                 del job["lines"]
-            job["workers"] = 1 if row == "latency" or arguments.device != "cpu" else PROCESSORS
+            job["workers"] = 1 if "one_by_one" in job or arguments.device != "cpu" else PROCESSORS
             result["rows"][row] = measure(arguments.contestants, job, arguments.rounds, references)
             show(row, result["rows"][row])
     if arguments.device == "cpu":

@@ -38,12 +38,10 @@ class Decoder(Protocol):
 
     The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` of slot s (its place in
     the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go. `rows_can_be_alone`
-    tells that the bits of a sentence do not depend on its company in `ops.alone.computing_rows_alone`; `is_final`, set
-    from outside, that weights will not change any more.
+    tells that the bits of a sentence do not depend on its company in `ops.alone.computing_rows_alone`.
     """
 
     rows_can_be_alone: bool
-    is_final: bool
 
     def __call__(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Hidden rows [M, D] for target tokens [M], each computed from the tokens before it and itself."""
@@ -59,6 +57,9 @@ class Decoder(Protocol):
 
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether in training there some sentences may have no tokens, on either side."""
+
+    def finish(self) -> None:
+        """Be told that weights will not change any more, but for being searched with."""
 
     def start(self, memory: Memory) -> Any:
         """The state before the first step, one hypothesis a sentence."""

@@ -33,7 +33,7 @@ class SinusoidalPositions(nn.Module):
         super().__init__()
         self.register_buffer("table", torch.empty(0, d_model), persistent=False)
 
-    def forward(self, positions: Tensor, max_length: int) -> Tensor:
+    def forward(self, positions: Tensor | int, max_length: int) -> Tensor:
         """The encodings of `positions` [...], all below `max_length`: [..., d_model]."""
         if max_length > self.table.shape[0]:
             self.table = sinusoids(max(512, 2 * max_length), self.table.shape[1]).to(self.table)
@@ -47,7 +47,7 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(length, d_model).normal_(std=d_model**-0.5))
 
-    def forward(self, positions: Tensor, max_length: int) -> Tensor:
+    def forward(self, positions: Tensor | int, max_length: int) -> Tensor:
         """The encodings of `positions` [...], all below `max_length`: [..., d_model].
 
         Raises UserError where `max_length` is above the number of positions.
@@ -57,7 +57,7 @@ class LearnedPositions(nn.Module):
                 f"a sequence of {max_length} pieces, eos counted: max_positions={self.weight.shape[0]}; "
                 f"set data.cleaning.max_pieces={self.weight.shape[0] - 1}, or cut the text"
             )
-        return F.embedding(positions, self.weight)
+        return self.weight[positions] if isinstance(positions, int) else F.embedding(positions, self.weight)
 
 
 class PositionedEmbedding(nn.Module):
@@ -71,7 +71,7 @@ class PositionedEmbedding(nn.Module):
             self.positions = LearnedPositions(embedding.d_model, config.max_positions)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, positions: Tensor, max_length: int) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor | int, max_length: int) -> Tensor:
         """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model], in the format that the
         layers compute in."""
         x = self.embedding(tokens) + self.positions(positions, max_length)

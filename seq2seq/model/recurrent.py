@@ -94,7 +94,6 @@ class RecurrentDecoder(nn.Module):
     """LSTM cells that read the previous token and what attention, asked by the state before, found in the memory."""
 
     rows_can_be_alone = False
-    is_final = False
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
         super().__init__()
@@ -131,6 +130,9 @@ class RecurrentDecoder(nn.Module):
         steps = [self._advance(state, x_B1D) for x_B1D in x_BTD.split(1, dim=1)]
         rows_BTD, weights_BTL = (torch.cat(parts, dim=1) for parts in zip(*steps, strict=True))
         return layout.pack(rows_BTD), weights_BTL
+
+    def finish(self) -> None:
+        """See `interfaces.Decoder`."""
 
     def start(self, memory: Memory) -> RecurrentState:
         """The state before the first token, from the mean of the memory: any encoder has one."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seq2seq.model.few_rows import FewRowsDecoder
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import lists_of_sentences, row_attention
 
@@ -22,16 +23,17 @@ from seq2seq.ops.row_attention import lists_of_sentences, row_attention
 class RowCache:
     """The lists of all hypotheses, and the rows of each layer: those of the source, and those of the target so far.
 
-    `sources` are keys and values of the packed source [N, E], one for each layer.
+    `sources` are keys and values of the packed source [N, E], one for each layer; `few` computes steps of few rows.
     """
 
-    def __init__(self, sources: list[Tensor], layout: Layout, heads: int) -> None:
-        self.sources, self.heads = sources, heads
+    def __init__(self, sources: list[Tensor], layout: Layout, heads: int, few: FewRowsDecoder | None = None) -> None:
+        self.sources, self.heads, self.few = sources, heads, few
         self.targets = [source_NE[:0] for source_NE in sources]
         self.source_BL = lists_of_sentences(layout.lengths)
         self.sentence_S = torch.arange(layout.batch_size, dtype=torch.int32, device=layout.lengths.device)
         self.past_SKT = self.sentence_S.new_empty(layout.batch_size, 1, 0)
         self.filled = 0
+        self._number_rows(1)
 
     @property
     def length(self) -> int:
@@ -41,34 +43,49 @@ class RowCache:
     def advance(self, parents_SK: Tensor) -> None:
         """Make room for one step of the children of these hypotheses."""
         past_SKT = self.past_SKT.gather(1, parents_SK[:, :, None].expand(-1, -1, self.length))
-        self.hypothesis_R = torch.arange(parents_SK.numel(), dtype=torch.int32, device=parents_SK.device)
-        self.sentence_R = self.sentence_S.repeat_interleave(parents_SK.shape[1])
+        if parents_SK.numel() != len(self.hypothesis_R):
+            self._number_rows(parents_SK.shape[1])
         rows_SK1 = (self.filled + self.hypothesis_R).view(*parents_SK.shape, 1)
         self.past_SKT = torch.cat((past_SKT, rows_SK1), 2)
         self.filled += parents_SK.numel()
 
     def computed(self, step: Callable[[Any, Tensor], Tensor], x_SKD: Tensor) -> Tensor:
         """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
+        if self.few and self.few.takes(x_SKD):
+            targets, start = (
+                [self.room(layer) for layer in range(len(self.sources))],
+                self.filled - len(self.sentence_R),
+            )
+            return self.few(x_SKD, targets, self.sources, start, self.past_SKT, self.source_BL, self.sentence_R)
         return step(self, x_SKD)
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
         """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""
-        rows_NE = self.targets[layer]
-        start = self.filled - keys_values_SKE.shape[0] * keys_values_SKE.shape[1]
-        if self.filled > len(rows_NE):
-            grown_NE = rows_NE.new_empty(2 * self.filled, rows_NE.shape[1])
-            grown_NE[:start] = rows_NE[:start]
-            self.targets[layer] = rows_NE = grown_NE
-        rows_NE[start : self.filled] = keys_values_SKE.flatten(0, 1)
+        rows_NE = self.room(layer)
+        rows_NE[self.filled - len(self.hypothesis_R) : self.filled] = keys_values_SKE.flatten(0, 1)
         return self._attend(q_SKD, rows_NE, self.past_SKT.flatten(0, 1), self.hypothesis_R)
 
     def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor:
         """Attend to the source of each slot: [S, K, D]."""
         return self._attend(q_SKD, self.sources[layer], self.source_BL, self.sentence_R)
 
+    def room(self, layer: int) -> Tensor:
+        """The rows of a layer's target [N, E], the last `filled` of them those of this step."""
+        rows_NE = self.targets[layer]
+        if self.filled > len(rows_NE):
+            self.targets[layer] = rows_NE.new_empty(2 * self.filled, rows_NE.shape[1])
+            self.targets[layer][: len(rows_NE)] = rows_NE
+        return self.targets[layer]
+
     def keep(self, slots: Tensor) -> None:
         """Go on with these slots alone."""
         self.sentence_S, self.past_SKT = self.sentence_S[slots], self.past_SKT[slots]
+        self._number_rows(self.past_SKT.shape[1])
+
+    def _number_rows(self, width: int) -> None:
+        """The rows of a step and their sentences, for so many hypotheses of each slot."""
+        self.sentence_R = self.sentence_S.repeat_interleave(width)
+        self.hypothesis_R = torch.arange(len(self.sentence_R), dtype=torch.int32, device=self.sentence_S.device)
 
     def _attend(self, q_SKD: Tensor, rows_NE: Tensor, lists: Tensor, list_of_R: Tensor) -> Tensor:
         return row_attention(q_SKD.flatten(0, 1), rows_NE, lists, list_of_R, self.heads).unflatten(0, q_SKD.shape[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -120,14 +121,15 @@ class TranslationModel(nn.Module):
             self.quantize()
         else:
             raise UserError(f"int8 on {device}: it is for the CPU; type --device cpu or --dtype bfloat16")
-        cast(Decoder, self.decoder).is_final = True
+        cast(Decoder, self.decoder).finish()
         return self.eval()
 
     def pack(self) -> None:
         """Lay weights out for translation on a processor, in the format that they have; elsewhere this does nothing."""
         if can_pack(self.output_weight):
-            replace_linears(self, PackedLinear)
-            self.projection = PackedLinear(self.output_weight)
+            replace_linears(self.encoder, PackedLinear)
+            replace_linears(self.decoder, partial(PackedLinear, few=True))
+            self.projection = PackedLinear(self.output_weight, few=True)
 
     def quantize(self) -> None:
         """Compute linear layers and logits in int8 from now on, for translation. Raises UserError."""

@@ -40,8 +40,8 @@ def row_attention(
 
 
 @triton.jit
-def log_sum_exp(logits, out, V: tl.constexpr, BLOCK: tl.constexpr):
-    """log Σexp of a row of V logits."""
+def negative_log_sum_exp(logits, out, V: tl.constexpr, BLOCK: tl.constexpr):
+    """−log Σexp of a row of V logits."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     most = tl.full([BLOCK], -float("inf"), tl.float32)
@@ -54,7 +54,7 @@ def log_sum_exp(logits, out, V: tl.constexpr, BLOCK: tl.constexpr):
         sums = sums * tl.exp(most - safe) + tl.exp(x - safe)
         most = larger
     largest = tl.max(most, 0)
-    tl.store(out + row, largest + tl.log(tl.sum(sums * tl.exp(most - largest), 0)))
+    tl.store(out + row, -largest - tl.log(tl.sum(sums * tl.exp(most - largest), 0)))
 
 
 @triton.jit

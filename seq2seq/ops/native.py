@@ -134,7 +134,8 @@ def _identity(compiler: str, options: list[str]) -> str:
     """A name for what comes out: the same only for the same source, compiler and processor."""
     state = Path(compiler).resolve().stat()
     about = (FLAGS, options, compiler, state.st_size, state.st_mtime_ns, _processor())
-    return _digest(SOURCE.read_bytes() + repr(about).encode())
+    sources = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
+    return _digest(b"".join(source.read_bytes() for source in sources) + repr(about).encode())
 
 
 def _digest(data: bytes) -> str:

@@ -15,23 +15,25 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from seq2seq.ops import native
 from seq2seq.ops.alone import BLOCK, rows_are_alone
+from seq2seq.ops.few_rows import FewRows
 
-FEW = 16
+EXACT = 16
 """Rows up to which each number of rows has code of its own."""
-FEWEST, WIDE = 4, 4096
-"""Rows up to which float32 is quicker by PyTorch's own library, a third of the time; but not for so many outputs."""
 
 
 class PackedLinear(nn.Module):
-    """x·Wᵀ + b of rows in the weight's format, float32 or bfloat16; it has no state dict."""
+    """x·Wᵀ + b of rows in the weight's format, float32 or bfloat16; it has no state dict.
 
-    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None) -> None:
+    `few` tells that it will often have few rows, for which the weight is kept in another layout too.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None, *, few: bool = False) -> None:
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach())
         self.bias = None if bias is None else bias.detach()
-        is_plain_quicker = weight_OI.dtype is torch.float32 and weight_OI.shape[0] < WIDE
-        self.weight_IO = weight_OI.detach().T.contiguous() if is_plain_quicker else None
+        self.few = FewRows.of(weight_OI, bias) if few and native.library() else None
 
     def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
         """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
@@ -40,9 +42,8 @@ class PackedLinear(nn.Module):
         if rows_are_alone():
             blocks = _filled_up(rows_RI, -(-rows // BLOCK) * BLOCK).split(BLOCK)
             out_RO = torch.cat([self._product(block, rectify) for block in blocks])
-        elif rows <= FEWEST and self.weight_IO is not None:
-            out_RO = rows_RI @ self.weight_IO if self.bias is None else self.bias.addmm(rows_RI, self.weight_IO)
-            out_RO = out_RO.relu_() if rectify else out_RO
+        elif self.few and self.few.takes(rows_RI):
+            out_RO = self.few(rows_RI, rectify=rectify)
         else:
             # In float32 compiling takes a fifth of the time, less than the copy.
             out_RO = self._product(
@@ -66,8 +67,8 @@ def _filled_up(x_RI: Tensor, rows: int) -> Tensor:
 
 def whole_steps(rows: int) -> int:
     """`rows` rounded up to one of four numbers an octave: oneDNN compiles its code anew for each number of rows."""
-    step = max(FEW, 1 << max((rows - 1).bit_length() - 3, 0))
-    return rows if rows <= FEW else -(-rows // step) * step
+    step = max(EXACT, 1 << max((rows - 1).bit_length() - 3, 0))
+    return rows if rows <= EXACT else -(-rows // step) * step
 
 
 def rectified(linear: nn.Module, x: Tensor) -> Tensor:

@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.ops import native
-from seq2seq.ops.alone import rows_are_alone
+from seq2seq.ops.few_rows import FEW, FewRows
 from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears, whole_steps
 from seq2seq.support.devices import processor_has
 from seq2seq.support.errors import UserError
 
-FEW = 4
-"""Rows up to which a pass over the weights is quicker than oneDNN's call."""
 SMALLEST = 1e-12
 
 
@@ -54,31 +52,25 @@ class QuantizedLinear(nn.Module):
         self.bias = torch.zeros_like(self.scales) if bias is None else bias.detach().float()
         self.packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
         self.levels = 127 if processor_has("avx512_vnni") else 63
+        self.few = FewRows(self.weight, self.bias, len(self.bias), self.scales, self.sums, self.levels)
         self.in_bfloat16: PackedLinear | None = None
         if many_in_bfloat16():
             self.in_bfloat16 = PackedLinear(weight_OI.bfloat16(), None if bias is None else bias.bfloat16())
 
     def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
         """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
-        if self.in_bfloat16 and (rows_are_alone() or x.numel() > FEW * x.shape[-1]):
+        rows_RI = x.reshape(-1, x.shape[-1])
+        if self.few.takes(rows_RI):
+            return self.few(rows_RI, rectify=rectify).view(*x.shape[:-1], -1)
+        if self.in_bfloat16:
             return self.in_bfloat16(x.bfloat16(), rectify=rectify).to(x.dtype)
-        rows_RI = x.float().reshape(-1, x.shape[-1]).contiguous()
-        if not native.can_compute(rows_RI):
+        rows_RI = rows_RI.float().contiguous()
+        if native.can_compute(rows_RI):
+            out_RO = self._many(rows_RI, rectify)
+        else:
             out_RO = self._plain(rows_RI)
             out_RO = out_RO.relu_() if rectify else out_RO
-        elif rows_RI.shape[0] <= FEW:
-            out_RO = self._few(rows_RI, rectify)
-        else:
-            out_RO = self._many(rows_RI, rectify)
         return out_RO.to(x.dtype).view(*x.shape[:-1], -1)
-
-    def _few(self, rows_RI: Tensor, rectify: bool) -> Tensor:
-        rows, inputs = rows_RI.shape
-        outputs = self.weight.shape[0]
-        out_RO = rows_RI.new_empty(rows, outputs)
-        tensors = (rows_RI, self.weight, self.scales, self.sums, self.bias, out_RO)
-        native.call("linear_int8", *tensors, rows, inputs, outputs, self.levels, rectify)
-        return out_RO
 
     def _many(self, rows_RI: Tensor, rectify: bool) -> Tensor:
         rows, inputs = rows_RI.shape

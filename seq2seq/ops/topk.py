@@ -16,6 +16,9 @@ from torch import Tensor
 
 from seq2seq.ops import gpu, native
 
+Candidates = tuple[Tensor, Tensor, Tensor]
+"""Continuations: score (−∞: there is none), place of the hypothesis that goes on, token: [S, C] each."""
+
 BLOCK = 64
 MANY = 64
 """Continuations up to which inserting each into a sorted list is quick."""
@@ -31,45 +34,43 @@ def log_probabilities(logits_SKV: Tensor) -> tuple[Tensor, Tensor]:
     The plain reference is `log_softmax`, whose second summand is 0.
     """
     slots, width, vocabulary = logits_SKV.shape
-    sums_SK = torch.zeros(slots, width, device=logits_SKV.device)
+    sums_SK = torch.empty(slots, width, device=logits_SKV.device)
     logits_SKV = logits_SKV.contiguous()
     if native.can_compute(logits_SKV):
-        native.call("log_sum_exp", logits_SKV, sums_SK, slots * width, vocabulary)
+        native.call("negative_log_sum_exp", logits_SKV, sums_SK, slots * width, vocabulary)
     elif gpu.can_compute(logits_SKV):
-        log_sum_exp_on_gpu(logits_SKV, sums_SK)
+        negative_log_sum_exp_on_gpu(logits_SKV, sums_SK)
     else:
-        return logits_SKV.log_softmax(-1, dtype=torch.float32), sums_SK
-    return logits_SKV, -sums_SK
+        return logits_SKV.log_softmax(-1, dtype=torch.float32), sums_SK.zero_()
+    return logits_SKV, sums_SK
 
 
-def log_sum_exp_on_gpu(logits: Tensor, out: Tensor) -> None:
-    """log Σexp of each row of logits [..., V] into `out` [...], by our kernel."""
+def negative_log_sum_exp_on_gpu(logits: Tensor, out: Tensor) -> None:
+    """−log Σexp of each row of logits [..., V] into `out` [...], by our kernel."""
     from seq2seq.ops import gpu_search_kernels
 
     vocabulary = logits.shape[-1]
-    gpu_search_kernels.log_sum_exp[(out.numel(),)](
+    gpu_search_kernels.negative_log_sum_exp[(out.numel(),)](
         logits, out, V=vocabulary, BLOCK=min(LOGITS_OF_GPU, gpu.power_of_two(vocabulary)), num_warps=8
     )
 
 
-def best_continuations_reference(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest sums of a hypothesis' score and a token's log-probability in each slot, highest first.
-
-    Returns the sums [S, C], and where they are, K-place · V + token [S, C].
-    """
-    scores_SC, places_SC = (scores_SK[:, :, None] + log_probs_SKV).flatten(1).topk(count)
-    return scores_SC, places_SC
+def best_continuations_reference(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> Candidates:
+    """The `count` highest sums of a hypothesis' score and a token's log-probability in each slot, highest first."""
+    scores_SC, flat_SC = (scores_SK[:, :, None] + log_probs_SKV).flatten(1).topk(count)
+    vocabulary = log_probs_SKV.shape[2]
+    return scores_SC, flat_SC // vocabulary, flat_SC % vocabulary
 
 
-def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> Candidates:
     """The same; of equal sums any may come first."""
     slots, width, vocabulary = log_probs_SKV.shape
     if count <= MANY and native.can_compute(log_probs_SKV):
         found_SC = scores_SK.new_empty(slots, count)
-        places_SC = torch.empty(slots, count, dtype=torch.int64)
-        tensors = (log_probs_SKV.contiguous(), scores_SK.contiguous(), found_SC, places_SC)
+        places_SC, tokens_SC = torch.empty(2, slots, count, dtype=torch.int64)
+        tensors = (log_probs_SKV.contiguous(), scores_SK.contiguous(), found_SC, places_SC, tokens_SC)
         native.call("best", *tensors, slots, width, vocabulary, count)
-        return found_SC, places_SC
+        return found_SC, places_SC, tokens_SC
     if count > width * (vocabulary // BLOCK) or log_probs_SKV.numel() <= FEW:
         return best_continuations_reference(log_probs_SKV, scores_SK, count)
     on_gpu = gpu.can_compute(log_probs_SKV)
@@ -84,7 +85,7 @@ def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> 
     if vocabulary % BLOCK:
         found_SCB = found_SCB.masked_fill(tokens_SCB >= vocabulary, -math.inf)
     scores_SC, best_SC = found_SCB.flatten(1).topk(count)
-    return scores_SC, places_SCB.flatten(1).gather(1, best_SC)
+    return scores_SC, rows_SC.gather(1, best_SC // BLOCK), tokens_SCB.flatten(1).gather(1, best_SC)
 
 
 def block_maxima(scores_SKV: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seq2seq.config.schema import SearchConfig
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.topk import best_continuations
+from seq2seq.ops.topk import Candidates, best_continuations
 from seq2seq.search.constraints import RequiredPhrases
 from seq2seq.search.diversity import Diversity, joined, repeated
 from seq2seq.search.finished import Finished, pick
@@ -64,7 +64,7 @@ class BeamSearch:
             results = beams.results
         return joined(results, groups, self.config.n_best) if groups > 1 else results
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def steps(
         self, model: SearchModel, source: Tensor, layout: Layout, constraints: Sequence[Constraints]
     ) -> Iterator[_Beams]:
@@ -130,6 +130,7 @@ class _Beams:
             forced=[of_one.prefix for of_one in constraints],
             phrases=self.phrases,
         )
+        self.last_penalties = self.finished.penalty(self.rules.limits.float())
         self.diversity = None
         if config.diversity_groups > 1:
             self.diversity = Diversity(slots // config.diversity_groups, config.diversity_penalty)
@@ -141,24 +142,30 @@ class _Beams:
     def advance(self, model: SearchModel, hidden: Tensor) -> None:
         """Extend all live hypotheses by one token."""
         scores_SC, places_SC, tokens_SC = self._candidates(model, hidden)
-        prefixes_SCT = torch.cat((pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
         ends_SC = tokens_SC == self.search.eos
-        self.finished.add(scores_SC.masked_fill(~ends_SC, -math.inf), prefixes_SCT)
-        if self.search.config.stop == "beam":
-            self.ended += (ends_SC & (scores_SC > -math.inf))[:, : self.beam].sum(1)
+        # A GPU would have to be waited for to know.
+        if ends_SC.is_cuda or ends_SC.any():
+            self.finished.add(scores_SC.masked_fill(~ends_SC, -math.inf), self._extended(places_SC, tokens_SC))
+            if self.search.config.stop == "beam":
+                self.ended += (ends_SC & (scores_SC > -math.inf))[:, : self.beam].sum(1)
+            scores_SC = scores_SC.masked_fill(ends_SC, -math.inf)
 
-        going_SC = scores_SC.masked_fill(ends_SC, -math.inf)
         if self.phrases:
-            kept_SK = self.phrases.choose(going_SC, prefixes_SCT, places_SC, self.beam)
+            prefixes_SCT = self._extended(places_SC, tokens_SC)
+            kept_SK = self.phrases.choose(scores_SC, prefixes_SCT, places_SC, self.beam)
         else:
-            kept_SK = going_SC.topk(min(self.beam, going_SC.shape[1]))[1]
-        self.scores = going_SC.gather(1, kept_SK)
+            kept_SK = scores_SC.topk(min(self.beam, scores_SC.shape[1]))[1]
+        self.scores = scores_SC.gather(1, kept_SK)
         self.tokens = tokens_SC.gather(1, kept_SK)
-        self.prefixes = pick(prefixes_SCT, kept_SK)
         self.parents = places_SC.gather(1, kept_SK)
+        self.prefixes = self._extended(self.parents, self.tokens)
 
-    def _candidates(self, model: SearchModel, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The continuations of each slot that may be kept: score, place of the parent, token, [S, C] each."""
+    def _extended(self, places_SC: Tensor, tokens_SC: Tensor) -> Tensor:
+        """The hypotheses at these places with one token more each, [S, C, T + 1]."""
+        return torch.cat((pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
+
+    def _candidates(self, model: SearchModel, hidden: Tensor) -> Candidates:
+        """The continuations of each slot that may be kept."""
         # Slot by slot as far as the cache of a processor reaches: the log-probabilities of all never exist together.
         slots = hidden.shape[0] if hidden.is_cuda else -(-ROWS // hidden.shape[1])
         parts: list[Any] = [slice(start, start + slots) for start in range(0, hidden.shape[0], slots)]
@@ -168,10 +175,9 @@ class _Beams:
         for part in parts:
             logits_SKV = model.logits(hidden[part])
             scores_SKV, sums_SK = self.rules.log_probabilities(logits_SKV, self.prefixes[part], part)
-            scores_SC, flat_SC = self._choices(scores_SKV, self.scores[part] + sums_SK, part)
-            tokens_SC = flat_SC % scores_SKV.shape[2]
-            found.append((scores_SC, flat_SC // scores_SKV.shape[2], tokens_SC))
+            found.append(self._choices(scores_SKV, self.scores[part] + sums_SK, part))
             if self.diversity:
+                scores_SC, _, tokens_SC = found[-1]
                 goes_on_SC = tokens_SC != self.search.eos
                 self.diversity.chosen(scores_SC, tokens_SC, goes_on_SC, self.beam, self.sentences[part])
         if len(found) == 1:
@@ -182,8 +188,8 @@ class _Beams:
             return scores_SC[order], places_SC[order], tokens_SC[order]
         return scores_SC, places_SC, tokens_SC
 
-    def _choices(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> tuple[Tensor, Tensor]:
-        """The candidates of some slots: score, and K-place · V + token, [S, C] each."""
+    def _choices(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> Candidates:
+        """The candidates of some slots."""
         if self.search.config.sampling:
             return self._drawn(scores_SKV, totals_SK, part)
         if self.diversity:
@@ -197,8 +203,8 @@ class _Beams:
             return self.phrases.candidates(scores_SKV, totals_SK, self.prefixes[part], part, best)
         return best
 
-    def _drawn(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> tuple[Tensor, Tensor]:
-        """A drawn continuation of each sample: score, and K-place · V + token, [S, K] each."""
+    def _drawn(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> Candidates:
+        """A drawn continuation of each sample."""
         config = self.search.config
         places_K = torch.arange(self.beam, device=scores_SKV.device)
         if scores_SKV.shape[1] < self.beam:
@@ -207,7 +213,7 @@ class _Beams:
         uniforms_SK = self.uniforms[part, :, self.prefixes.shape[2]]
         tokens_SK = draw(scores_SKV, uniforms_SK, config.temperature, config.top_k, config.top_p)
         scores_SK = totals_SK + scores_SKV.gather(2, tokens_SK[:, :, None])[..., 0]
-        return scores_SK, places_K * scores_SKV.shape[2] + tokens_SK
+        return scores_SK, places_K.expand_as(tokens_SK), tokens_SK
 
     def decided(self) -> Tensor:
         """Sentences [S] for which no live hypothesis can still be better than the n-th finished one."""
@@ -218,7 +224,7 @@ class _Beams:
         if self.search.config.stop == "beam":
             over_S = over_S | (self.ended >= self.beam)
         # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come.
-        best_S = self.scores[:, 0] / self.finished.penalty(self.rules.limits.float())
+        best_S = self.scores[:, 0] / self.last_penalties
         return over_S | (worst_S >= best_S)
 
     def freeze(self, done_S: Tensor) -> None:
@@ -231,7 +237,7 @@ class _Beams:
         for sentence, hypotheses in zip(self.sentences[done_S].tolist(), found, strict=True):
             self.results[sentence] = hypotheses
         slots = _closed_up(~done_S)
-        for name in ("sentences", "uniforms", "tokens", "parents", "scores", "ended", "prefixes"):
+        for name in ("sentences", "uniforms", "tokens", "parents", "scores", "ended", "prefixes", "last_penalties"):
             setattr(self, name, getattr(self, name)[slots])
         self.finished.keep(slots)
         self.rules.keep(slots)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seq2seq.ops.topk import Candidates
+
 
 class RequiredPhrases:
     """The phrases of a batch of sentences, each a list of lists of token ids, and which of them hypotheses hold."""
@@ -49,9 +51,9 @@ class RequiredPhrases:
         scores_SKV[:, :, eos].masked_fill_(~self.held_SKJ[part].all(2), -math.inf)
 
     def candidates(
-        self, scores_SKV: Tensor, totals_SK: Tensor, prefixes_SKT: Tensor, part: Any, best: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """To the `best` candidates (sums and K-place · V + token, [S, N] each) those that phrases need.
+        self, scores_SKV: Tensor, totals_SK: Tensor, prefixes_SKT: Tensor, part: Any, best: Candidates
+    ) -> Candidates:
+        """To the `best` candidates those that phrases need.
 
         They are the next token of each missing phrase and the best token of each hypothesis; none is there twice.
         """
@@ -62,11 +64,14 @@ class RequiredPhrases:
         tokens_SKN = torch.cat((next_SKJ.clamp(min=0), scores_SKV.argmax(2, keepdim=True)), 2)
         sums_SKN = totals_SK[:, :, None] + scores_SKV.gather(2, tokens_SKN)
         sums_SKN[..., :-1].masked_fill_(held_SKJ, -math.inf)
-        places_SKN = torch.arange(width, device=tokens_SKN.device)[:, None] * scores_SKV.shape[2] + tokens_SKN
-        sums_SN = torch.cat((best[0], sums_SKN.flatten(1)), 1)
-        flat_SN = torch.cat((best[1], places_SKN.flatten(1)), 1)
+        places_SKN = torch.arange(width, device=tokens_SKN.device)[:, None].expand_as(tokens_SKN)
+        sums_SN, places_SN, tokens_SN = (
+            torch.cat((of_best, more_SKN.flatten(1)), 1)
+            for of_best, more_SKN in zip(best, (sums_SKN, places_SKN, tokens_SKN), strict=True)
+        )
+        flat_SN = places_SN * scores_SKV.shape[2] + tokens_SN
         same_SNN = (flat_SN[:, :, None] == flat_SN[:, None]) & (sums_SN > -math.inf)[:, None]
-        return sums_SN.masked_fill(same_SNN.tril(-1).any(2), -math.inf), flat_SN
+        return sums_SN.masked_fill(same_SNN.tril(-1).any(2), -math.inf), places_SN, tokens_SN
 
     def choose(self, scores_SN: Tensor, prefixes_SNT: Tensor, parents_SN: Tensor, width: int) -> Tensor:
         """The places [S, K] of the candidates that go on, best first: each bank's best, then each bank's second, …"""

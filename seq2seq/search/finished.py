@@ -30,7 +30,8 @@ class Finished:
 
     def add(self, scores_SC: Tensor, prefixes_SCT: Tensor) -> None:
         """Merge in what ended in this step: log-probabilities (−∞: did not end) and tokens up to eos."""
-        outputs = torch.nn.functional.pad(self.outputs, (0, 1), value=self.eos)
+        longer = prefixes_SCT.shape[2] - self.outputs.shape[2]
+        outputs = torch.nn.functional.pad(self.outputs, (0, longer), value=self.eos)
         together = torch.cat((self.scores, scores_SC / self.penalty(float(prefixes_SCT.shape[2]))), 1)
         self.scores, best = together.topk(self.scores.shape[1])
         self.outputs = pick(torch.cat((outputs, prefixes_SCT), 1), best)

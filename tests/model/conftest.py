@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.model.attention import MultiHeadAttention
-from seq2seq.model.decoder import DecoderLayer
+from seq2seq.model.decoder_layer import DecoderLayer
 from seq2seq.model.encoder import EncoderLayer
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.config.schema import TransformerConfig
-from seq2seq.model.decoder import DecoderLayer, TransformerDecoder
+from seq2seq.model.decoder import TransformerDecoder
+from seq2seq.model.decoder_layer import DecoderLayer
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.positions import sinusoids

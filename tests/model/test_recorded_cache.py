@@ -53,7 +53,8 @@ def test_search_with_them_finds_what_it_finds_without(without_native: pytest.Mon
     without_native.setattr(gpu, "can_compute", lambda *_: False)
     plain = [search(model, *batch) for batch in batches]
     without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).is_final = is_final
+    if is_final:
+        cast(Decoder, model.decoder).finish()
     with torch.no_grad():
         state = model.start(model.encode(*batches[0]))
     assert type(state) is (RecordedCache if is_final else RowCache)
@@ -68,7 +69,7 @@ def test_an_arena_that_is_too_small_makes_way_for_a_larger_one(without_native: p
     for name in ("STEPS", "ROWS"):
         without_native.setattr(recorded_cache, name, 1)
     without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).is_final = True
+    cast(Decoder, model.decoder).finish()
     assert alike(search(model, *batch_of(5, 7, 1)), expected)
     arena = holder_of(model).arena
     assert alike(search(model, *batch_of(5, 7, 1)), expected)
@@ -80,7 +81,7 @@ def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest
     batches = batch_of(5, 7, 1), batch_of(4, 4)
     expected = [search(model, *batch) for batch in batches]
     without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).is_final = True
+    cast(Decoder, model.decoder).finish()
     first, second = (search.steps(model, *batch, [Constraints()] * batch[1].batch_size) for batch in batches)
     found: list[Any] = [None, None]
     for beams in zip_longest(first, second):
@@ -92,7 +93,7 @@ def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest
 def test_a_copy_of_a_model_records_its_own_steps(without_native: pytest.MonkeyPatch) -> None:
     model, search = model_and_search()
     without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).is_final = True
+    cast(Decoder, model.decoder).finish()
     search(model, *batch_of(4, 4))
     other = copy.deepcopy(model)
     assert holder_of(other).arena is None and holder_of(model).arena is not None

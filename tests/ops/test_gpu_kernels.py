@@ -119,8 +119,8 @@ def test_sums_and_maxima_of_logits_are_pytorch_s(vocabulary: int, dtype: torch.d
     logits[0, 0] += 60
     logits[1, 2, :-1] = -torch.inf
     sums = torch.empty(2, 3, device=DEVICE)
-    topk.log_sum_exp_on_gpu(logits, sums)
-    torch.testing.assert_close(sums, logits.float().logsumexp(-1), rtol=1e-6, atol=1e-5)
+    topk.negative_log_sum_exp_on_gpu(logits, sums)
+    torch.testing.assert_close(-sums, logits.float().logsumexp(-1), rtol=1e-6, atol=1e-5)
     assert torch.equal(topk.block_maxima_on_gpu(logits), topk.block_maxima(logits))
 
 

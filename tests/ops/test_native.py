@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -78,8 +79,11 @@ def test_another_processor_other_flags_or_another_source_make_another_library(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native.library()
+    for path in native.SOURCE.parent.glob("*.h"):
+        shutil.copy(path, tmp_path)
     changed = tmp_path / "kernels.cpp"
-    changed.write_bytes(native.SOURCE.read_bytes() + b"\n")
+    changed.write_bytes(native.SOURCE.read_bytes())
+    (tmp_path / "rows.h").open("a").write("\n")
     others = {"_processor": lambda: "another", "FLAGS": [*native.FLAGS, "-g0"], "SOURCE": changed}
     monkeypatch.setattr(native, what, others[what])
     native.library.cache_clear()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from seq2seq.ops.alone import computing_rows_alone
-from seq2seq.ops.packed_linear import FEW, PackedLinear, can_pack, rectified, replace_linears, whole_steps
+from seq2seq.ops.packed_linear import EXACT, PackedLinear, can_pack, rectified, replace_linears, whole_steps
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.ones(8, 8)), reason="this PyTorch has no oneDNN")
 
@@ -18,7 +18,7 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 3, 48), (FEW, 16), (FEW + 1, 16), (30, 3, 48)])
+@pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 3, 48), (EXACT, 16), (EXACT + 1, 16), (30, 3, 48)])
 @pytest.mark.parametrize("outputs", [1, 9, 64])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("rectify", [False, True])
@@ -40,12 +40,12 @@ def test_rows_of_any_layout_will_do() -> None:
 
 
 def test_few_numbers_of_rows_are_ever_computed_and_little_in_vain() -> None:
-    assert [whole_steps(rows) for rows in (1, FEW, FEW + 1, 64, 65, 128, 129, 160, 161, 1025)] == [
-        *(1, FEW, 2 * FEW, 64, 80, 128, 160, 160, 192, 1280)
+    assert [whole_steps(rows) for rows in (1, EXACT, EXACT + 1, 64, 65, 128, 129, 160, 161, 1025)] == [
+        *(1, EXACT, 2 * EXACT, 64, 80, 128, 160, 160, 192, 1280)
     ]
-    found = [whole_steps(rows) for rows in range(FEW + 1, 8193)]
+    found = [whole_steps(rows) for rows in range(EXACT + 1, 8193)]
     assert len(set(found)) <= 32
-    assert all(rows <= whole <= max(1.25 * rows, rows + FEW) for rows, whole in enumerate(found, FEW + 1))
+    assert all(rows <= whole <= max(1.25 * rows, rows + EXACT) for rows, whole in enumerate(found, EXACT + 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

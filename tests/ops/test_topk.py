@@ -33,8 +33,7 @@ def test_it_finds_what_one_topk_finds(vocabulary: int, width: int, count: int, s
     found, expected = (
         choose(log_probs, scores, count) for choose in (best_continuations, best_continuations_reference)
     )
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+    assert all(torch.equal(own, wanted) for own, wanted in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 8, 70])
@@ -42,10 +41,10 @@ def test_it_finds_the_same_in_bfloat16(count: int) -> None:
     generator = torch.Generator().manual_seed(1)
     log_probs = (torch.randn(6, 4, 20 * BLOCK + 3, generator=generator) * 3).bfloat16()
     scores = torch.randn(6, 4, generator=generator)
-    found, places = best_continuations(log_probs, scores, count)
-    expected, _ = best_continuations_reference(log_probs.float(), scores, count)
+    found, hypotheses, tokens = best_continuations(log_probs, scores, count)
+    expected, *_ = best_continuations_reference(log_probs.float(), scores, count)
     assert torch.equal(found, expected)
-    sums = (scores[:, :, None] + log_probs.float()).flatten(1)
+    sums, places = (scores[:, :, None] + log_probs.float()).flatten(1), hypotheses * log_probs.shape[2] + tokens
     assert torch.equal(sums.gather(1, places), found)
     assert all(len(set(own)) == count for own in places.tolist())
 
@@ -55,16 +54,17 @@ def test_the_best_may_stand_anywhere_and_many_in_one_block(place: int) -> None:
     log_probs = torch.zeros(1, 2, 10 * BLOCK + 5)
     start = min(place, log_probs.shape[2] - 4)
     log_probs[0, 1, start : start + 4] = torch.tensor([1.0, 4.0, 3.0, 2.0])
-    scores, places = best_continuations(log_probs, torch.tensor([[0.5, 0.0]]), 4)
+    scores, hypotheses, tokens = best_continuations(log_probs, torch.tensor([[0.5, 0.0]]), 4)
     assert scores.tolist() == [[4.0, 3.0, 2.0, 1.0]]
-    assert (places - log_probs.shape[2]).tolist() == [[start + 1, start + 2, start + 3, start]]
+    assert hypotheses.tolist() == [[1] * 4]
+    assert tokens.tolist() == [[start + 1, start + 2, start + 3, start]]
 
 
 def test_hypotheses_that_are_dead_give_nothing_while_others_can() -> None:
     log_probs = torch.randn(2, 3, 10 * BLOCK, generator=torch.Generator().manual_seed(1))
     scores = torch.tensor([[0.0, -math.inf, -math.inf]] * 2)
-    found, places = best_continuations(log_probs, scores, 6)
-    assert (places < 10 * BLOCK).all()
+    found, hypotheses, _ = best_continuations(log_probs, scores, 6)
+    assert (hypotheses == 0).all()
     assert torch.equal(found, best_continuations_reference(log_probs, scores, 6)[0])
 
 

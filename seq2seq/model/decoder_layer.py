@@ -1,0 +1,77 @@
+"""A layer of the Transformer decoder (Vaswani et al., 2017, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from seq2seq.config.schema import TransformerConfig
+from seq2seq.model.attention import MultiHeadAttention
+from seq2seq.model.layers import FeedForward, Residual
+from seq2seq.ops.packing import Layout
+
+Attend = Callable[[Tensor], Tensor]
+
+
+class Attended(Protocol):
+    """Keys and values of a step of search, for all layers."""
+
+    def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor: ...
+
+    def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor: ...
+
+
+class DecoderLayer(nn.Module):
+    """The three sub-layers with their residual connections; who attends to what is the caller's matter."""
+
+    regions = ("whole",)
+
+    def __init__(self, d_model: int, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(d_model, config.num_heads, config.d_k)
+        self.cross_attention = MultiHeadAttention(d_model, config.num_heads, config.d_k)
+        self.feed_forward = FeedForward(d_model, config.d_ff)
+        self.self_residual = Residual(d_model, config.norm, config.dropout)
+        self.cross_residual = Residual(d_model, config.norm, config.dropout)
+        self.feed_forward_residual = Residual(d_model, config.norm, config.dropout)
+
+    def forward(self, x: Tensor, attend_target: Attend, attend_source: Attend) -> Tensor:
+        """[..., D] to [..., D]."""
+        x = self.self_residual(x, attend_target)
+        x = self.cross_residual(x, attend_source)
+        return self.feed_forward_residual(x, self.feed_forward)
+
+    def whole(self, x_MD: Tensor, layout: Layout, memory_ND: Tensor, source: Layout) -> Tensor:
+        """All positions of packed sentences at once, each seeing those before it: [M, D] to [M, D]."""
+        return self(
+            x_MD,
+            lambda y: self.self_attention(y, layout, y, layout, causal=True),
+            lambda y: self.cross_attention(y, layout, memory_ND, source),
+        )
+
+    def whole_with_weights(
+        self, x_MD: Tensor, layout: Layout, memory_ND: Tensor, source: Layout
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same, with the weights of cross-attention of each sentence, [H, T, L]."""
+        weights: list[Tensor] = []
+
+        def attend_source(y_MD: Tensor) -> Tensor:
+            out_MD, weights[:] = self.cross_attention.weights(y_MD, layout, memory_ND, source)
+            return out_MD
+
+        return self(x_MD, lambda y: self.self_attention(y, layout, y, layout, causal=True), attend_source), weights
+
+    def step(self, x_SKD: Tensor, cache: Attended, number: int) -> Tensor:
+        """One new position of each hypothesis; `number` is that of this layer in the cache: [S, K, D] to [S, K, D]."""
+
+        def attend_target(y_SKD: Tensor) -> Tensor:
+            of = self.self_attention
+            return of.output(cache.attend_target(number, of.query(y_SKD), of.key_value(y_SKD)))
+
+        def attend_source(y_SKD: Tensor) -> Tensor:
+            of = self.cross_attention
+            return of.output(cache.attend_source(number, of.query(y_SKD)))
+
+        return self(x_SKD, attend_target, attend_source)

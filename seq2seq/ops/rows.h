@@ -1,0 +1,152 @@
+// What translation does with one row between its matrix products, for processors.
+//
+// Loops are written so that compilers vectorise them; nothing here knows an instruction set. A row is computed by itself,
+// in a fixed order: what comes out for one does not depend on which others there are.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float widen(float x) { return x; }
+
+inline float widen(bfloat16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+inline void narrow(float x, float& out) { out = x; }
+
+inline void narrow(float x, bfloat16& out) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    // To the nearest, of two equally near ones to the even one; not-a-number stays one.
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    out.bits = uint16_t(x != x ? 0x7fc0 : rounded);
+}
+
+// e^x for x <= 0, to 2e-7 of its value; below -87 that of -87, which is nothing beside the e^0 of every sum here.
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    const float n = std::nearbyint(x * 1.44269504f);
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const int32_t bits = (int32_t(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+template <class T>
+float largest(const T* x, int64_t count) {
+    float most = -infinity;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < count; i++) most = most < widen(x[i]) ? widen(x[i]) : most;
+    return most;
+}
+
+template <class T>
+float sum_of_exponentials(const T* x, int64_t count, float most) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++) sum += exponential(widen(x[i]) - most);
+    return sum;
+}
+
+template <class T>
+float dot(const float* x, const T* y, int64_t count) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++) sum += x[i] * widen(y[i]);
+    return sum;
+}
+
+// Attention of one query to the rows of keys and values in the list `seen`, which -1 ends.
+template <class Q, class T>
+void attend_row(const Q* query, const T* keys_values, const int32_t* seen, Q* out, int64_t longest, int64_t heads,
+                int64_t d_k, int64_t d_v) {
+    const int64_t keys = heads * d_k, values = heads * d_v;
+    const float scale = 1.0f / std::sqrt(float(d_k));
+    int64_t count = 0;
+    while (count < longest && seen[count] >= 0) count++;
+    std::vector<float> scaled(keys), weights(heads * count), sums(values);
+    for (int64_t i = 0; i < keys; i++) scaled[i] = widen(query[i]) * scale;
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t head = 0; head < heads; head++) {
+            const T* key = keys_values + seen[t] * (keys + values) + head * d_k;
+            weights[head * count + t] = dot(&scaled[head * d_k], key, d_k);
+        }
+    for (int64_t head = 0; head < heads; head++) {
+        float* own = &weights[head * count];
+        const float most = largest(own, count), sum = sum_of_exponentials(own, count, most);
+        for (int64_t t = 0; t < count; t++) own[t] = exponential(own[t] - most) / sum;
+    }
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t head = 0; head < heads; head++) {
+            const float weight = weights[head * count + t];
+            const T* value = keys_values + seen[t] * (keys + values) + keys + head * d_v;
+            float* sum = &sums[head * d_v];
+            for (int64_t i = 0; i < d_v; i++) sum[i] += weight * widen(value[i]);
+        }
+    for (int64_t i = 0; i < values; i++) narrow(sums[i], out[i]);
+}
+
+template <class T>
+void norm_row(const float* x, const T* weight, const T* bias, T* out, int64_t columns) {
+    constexpr float epsilon = 1e-5f;
+    float total = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < columns; i++) total += x[i];
+    const float mean = total / float(columns);
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < columns; i++) squares += (x[i] - mean) * (x[i] - mean);
+    const float scale = 1.0f / std::sqrt(squares / float(columns) + epsilon);
+    for (int64_t i = 0; i < columns; i++) narrow((x[i] - mean) * scale * widen(weight[i]) + widen(bias[i]), out[i]);
+}
+
+// A row on a line of `levels` even steps on both sides of zero, which is written as levels + 1; returns their size: not a
+// number where one in the row is none, or infinite.
+float round_row(const float* x, uint8_t* out, int64_t columns, int64_t levels) {
+    float most = 0.0f, strange = 0.0f;
+#pragma omp simd reduction(max : most) reduction(+ : strange)
+    for (int64_t i = 0; i < columns; i++) {
+        most = most < std::fabs(x[i]) ? std::fabs(x[i]) : most;
+        strange += x[i] * 0.0f;
+    }
+    if (strange != 0.0f) {
+        std::memset(out, 0, columns);
+        return strange;
+    }
+    const float step = std::fmax(most / float(levels), 1e-12f), inverse = 1.0f / step, zero = float(levels + 1);
+    for (int64_t i = 0; i < columns; i++) out[i] = uint8_t(int32_t(std::nearbyint(x[i] * inverse) + zero));
+    return step;
+}
+
+void finish_row(float* x, float step, const float* bias, int64_t columns, int64_t rectify) {
+    const float least = rectify ? 0.0f : -infinity;
+    for (int64_t i = 0; i < columns; i++) {
+        const float value = x[i] * step + bias[i];
+        x[i] = value < least ? least : value;
+    }
+}
+
+}  // namespace
