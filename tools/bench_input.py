@@ -59,17 +59,17 @@ BLOCK = 100_000
 MEASURED_TOKENS = 20_000_000
 
 
-def generate(directory: Path, pairs: int) -> None:
+def generate(directory: Path, pairs: int, vocab_size: int = VOCAB_SIZE) -> None:
     """Write a store of random tokens with log-normal lengths, 1 to 250."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(pairs)
-    writer = StoreWriter(directory, VOCAB_SIZE)
+    writer = StoreWriter(directory, vocab_size)
     for start in range(0, pairs, BLOCK):
         count = min(BLOCK, pairs - start)
         source = rng.lognormal(3.1, 0.6, count)
         for side, lengths in enumerate((source, source * rng.lognormal(0.03, 0.2, count))):
             lengths = lengths.clip(1, 250).astype(np.int32)
-            writer.write(side, rng.integers(4, VOCAB_SIZE, lengths.sum(), dtype=np.uint16), lengths)
+            writer.write(side, rng.integers(4, vocab_size, lengths.sum(), dtype=np.uint16), lengths)
     writer.finish()
 
 

@@ -1,13 +1,13 @@
 """Training speed beside that of peers: the same data, batches, sizes, optimizer and threads.
 
     python tools/bench_train.py [--model small|base|big] [--formats float32 bfloat16] [--rounds 11] [--output FILE]
-    python tools/bench_train.py --growth
+    python tools/bench_train.py --growth [N] [--pairs N ...]
 
 Prints a table to stderr and the figures as JSON to stdout. Every contestant is a process of its own, asleep while
 another computes; a round runs each of them once over the same updates, and the next one begins with another. Figures
 are medians of the rounds, ratios medians of the ratios within a round. `--growth` shows instead how our time for a
-token grows with the batch and with the length of sentences. Text comes from the folder $SEQ2SEQ_SHARED_DATA; without
-it, random pieces in sentences of usual lengths take its place, and the figures say so.
+token grows with the batch, the length of sentences and the size of a generated corpus. Text comes from the folder
+$SEQ2SEQ_SHARED_DATA; without it, random pieces in sentences of usual lengths take its place, and the figures say so.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from seq2seq.data.tokenizer import EOS
 from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import RunError, exit_code_of
 from seq2seq.support.progress import say
+from tools.bench_input import generate
 from tools.contestants import CONTESTANTS, OURS, RANKS
 from tools.figures import give_out, machine
 from tools.training_worker import MATRIX, Job, Stretch
@@ -245,8 +246,11 @@ def table(precision: str, figures: dict[str, Any]) -> str:
     return "\n".join((head, *("{:<15}{:>24}{:>9}{:>11}{:>7}{:>8}{:>14}".format(*row) for row in rows), *ratios))
 
 
-def growth(job: Job, stretch: Stretch, limit: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Microseconds for a target token of ours: by tokens of an update, and by length of sentences of random pieces."""
+def growth(job: Job, stretch: Stretch, limit: int, corpora: list[int], rounds: int, folder: Path) -> dict[str, Any]:
+    """Microseconds for a target token of ours, from the store to the changed weights.
+
+    By tokens of an update, by length of sentences, and by pairs of the corpus; the last two of random pieces.
+    """
     sizes = [2**power for power in range(3, limit.bit_length())]
     points = [("batch_tokens", size, replace(stretch, batch_tokens=size)) for size in sizes if size >= 512]
     if limit not in sizes:
@@ -255,6 +259,9 @@ def growth(job: Job, stretch: Stretch, limit: int, rounds: int, folder: Path) ->
         tokens = max(length, stretch.batch_tokens)
         store = random_corpus(np.full((2, tokens // length), length), job.vocab_size, folder / str(length))
         points.append(("sentence_length", length, replace(stretch, store=str(store), batch_tokens=tokens)))
+    for pairs in corpora:
+        generate(folder / f"corpus-{pairs}", pairs, job.vocab_size)
+        points.append(("corpus_pairs", pairs, replace(stretch, store=str(folder / f"corpus-{pairs}"))))
     costs: dict[str, dict[str, list[float]]] = {axis: {} for axis, *_ in points}
     with Worker(job) as worker:
         for turn in range(rounds + 1):
@@ -301,7 +308,9 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
         stretch = Stretch(str(store), batch_tokens, 0, arguments.updates)
         if arguments.growth:
-            formats[precision] = growth(ours, stretch, arguments.growth, arguments.rounds, folder / precision)
+            formats[precision] = growth(
+                ours, stretch, arguments.growth, arguments.pairs, arguments.rounds, folder / precision
+            )
         else:
             formats[precision] = compare([matrix, ours, *others], stretch, arguments.rounds, arguments.warm)
             print(table(precision, formats[precision]), file=sys.stderr, flush=True)
@@ -347,6 +356,14 @@ def main() -> None:
     )
     options.add_argument("--device", default="auto")
     options.add_argument("--growth", nargs="?", const=25_000, type=int, metavar="N", help="up to N tokens an update")
+    options.add_argument(
+        "--pairs",
+        nargs="*",
+        type=int,
+        default=[10_000, 100_000, 1_000_000, 10_000_000],
+        metavar="N",
+        help="with --growth: sizes of the corpora; 10 million pairs take 1.1 GB in the folder for temporary files",
+    )
     options.add_argument("--output", type=Path)
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:

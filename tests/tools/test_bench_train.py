@@ -107,10 +107,13 @@ def test_a_whole_run(
 
 @pytest.mark.slow
 def test_growth(monkeypatch: pytest.MonkeyPatch, tiny: list[str], tmp_path: Path) -> None:
-    figures = run(monkeypatch, tiny, tmp_path / "figures.json", "--formats", "float32", "--growth", "600")
+    figures = run(
+        monkeypatch, tiny, tmp_path / "figures.json", "--formats", "float32", "--growth", "600", "--pairs", "50", "90"
+    )
     costs = figures["formats"]["float32"]["microseconds_per_target_token"]
     assert list(costs["batch_tokens"]) == ["512", "600"]
     assert list(costs["sentence_length"]) == ["8", "16", "32", "64", "128", "256", "512"]
+    assert list(costs["corpus_pairs"]) == ["50", "90"]
     assert all(cost["median"] > 0 for by_size in costs.values() for cost in by_size.values())
 
 
