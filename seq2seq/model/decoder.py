@@ -33,7 +33,8 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
-        self._is_final, self._few, self._holder = False, cast(FewRowsDecoder | None, None), Holder()
+        self._is_final, self._holder = False, Holder()
+        self._few: FewRowsDecoder | None = None
         d_model = embedding.d_model
         self.input = PositionedEmbedding(embedding, config)
         self.layers = nn.ModuleList(DecoderLayer(d_model, config) for _ in range(config.num_layers))

@@ -52,11 +52,9 @@ class RowCache:
     def computed(self, step: Callable[[Any, Tensor], Tensor], x_SKD: Tensor) -> Tensor:
         """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
         if self.few and self.few.takes(x_SKD):
-            targets, start = (
-                [self.room(layer) for layer in range(len(self.sources))],
-                self.filled - len(self.sentence_R),
-            )
-            return self.few(x_SKD, targets, self.sources, start, self.past_SKT, self.source_BL, self.sentence_R)
+            targets = [self.room(layer) for layer in range(len(self.sources))]
+            before = self.filled - len(self.sentence_R)
+            return self.few(x_SKD, targets, self.sources, before, self.past_SKT, self.source_BL, self.sentence_R)
         return step(self, x_SKD)
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
@@ -70,7 +68,7 @@ class RowCache:
         return self._attend(q_SKD, self.sources[layer], self.source_BL, self.sentence_R)
 
     def room(self, layer: int) -> Tensor:
-        """The rows of a layer's target [N, E], the last `filled` of them those of this step."""
+        """The rows of a layer's target, with room for those of this step, which end at `filled`: [N, E]."""
         rows_NE = self.targets[layer]
         if self.filled > len(rows_NE):
             self.targets[layer] = rows_NE.new_empty(2 * self.filled, rows_NE.shape[1])

@@ -278,3 +278,16 @@ def test_the_fast_path_finds_what_whole_passes_find(kind: str, beam_size: int) -
     for found, expected in zip(run(model, sources, config), plain, strict=True):
         assert [hypothesis.tokens for hypothesis in found] == [hypothesis.tokens for hypothesis in expected]
         assert found[0].score == pytest.approx(expected[0].score, abs=1e-4)
+
+
+def test_a_model_that_has_searched_can_be_trained_on() -> None:
+    of_side = TransformerConfig(num_layers=1, num_heads=2, d_ff=8)
+    config = ModelConfig(d_model=8, encoder=of_side, decoder=of_side)
+    model, source, layout = build_model(config, 11, seed=1), torch.randint(4, 11, (600,)), Layout.of([600])
+    search = BeamSearch(SearchConfig(max_length=3), bos=BOS, eos=EOS, never_generated=[])
+    # Longer than any before: the table of positions grows in search.
+    search(model.eval(), source, layout)
+    model.train()
+    memory = model.encode(source, layout)
+    model.decoder(source, layout, memory).sum().backward()
+    assert all(weight.grad is not None for weight in model.encoder.parameters())
