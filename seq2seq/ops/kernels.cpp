@@ -1,6 +1,7 @@
-// What translation does between its matrix products, for processors. Each function has its plain reference in PyTorch
-// beside the Python function that calls it (`native.call`): row_attention.py, topk.py,
-// add_norm.py, quantized_linear.py, few_rows.py, decoder_step.py.
+// What translation does between its matrix products, and all of a step of few hypotheses, for processors. Each function
+// has its plain reference in PyTorch beside the Python function that calls it (`native.call`): in row_attention.py,
+// topk.py, add_norm.py, quantized_linear.py, few_rows.py and model/few_rows.py.
+//
 // What comes out for a row does not depend on which others there are, nor on `threads`.
 
 #include "decoder_step.h"
@@ -19,8 +20,8 @@ void attend(const T* queries, const T* keys_values, const int32_t* lists, const 
             int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {
     const int64_t keys = heads * d_k, values = heads * d_v;
     for_each(rows, threads, [=](int64_t row) {
-        attend_row(queries + row * keys, keys_values, lists + list_of[row] * longest, out + row * values, longest, heads,
-                   d_k, d_v);
+        attend_row(queries + row * keys, keys_values, lists + list_of[row] * longest, out + row * values, longest,
+                   heads, d_k, d_v);
     });
 }
 
@@ -97,8 +98,9 @@ void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const*
                          int64_t rows, int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {    \
         attend(queries, keys_values, lists, list_of, out, rows, longest, heads, d_k, d_v, threads);                    \
     }                                                                                                                  \
-    void negative_log_sum_exp_##format(const T* logits, float* out, int64_t rows, int64_t vocabulary, int64_t threads) {        \
-        negative_log_sum_exp(logits, out, rows, vocabulary, threads);                                                           \
+    void negative_log_sum_exp_##format(const T* logits, float* out, int64_t rows, int64_t vocabulary,                  \
+                                       int64_t threads) {                                                              \
+        negative_log_sum_exp(logits, out, rows, vocabulary, threads);                                                  \
     }                                                                                                                  \
     void best_##format(const T* scores, const float* totals, float* found, int64_t* hypotheses, int64_t* tokens,       \
                        int64_t slots, int64_t width, int64_t vocabulary, int64_t count, int64_t threads) {             \

@@ -1,7 +1,7 @@
 // What translation does with one row between its matrix products, for processors.
 //
-// Loops are written so that compilers vectorise them; nothing here knows an instruction set. A row is computed by itself,
-// in a fixed order: what comes out for one does not depend on which others there are.
+// Loops are written so that compilers vectorise them; nothing here knows an instruction set. A row is computed by
+// itself, in a fixed order: what comes out for one does not depend on which others there are.
 
 #pragma once
 
@@ -123,8 +123,8 @@ void norm_row(const float* x, const T* weight, const T* bias, T* out, int64_t co
     for (int64_t i = 0; i < columns; i++) narrow((x[i] - mean) * scale * widen(weight[i]) + widen(bias[i]), out[i]);
 }
 
-// A row on a line of `levels` even steps on both sides of zero, which is written as levels + 1; returns their size: not a
-// number where one in the row is none, or infinite.
+// A row on a line of `levels` even steps on both sides of zero, which is written as levels + 1; returns their size: not
+// a number where one in the row is none, or infinite.
 float round_row(const float* x, uint8_t* out, int64_t columns, int64_t levels) {
     float most = 0.0f, strange = 0.0f;
 #pragma omp simd reduction(max : most) reduction(+ : strange)
