@@ -23,7 +23,7 @@ from seq2seq.config.compose import compose  # noqa: E402
 from seq2seq.data.tokenizer import EOS, PAD  # noqa: E402
 from seq2seq.model.directory import load_model_directory  # noqa: E402
 from seq2seq.model.translation import TranslationModel, build_model  # noqa: E402
-from seq2seq.support.devices import keep_freed_memory  # noqa: E402
+from seq2seq.support.devices import tune_allocator  # noqa: E402
 from seq2seq.translate.translator import BATCH_TOKENS_OF_GPU, Translator  # noqa: E402
 
 Turn = Callable[[list[str]], tuple[list[str], int | None]]
@@ -216,7 +216,7 @@ def peak_megabytes() -> float:
 
 def main() -> None:
     """Get ready, then take turns until the input ends."""
-    keep_freed_memory()
+    tune_allocator()
     torch.set_num_threads(1)
     imported = time.perf_counter() - STARTED
     job = json.loads(sys.stdin.readline())

@@ -26,6 +26,8 @@ from seq2seq.support.errors import UserError
 
 SHAPES_OF_TRANSLATION = 160
 """Of products for which code is kept: five matrices, for up to 32 numbers of rows (`ops.packed_linear.whole_steps`)."""
+ROWS = 4096
+"""Source tokens that a processor encodes together."""
 ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
     "transformer": TransformerEncoder,
     "recurrent": RecurrentEncoder,
@@ -86,7 +88,13 @@ class TranslationModel(nn.Module):
 
     def encode(self, tokens: Tensor, layout: Layout) -> Memory:
         """The memory of packed source tokens [N]."""
-        return cast(Encoder, self.encoder)(tokens, layout)
+        encoder = cast(Encoder, self.encoder)
+        if tokens.is_cuda or torch.is_grad_enabled() or layout.total <= ROWS:
+            return encoder(tokens, layout)
+        # Part by part: then what lies between layers stays in the caches of a processor, and fewer pads are computed.
+        parts = layout.parts(ROWS)
+        found = map(encoder, tokens.split([part.total for part in parts]), parts)
+        return Memory(torch.cat([memory.rows for memory in found]), layout)
 
     def start(self, memory: Memory) -> Any:
         """The decoder's state before the first step of search."""

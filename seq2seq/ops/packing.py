@@ -93,6 +93,12 @@ class Layout:
         """Rows up to the next of few numbers, at most 1/32 more: there are 32 for each power of two."""
         return -self.total % (1 << max(0, self.total.bit_length() - 6))
 
+    def parts(self, rows: int) -> list[Layout]:
+        """The layouts of as few runs of sentences as have about so many rows each; there must be no filler."""
+        count = -(-self.total // rows)
+        sizes = (self.starts * count // self.total).unique_consecutive(return_counts=True)[1]
+        return [Layout.of(lengths.tolist()) for lengths in self.lengths.split(sizes.tolist())]
+
     def rounded(self) -> Layout:
         """This layout with the missing rows as filler.
 

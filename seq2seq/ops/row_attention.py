@@ -17,8 +17,8 @@ from seq2seq.ops import gpu, native
 from seq2seq.ops.alone import rows_are_alone
 from seq2seq.ops.packing import Layout
 
-SHORT = 64
-"""Rows of a sentence up to which this is quicker, in float32, than products over a padded grid."""
+SHORT = {torch.float32: 64, torch.bfloat16: 32}
+"""Rows of a sentence up to which this is quicker than products over a padded grid."""
 BLOCK = 16
 """Rows of a list that a GPU's kernel reads together."""
 
@@ -30,7 +30,7 @@ def can_attend(*tensors: Tensor) -> bool:
 
 def suits_rows(x: Tensor, keys: Layout) -> bool:
     """Whether this is the way for packed sentences: for short ones, and where rows are computed alone."""
-    is_quicker = x.dtype is torch.float32 and keys.max_length <= SHORT
+    is_quicker = keys.max_length <= SHORT.get(x.dtype, 0)
     return not torch.is_grad_enabled() and (is_quicker or rows_are_alone()) and native.can_compute(x)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 
 from seq2seq.config.schema import Config, SearchConfig
-from seq2seq.data.batches import cut
 from seq2seq.data.text_files import BLANKS
 from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
 from seq2seq.model.directory import load_model_directory
@@ -27,6 +27,7 @@ from seq2seq.support.devices import choose_device, choose_format
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import read_json
 from seq2seq.support.progress import bar
+from seq2seq.translate.batching import batches
 from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.scoring import PairScore, score_pairs
 from seq2seq.translate.splitting import split
@@ -37,6 +38,13 @@ BATCH_TOKENS_OF_GPU = 32768
 TOKENS_OF_A_WORKER = 1000
 """Source tokens under which one more worker is not worth starting."""
 LONGEST = 250
+
+
+class Part(NamedTuple):
+    """A text, or a part of one too long, with its pieces."""
+
+    text: str
+    ids: list[int]
 
 
 class Task(NamedTuple):
@@ -161,7 +169,7 @@ class Translator:
             for prefix, of_text in zip(prefixes or [""] * len(texts), parts, strict=True)
             for place, _ in enumerate(of_text)
         ]
-        tasks = self._tasks([part for of_text in parts for part in of_text], starts)
+        tasks = self._tasks(list(chain.from_iterable(parts)), starts)
         found = zip(tasks, self._search(tasks), strict=True)
         return [self._join([next(found) for _ in of_text]) for of_text in parts]
 
@@ -209,24 +217,28 @@ class Translator:
             what = f"{size} hypotheses" if size > 1 else "a glossary, which needs several hypotheses"
             raise UserError(f"streaming with {what}: it is for one alone; set beam_size=1 (--beam-size 1), no glossary")
 
-    def _parts(self, texts: list[str]) -> list[list[str]]:
+    def _parts(self, texts: list[str]) -> list[list[Part]]:
         """What to search for instead of each text: itself, nothing for a blank one, or several for one too long."""
+        parts = []
         # All at once: the tokenizer takes longer to be called than to read a line.
-        return [
-            split(text, self._count, self.longest) if pieces > self.longest else [text] * bool(text.strip())
-            for text, pieces in zip(texts, self._count(texts), strict=True)
-        ]
+        for text, ids in zip(texts, self.tokenizer.encode(texts), strict=True):
+            if len(ids) > self.longest:
+                pieces = split(text, self._count, self.longest)
+                parts.append(list(map(Part, pieces, self.tokenizer.encode(pieces))))
+            else:
+                parts.append([Part(text, ids)] * bool(text.strip()))
+        return parts
 
     def _count(self, texts: list[str]) -> list[int]:
         return list(map(len, self.tokenizer.encode(texts)))
 
-    def _tasks(self, texts: list[str], prefixes: list[str]) -> list[Task]:
-        sources = [[*ids, EOS] for ids in self.tokenizer.encode(texts)]
+    def _tasks(self, parts: list[Part], prefixes: list[str]) -> list[Task]:
+        sources = [[*part.ids, EOS] for part in parts]
         if self.glossary and self.search.sampling:
             raise UserError("a glossary is for beam search: leave it out, or sampling (--sampling)")
         if not self.glossary and not any(prefixes):
             return [Task(source, Constraints()) for source in sources]
-        terms = [self.glossary.targets(text) if self.glossary else [] for text in texts]
+        terms = [self.glossary.targets(part.text) if self.glossary else [] for part in parts]
         phrases = [self.tokenizer.encode(of_text) for of_text in terms]
         starts = self.tokenizer.encode(prefixes)
         return [
@@ -238,21 +250,10 @@ class Translator:
         """The hypotheses of each task, searched in batches of similar length; none where constraints were not met."""
         lengths = np.array([len(task.source) for task in tasks], np.int32)
         widths = np.array([sum(map(len, task.constraints.phrases)) for task in tasks], np.int32)
-        # The longest first: what is left at the end, where some workers have nothing to do, is short.
-        order = np.lexsort((-lengths, widths))
         workers = len(self.devices) or min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
-        longest, total = int(lengths.max(initial=0)), int(lengths.sum())
-        most = self.batch_tokens
-        if workers > 1:
-            # As few batches as can be, of which each worker has equally many; one sentence more leaves none over.
-            batches = workers * -(-total // (workers * most))
-            most = min(most, total // batches + longest)
-        most = max(most, longest)
-        # Phrases widen the beam: who has as many shares a batch, and none is searched more widely because of another.
-        alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
-        runs = [run for same in alike for run in cut(same, [lengths[same]], most)]
+        runs = batches(lengths, widths, workers, self.batch_tokens)
         if self.deterministic and not self._can_batch_alone():
-            runs = order[:, None].tolist()
+            runs = list(np.argsort(-lengths)[:, None])
         results: list[list[Hypothesis]] = [[] for _ in tasks]
         with bar("translating", len(tasks)) as progress:
             for done, found in self._map([[tasks[index] for index in run] for run in runs], workers):

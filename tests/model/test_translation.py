@@ -7,6 +7,7 @@ import itertools
 import math
 from functools import cache
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from seq2seq.config.compose import compose
 from seq2seq.config.schema import ModelConfig, RecurrentConfig, TransformerConfig
 from seq2seq.data.batches import Batch
+from seq2seq.model import translation
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.translation import DECODERS, ENCODERS, TranslationModel, build_model, count_parameters
 from seq2seq.ops.packing import Layout
@@ -124,6 +126,23 @@ def test_every_source_token_counts_for_its_own_sentence_only(encoder: str, decod
         assert float((after[0] - before[0]).detach().abs().amax(1).min()) > 1e-5
         for old, new in zip(before[1:], after[1:], strict=True):
             torch.testing.assert_close(new, old, atol=1e-6, rtol=0)
+
+
+@every_pairing
+@pytest.mark.parametrize("rows", [1, 4, 7, 100])
+def test_a_processor_encodes_part_by_part_what_it_does_at_once(
+    encoder: str, decoder: str, norm: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = exact_model_of(encoder, decoder, norm)
+    tokens, layout = packed([[5, 6, 7], [8], [9, 10], [4, 4, 4, 4, 4], [11]])
+    counted = Mock(wraps=model.encoder.forward)
+    monkeypatch.setattr(translation, "ROWS", rows)
+    monkeypatch.setattr(model.encoder, "forward", counted)
+    with torch.no_grad():
+        found = model.encode(tokens, layout)
+    assert counted.call_count == {1: 5, 4: 3, 7: 2, 100: 1}[rows]
+    assert found.layout is layout
+    torch.testing.assert_close(found.rows, model.encoder(tokens, layout).rows, atol=1e-9, rtol=0)
 
 
 def expected_logits(model: TranslationModel, sources: Sentences, prefixes: list[list[list[int]]]) -> Tensor:

@@ -106,3 +106,12 @@ def test_a_regular_layout_has_the_same_sentences_then_others_then_empty_ones(len
     assert sum(found) == regular.total == layout.rounded().total
     assert max(found) <= regular.max_length == most
     assert regular.positions.tolist() == [place for length in found for place in range(length)]
+
+
+@settings(deadline=None)
+@given(lengths_of, st.integers(1, 50))
+def test_parts_are_runs_of_whole_sentences(lengths: list[int], rows: int) -> None:
+    parts = Layout.of(lengths).parts(rows)
+    assert [length for part in parts for length in part.lengths.tolist()] == lengths
+    assert len(parts) <= -(-sum(lengths) // rows)
+    assert max(part.total for part in parts) < rows + max(lengths)

@@ -192,12 +192,12 @@ def test_n_best_are_different_and_best_first(tiny_model: Path, translator: Trans
         assert found.texts[0] == best
         assert len(found.texts) == len(found.scores) == 4
         assert found.scores == sorted(found.scores, reverse=True)
-    searched = several._search(several._tasks(sentences[:1], [""]))[0]
+    searched = several._search(several._tasks(several._parts(sentences[:1])[0], [""]))[0]
     assert len({tuple(hypothesis.tokens) for hypothesis in searched}) == 4
 
 
 def test_a_score_is_the_log_probability_over_the_penalty(translator: Translator, sentences: list[str]) -> None:
-    hypothesis = translator._search(translator._tasks(sentences[:1], [""]))[0][0]
+    hypothesis = translator._search(translator._tasks(translator._parts(sentences[:1])[0], [""]))[0][0]
     source = torch.tensor([*translator.tokenizer.encode([sentences[0]])[0], EOS])
     target = [BOS, *hypothesis.tokens, EOS]
     model = translator.model
