@@ -20,8 +20,9 @@ void attend(const T* queries, const T* keys_values, const int32_t* lists, const 
             int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {
     const int64_t keys = heads * d_k, values = heads * d_v;
     for_each(rows, threads, [=](int64_t row) {
+        const bool is_followed = row + 1 < rows && list_of[row + 1] != list_of[row];
         attend_row(queries + row * keys, keys_values, lists + list_of[row] * longest, out + row * values, longest,
-                   heads, d_k, d_v);
+                   heads, d_k, d_v, is_followed ? lists + list_of[row + 1] * longest : nullptr);
     });
 }
 
