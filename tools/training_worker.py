@@ -33,8 +33,8 @@ from seq2seq.support.devices import (
     autocast,
     choose_compiling,
     choose_device,
+    keep_freed_memory,
     limit_compiled_shapes,
-    tune_allocator,
 )
 from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
@@ -202,7 +202,7 @@ def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     job = Job(**json.loads(next(commands)))
     device = choose_device(job.device)
     if device.type == "cpu":
-        tune_allocator()
+        keep_freed_memory()
         if job.contestant == OURS:
             limit_compiled_shapes(SHAPES_OF_TRAINING)
     build_started = now(device)

@@ -79,13 +79,13 @@ def prepare_process(arguments: argparse.Namespace) -> None:
     """Set the threads and the memory of this process by the options. Raises UserError."""
     import torch
 
-    from seq2seq.support.devices import tune_allocator
+    from seq2seq.support.devices import keep_freed_memory
 
     for name in ("threads", "batch_tokens"):
         require_positive(arguments, name)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    tune_allocator()
+    keep_freed_memory()
 
 
 def require_positive(arguments: argparse.Namespace, name: str) -> None:

@@ -121,17 +121,13 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def tune_allocator() -> None:
-    """Take large tensors from pages of 2 MiB, and keep freed memory for the next one; before the first large tensor.
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next tensor: giving it back costs a page fault for every 4 KiB of it.
 
-    Giving memory back costs a page fault for every 4 KiB of it, and looking up a small page takes longer than reading
-    what is there. Without Linux this does nothing, nor where the user turned large pages off
-    (`THP_MEM_ALLOC_ENABLE=0`) for these; without glibc, freed memory is given back.
+    Does nothing on systems without glibc.
     """
     if not sys.platform.startswith("linux"):
         return
-    # PyTorch reads it when it first allocates.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4

@@ -32,8 +32,8 @@ from seq2seq.support.devices import (
     choose_compiling,
     choose_device,
     choose_precision,
+    keep_freed_memory,
     limit_compiled_shapes,
-    tune_allocator,
 )
 from seq2seq.support.errors import Explained, RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
@@ -65,7 +65,7 @@ class Trainer:
         self.device = choose_device(config.trainer.device, self.world.local_rank if self.world.size > 1 else None)
         self.precision = choose_precision(config.trainer.precision, self.device)
         if self.device.type == "cpu":
-            tune_allocator()
+            keep_freed_memory()
             limit_compiled_shapes(SHAPES_OF_TRAINING)
         elif self.device.index is not None:
             torch.cuda.set_device(self.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import warnings
@@ -18,7 +17,7 @@ from seq2seq.support.devices import (
     choose_format,
     choose_precision,
     has_native_bfloat16,
-    tune_allocator,
+    keep_freed_memory,
 )
 from seq2seq.support.errors import UserError
 
@@ -116,26 +115,10 @@ def test_native_bfloat16_is_told_by_the_hardware(monkeypatch: pytest.MonkeyPatch
         assert has_native_bfloat16(CUDA) == native
 
 
-def test_a_tuned_allocator_changes_no_number() -> None:
+def test_keeping_freed_memory_changes_no_number() -> None:
     before = torch.arange(1000.0).sum()
-    tune_allocator()
+    keep_freed_memory()
     assert torch.arange(1000.0).sum() == before
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="for Linux")
-@pytest.mark.parametrize("wanted", [True, False])
-def test_large_pages_are_asked_for_unless_the_user_said_no(wanted: bool) -> None:
-    """In a process of its own: PyTorch reads it once. The flag `hg` marks memory for which they were asked."""
-    code = (
-        "import torch; from seq2seq.support.devices import tune_allocator; tune_allocator();"
-        "x = torch.ones(1 << 24);"
-        "print(any(line.startswith('VmFlags:') and 'hg' in line.split() for line in open('/proc/self/smaps')))"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    if not wanted:
-        environment["THP_MEM_ALLOC_ENABLE"] = "0"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
-    assert done.stdout.strip() == str(wanted)
 
 
 def test_a_training_may_be_held_to_operations_that_repeat() -> None:
