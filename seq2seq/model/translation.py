@@ -25,7 +25,7 @@ from seq2seq.support.devices import limit_compiled_shapes
 from seq2seq.support.errors import UserError
 
 SHAPES_OF_TRANSLATION = 160
-"""Of products for which code is kept: five matrices, for up to 32 numbers of rows (`ops.packed_linear.whole_steps`)."""
+"""Of products for which code is kept: five matrices, for up to 32 numbers of rows (`ops.filled_rows.whole_steps`)."""
 ROWS = 4096
 """Source tokens that a processor encodes together."""
 ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from seq2seq.ops import gpu, native
+from seq2seq.ops.filled_rows import new_rows
 
 
 def add_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -21,10 +22,10 @@ def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
         return add_norm_on_gpu(x, y, norm)
     if not native.can_compute(*tensors) or norm.eps != 1e-5:
         return add_norm_reference(x, y, norm)
-    out = x.new_empty(x.shape)
-    rows = x.numel() // x.shape[-1]
-    native.call("add_norm", x.contiguous(), y.contiguous(), norm.weight, norm.bias, out, rows, x.shape[-1])
-    return out
+    width = x.shape[-1]
+    out = new_rows(x, x.numel() // width, width)
+    native.call("add_norm", x.contiguous(), y.contiguous(), norm.weight, norm.bias, out, len(out), width)
+    return out.view(x.shape)
 
 
 def add_norm_on_gpu(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:

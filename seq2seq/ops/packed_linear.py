@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from seq2seq.ops import native
 from seq2seq.ops.alone import BLOCK, rows_are_alone
 from seq2seq.ops.few_rows import FewRows
-
-EXACT = 16
-"""Rows up to which each number of rows has code of its own."""
+from seq2seq.ops.filled_rows import filled_up, whole_steps
 
 
 class PackedLinear(nn.Module):
@@ -40,35 +38,20 @@ class PackedLinear(nn.Module):
         rows_RI = x.reshape(-1, x.shape[-1])
         rows = rows_RI.shape[0]
         if rows_are_alone():
-            blocks = _filled_up(rows_RI, -(-rows // BLOCK) * BLOCK).split(BLOCK)
+            blocks = filled_up(rows_RI, -(-rows // BLOCK) * BLOCK).split(BLOCK)
             out_RO = torch.cat([self._product(block, rectify) for block in blocks])
         elif self.few and self.few.takes(rows_RI):
             out_RO = self.few(rows_RI, rectify=rectify)
         else:
             # In float32 compiling takes a fifth of the time, less than the copy.
             out_RO = self._product(
-                _filled_up(rows_RI, whole_steps(rows)) if x.dtype is torch.bfloat16 else rows_RI, rectify
+                filled_up(rows_RI, whole_steps(rows)) if x.dtype is torch.bfloat16 else rows_RI, rectify
             )
         return out_RO[:rows].view(*x.shape[:-1], -1)
 
     def _product(self, x: Tensor, rectify: bool) -> Tensor:
         after = "relu" if rectify else "none"
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, after, [], ""))
-
-
-def _filled_up(x_RI: Tensor, rows: int) -> Tensor:
-    """So many rows, the first of them those of `x`."""
-    if rows == x_RI.shape[0]:
-        return x_RI
-    filled = x_RI.new_empty(rows, x_RI.shape[1])
-    filled[: x_RI.shape[0]] = x_RI
-    return filled
-
-
-def whole_steps(rows: int) -> int:
-    """`rows` rounded up to one of four numbers an octave: oneDNN compiles its code anew for each number of rows."""
-    step = max(EXACT, 1 << max((rows - 1).bit_length() - 3, 0))
-    return rows if rows <= EXACT else -(-rows // step) * step
 
 
 def rectified(linear: nn.Module, x: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from seq2seq.ops import native
 from seq2seq.ops.few_rows import FEW, FewRows
-from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears, whole_steps
+from seq2seq.ops.filled_rows import whole_steps
+from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
 from seq2seq.support.devices import processor_has
 from seq2seq.support.errors import UserError
 

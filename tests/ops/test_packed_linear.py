@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from seq2seq.ops.alone import computing_rows_alone
-from seq2seq.ops.packed_linear import EXACT, PackedLinear, can_pack, rectified, replace_linears, whole_steps
+from seq2seq.ops.filled_rows import EXACT
+from seq2seq.ops.packed_linear import PackedLinear, can_pack, rectified, replace_linears
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.ones(8, 8)), reason="this PyTorch has no oneDNN")
 
@@ -37,15 +38,6 @@ def test_it_is_the_linear_layer(
 def test_rows_of_any_layout_will_do() -> None:
     x, weight = drawn(16, 40).T, drawn(9, 16, seed=2)
     torch.testing.assert_close(PackedLinear(weight)(x), x @ weight.T, atol=1e-5, rtol=0)
-
-
-def test_few_numbers_of_rows_are_ever_computed_and_little_in_vain() -> None:
-    assert [whole_steps(rows) for rows in (1, EXACT, EXACT + 1, 64, 65, 128, 129, 160, 161, 1025)] == [
-        *(1, EXACT, 2 * EXACT, 64, 80, 128, 160, 160, 192, 1280)
-    ]
-    found = [whole_steps(rows) for rows in range(EXACT + 1, 8193)]
-    assert len(set(found)) <= 32
-    assert all(rows <= whole <= max(1.25 * rows, rows + EXACT) for rows, whole in enumerate(found, EXACT + 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
