@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "few_rows.h"
+#include "attend.h"
 
 namespace {
 
@@ -51,9 +51,8 @@ void decoder_layer(const DecoderLayer& layer, const Step& step, T* target, const
     const int64_t rows = step.rows, keys = step.heads * step.d_k, values = step.heads * step.d_v;
     std::vector<float> queries(rows * keys), keys_values(rows * (keys + values)), attended(rows * values);
     const auto attend = [&](const T* table, const int32_t* lists, const int32_t* list_of, int64_t longest) {
-        for (int64_t row = 0; row < rows; row++)
-            attend_row(&queries[row * keys], table, lists + (list_of ? list_of[row] : row) * longest,
-                       &attended[row * values], longest, step.heads, step.d_k, step.d_v);
+        attend_rows(queries.data(), table, lists, list_of, attended.data(), 0, rows, longest, step.heads, step.d_k,
+                    step.d_v);
     };
     residual(x, layer.self_norm, rows, step.norm_first, [&](const float* given, float* out) {
         linear(layer.self_query, given, queries.data(), rows, step.threads);

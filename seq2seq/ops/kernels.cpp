@@ -9,21 +9,20 @@
 namespace {
 
 template <class Compute>
-void for_each(int64_t rows, int64_t threads, Compute compute) {
+void for_each(int64_t rows, int64_t threads, Compute compute, int64_t least = 64) {
     // A handful of rows takes less time than waking another thread.
-#pragma omp parallel for num_threads(int(threads)) if (threads > 1 && rows >= 64)
+#pragma omp parallel for num_threads(int(threads)) if (threads > 1 && rows >= least)
     for (int64_t row = 0; row < rows; row++) compute(row);
 }
 
 template <class T>
 void attend(const T* queries, const T* keys_values, const int32_t* lists, const int32_t* list_of, T* out, int64_t rows,
             int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {
-    const int64_t keys = heads * d_k, values = heads * d_v;
-    for_each(rows, threads, [=](int64_t row) {
-        const bool is_followed = row + 1 < rows && list_of[row + 1] != list_of[row];
-        attend_row(queries + row * keys, keys_values, lists + list_of[row] * longest, out + row * values, longest,
-                   heads, d_k, d_v, is_followed ? lists + list_of[row + 1] * longest : nullptr);
-    });
+    constexpr int64_t block = 16;
+    for_each((rows + block - 1) / block, threads, [=](int64_t number) {
+        attend_rows(queries, keys_values, lists, list_of, out, number * block, std::min(rows, (number + 1) * block),
+                    longest, heads, d_k, d_v);
+    }, 4);
 }
 
 template <class T>

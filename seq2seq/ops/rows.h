@@ -80,42 +80,6 @@ float dot(const float* x, const T* y, int64_t count) {
     return sum;
 }
 
-// Attention of one query to the rows of keys and values in the list `seen`, which -1 ends. The rows in `next`, the list of
-// another query, if there is one, are asked for meanwhile: they lie beyond the caches, in places that no processor guesses.
-template <class Q, class T>
-void attend_row(const Q* query, const T* keys_values, const int32_t* seen, Q* out, int64_t longest, int64_t heads,
-                int64_t d_k, int64_t d_v, const int32_t* next = nullptr) {
-    const int64_t keys = heads * d_k, values = heads * d_v;
-    constexpr int64_t line = 64 / int64_t(sizeof(T)), second_cache = 2;
-    const float scale = 1.0f / std::sqrt(float(d_k));
-    int64_t count = 0;
-    while (count < longest && seen[count] >= 0) count++;
-    std::vector<float> scaled(keys), weights(heads * count), sums(values);
-    for (int64_t i = 0; i < keys; i++) scaled[i] = widen(query[i]) * scale;
-    for (int64_t t = 0; t < count; t++) {
-        if (next && next[t] >= 0)
-            for (int64_t i = 0; i < keys + values; i += line)
-                __builtin_prefetch(keys_values + next[t] * (keys + values) + i, 0, second_cache);
-        for (int64_t head = 0; head < heads; head++) {
-            const T* key = keys_values + seen[t] * (keys + values) + head * d_k;
-            weights[head * count + t] = dot(&scaled[head * d_k], key, d_k);
-        }
-    }
-    for (int64_t head = 0; head < heads; head++) {
-        float* own = &weights[head * count];
-        const float most = largest(own, count), sum = sum_of_exponentials(own, count, most);
-        for (int64_t t = 0; t < count; t++) own[t] = exponential(own[t] - most) / sum;
-    }
-    for (int64_t t = 0; t < count; t++)
-        for (int64_t head = 0; head < heads; head++) {
-            const float weight = weights[head * count + t];
-            const T* value = keys_values + seen[t] * (keys + values) + keys + head * d_v;
-            float* sum = &sums[head * d_v];
-            for (int64_t i = 0; i < d_v; i++) sum[i] += weight * widen(value[i]);
-        }
-    for (int64_t i = 0; i < values; i++) narrow(sums[i], out[i]);
-}
-
 template <class T>
 void norm_row(const float* x, const T* weight, const T* bias, T* out, int64_t columns) {
     constexpr float epsilon = 1e-5f;

@@ -42,18 +42,28 @@ def test_it_is_scaled_dot_product_attention(
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
 
 
-def test_what_is_not_in_a_list_is_not_looked_at_and_rows_do_not_depend_on_their_company() -> None:
-    q, rows = drawn(140, HEADS * 8), drawn(60, HEADS * 16, seed=2)
+@pytest.mark.parametrize("width", [8, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_in_a_list_is_not_looked_at_and_rows_do_not_depend_on_their_company(
+    width: int, dtype: torch.dtype
+) -> None:
+    q, rows = drawn(140, HEADS * width).to(dtype), drawn(60, HEADS * 2 * width, seed=2).to(dtype)
     rows[50:] = torch.nan
-    seen, list_of = lists(70, 50, 9), torch.arange(140, dtype=torch.int32) % 70
-    found = row_attention(q, rows, seen, list_of, HEADS)
-    assert found.isfinite().all()
-    for row in (0, 33, 139):
-        assert torch.equal(row_attention(q[row : row + 1], rows, seen, list_of[row : row + 1], HEADS)[0], found[row])
+    seen = lists(70, 50, 9)
+    runs = torch.arange(70, dtype=torch.int32).repeat_interleave(torch.tensor([1, 2, 3, 4, 5, 9]).repeat(12)[:70])[:140]
+    for list_of in (torch.arange(140, dtype=torch.int32) % 70, runs):
+        found = row_attention(q, rows, seen, list_of, HEADS)
+        assert found.isfinite().all()
+        expected = row_attention_reference(q.double(), rows.double(), seen, list_of, HEADS)
+        torch.testing.assert_close(found.double(), expected, atol=5e-6 if dtype is torch.float32 else 2e-2, rtol=0)
+        for row in (0, 1, 2, 5, 6, 33, 139):
+            assert torch.equal(
+                row_attention(q[row : row + 1], rows, seen, list_of[row : row + 1], HEADS)[0], found[row]
+            )
 
 
 def test_with_several_threads_it_is_the_same_to_the_last_bit() -> None:
-    q, rows, seen = drawn(400, HEADS * 8), drawn(60, HEADS * 16, seed=2), lists(400, 60, 9)
+    q, rows, seen = drawn(400, HEADS * 64), drawn(60, HEADS * 128, seed=2), lists(400, 60, 9)
     threads = torch.get_num_threads()
     found = []
     try:

@@ -1,0 +1,154 @@
+// Attention of queries to rows of keys and values that lie anywhere in a table, for processors.
+
+#pragma once
+
+#include <algorithm>
+
+#include "few_rows.h"
+
+namespace {
+
+// Compilers make these of whatever vectors the processor has.
+constexpr int64_t vector = 16, vectors = 4, width = vectors * vector;
+typedef float floats __attribute__((vector_size(4 * vector)));
+typedef uint16_t halves __attribute__((vector_size(2 * vector)));
+typedef uint32_t words __attribute__((vector_size(4 * vector)));
+
+inline floats load(const float* x) {
+    floats found;
+    std::memcpy(&found, x, sizeof found);
+    return found;
+}
+
+inline floats load(const bfloat16* x) {
+    halves bits;
+    std::memcpy(&bits, x, sizeof bits);
+    return (floats)(__builtin_convertvector(bits, words) << 16);
+}
+
+template <int64_t count>
+struct Part {
+    typedef float floats __attribute__((vector_size(4 * count)));
+};
+
+inline float sum_of(Part<4>::floats x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+
+template <class Floats>
+float sum_of(Floats x) {
+    typename Part<sizeof x / 8>::floats halves[2];
+    std::memcpy(halves, &x, sizeof x);
+    return sum_of(halves[0] + halves[1]);
+}
+
+// Asks for a part of a row that will be attended to next: it lies beyond the caches, in a place that no processor guesses.
+template <class T>
+void ask_for_row(const T* keys_values, const int32_t* next, int64_t t, int64_t columns, int64_t first, int64_t count) {
+    constexpr int64_t line = 64 / int64_t(sizeof(T)), second_cache = 2;
+    if (!next || next[t] < 0) return;
+    const T* part = keys_values + next[t] * columns + first;
+    for (int64_t i = 0; i < count; i += line) __builtin_prefetch(part + i, 0, second_cache);
+}
+
+// One query, heads of any width.
+template <class Q, class T>
+void attend_row(const Q* query, const T* keys_values, const int32_t* seen, int64_t count, const int32_t* next, Q* out,
+                int64_t heads, int64_t d_k, int64_t d_v) {
+    const int64_t keys = heads * d_k, values = heads * d_v;
+    const float scale = 1.0f / std::sqrt(float(d_k));
+    std::vector<float> scaled(keys), weights(heads * count), sums(values);
+    for (int64_t i = 0; i < keys; i++) scaled[i] = widen(query[i]) * scale;
+    for (int64_t t = 0; t < count; t++) {
+        ask_for_row(keys_values, next, t, keys + values, 0, keys + values);
+        for (int64_t head = 0; head < heads; head++) {
+            const T* key = keys_values + seen[t] * (keys + values) + head * d_k;
+            weights[head * count + t] = dot(&scaled[head * d_k], key, d_k);
+        }
+    }
+    for (int64_t head = 0; head < heads; head++) {
+        float* own = &weights[head * count];
+        const float most = largest(own, count), sum = sum_of_exponentials(own, count, most);
+        for (int64_t t = 0; t < count; t++) own[t] = exponential(own[t] - most) / sum;
+    }
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t head = 0; head < heads; head++) {
+            const float weight = weights[head * count + t];
+            const T* value = keys_values + seen[t] * (keys + values) + keys + head * d_v;
+            float* sum = &sums[head * d_v];
+            for (int64_t i = 0; i < d_v; i++) sum[i] += weight * widen(value[i]);
+        }
+    for (int64_t i = 0; i < values; i++) narrow(sums[i], out[i]);
+}
+
+// Several queries with one list, heads of the width in the paper's models: each row is read once for all of them.
+template <int queries, class Q, class T>
+void attend_together(const Q* query, const T* keys_values, const int32_t* seen, int64_t count, const int32_t* next,
+                     Q* out, int64_t heads) {
+    const int64_t keys = heads * width;
+    // Whole vectors of weights: of those that are too many the exponential is next to nothing.
+    const int64_t filled = (count + vector - 1) / vector * vector;
+    std::vector<float> weights(queries * filled, -infinity);
+    for (int64_t head = 0; head < heads; head++) {
+        floats scaled[queries][vectors], sums[queries][vectors] = {};
+        for (int q = 0; q < queries; q++)
+            for (int v = 0; v < vectors; v++) scaled[q][v] = load(query + q * keys + head * width + v * vector) * 0.125f;
+        for (int64_t t = 0; t < count; t++) {
+            ask_for_row(keys_values, next, t, 2 * keys, head * 2 * width, 2 * width);
+            const T* key = keys_values + seen[t] * 2 * keys + head * width;
+            floats products[queries] = {};
+            for (int v = 0; v < vectors; v++) {
+                const floats part = load(key + v * vector);
+                for (int q = 0; q < queries; q++) products[q] += scaled[q][v] * part;
+            }
+            for (int q = 0; q < queries; q++) weights[q * filled + t] = sum_of(products[q]);
+        }
+        float shares[queries];
+        for (int q = 0; q < queries; q++) {
+            float *own = &weights[q * filled], total = 0.0f;
+            std::fill(own + count, own + filled, -infinity);
+            const float most = largest(own, filled);
+#pragma omp simd reduction(+ : total)
+            for (int64_t t = 0; t < filled; t++) total += own[t] = exponential(own[t] - most);
+            shares[q] = 1.0f / total;
+        }
+        for (int64_t t = 0; t < count; t++) {
+            const T* value = keys_values + seen[t] * 2 * keys + keys + head * width;
+            for (int v = 0; v < vectors; v++) {
+                const floats part = load(value + v * vector);
+                for (int q = 0; q < queries; q++) sums[q][v] += weights[q * filled + t] * part;
+            }
+        }
+        for (int q = 0; q < queries; q++)
+            for (int v = 0; v < vectors; v++) {
+                const floats found = sums[q][v] * shares[q];
+                float parts[vector];
+                std::memcpy(parts, &found, sizeof found);
+                for (int64_t i = 0; i < vector; i++) narrow(parts[i], out[q * keys + head * width + v * vector + i]);
+            }
+    }
+}
+
+// Attention of the queries from `first` to `end`: of query r to the rows in list `list_of`[r], or in list r where there is
+// no such thing; -1 ends a list of less than `longest`.
+template <class Q, class T>
+void attend_rows(const Q* queries, const T* keys_values, const int32_t* lists, const int32_t* list_of, Q* out,
+                 int64_t first, int64_t end, int64_t longest, int64_t heads, int64_t d_k, int64_t d_v) {
+    const auto list = [=](int64_t row) { return lists + (list_of ? list_of[row] : row) * longest; };
+    for (int64_t row = first, after; row < end; row = after) {
+        const int32_t *seen = list(row), *next = nullptr;
+        for (after = row + 1; after < end && after - row < together && list(after) == seen;) after++;
+        if (after < end) next = list(after);
+        int64_t count = 0;
+        while (count < longest && seen[count] >= 0) count++;
+        const Q* query = queries + row * heads * d_k;
+        Q* found = out + row * heads * d_v;
+        if (d_k != width || d_v != width)
+            for (; row < after; row++, query += heads * d_k, found += heads * d_v)
+                attend_row(query, keys_values, seen, count, next, found, heads, d_k, d_v);
+        else
+            for_each_few(after - row, [=](int64_t, auto some) {
+                attend_together<some>(query, keys_values, seen, count, next, found, heads);
+            });
+    }
+}
+
+}  // namespace
