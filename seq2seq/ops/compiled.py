@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config as passes
 import torch.fx.experimental._config as shapes
 from torch import Tensor, nn
 
@@ -55,8 +56,9 @@ class Compiler:
                 function, backend=self.backend, dynamic=True, fullgraph=True, options=options
             )
         try:
-            # Sizes that are equal in the first batch are not the same size for that.
-            with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            # Sizes that are equal in the first batch are not the same size for that. And a backward pass that cannot be
+            # compiled must be known of now, while the plain code can still take its place.
+            with shapes.patch(use_duck_shape=False), passes.patch(force_non_lazy_backward_lowering=True):  # type: ignore[attr-defined]
                 return self._compiled[function](*arguments)
         except torch.OutOfMemoryError:
             raise

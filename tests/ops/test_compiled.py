@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 
 from seq2seq.config.schema import ModelConfig, TransformerConfig
 from seq2seq.data.batches import Batch
@@ -138,6 +139,20 @@ def test_where_the_compiler_fails_one_line_says_why_and_the_code_runs_as_it_is(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "no C++ compiler found" in lines[0] and "trainer.compile=false" in lines[0]
+
+
+def test_where_it_fails_at_the_backward_pass_no_update_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    plain, model = build(), build()
+    compile_regions(model, aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=broken))
+    for data in batches(4):
+        for own, expected in zip(gradients(model, data), gradients(plain, data), strict=True):
+            assert torch.equal(own, expected)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "no such instruction" in lines[0] and "trainer.compile=false" in lines[0]
 
 
 def test_an_error_of_the_code_itself_is_not_taken_for_one_of_the_compiler(capsys: pytest.CaptureFixture[str]) -> None:
