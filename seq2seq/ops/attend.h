@@ -8,10 +8,13 @@
 
 namespace {
 
-// Compilers make these of whatever vectors the processor has.
-constexpr int64_t vector = 16, vectors = 4, width = vectors * vector;
+// Numbers in a vector: of 512 bits they are no quicker, and processors without such would do each in two halves.
+#ifdef __AVX__
+constexpr int64_t vector = 8;
+#else
+constexpr int64_t vector = 4;
+#endif
 typedef float floats __attribute__((vector_size(4 * vector)));
-typedef uint16_t halves __attribute__((vector_size(2 * vector)));
 typedef uint32_t words __attribute__((vector_size(4 * vector)));
 
 inline floats load(const float* x) {
@@ -21,9 +24,9 @@ inline floats load(const float* x) {
 }
 
 inline floats load(const bfloat16* x) {
-    halves bits;
-    std::memcpy(&bits, x, sizeof bits);
-    return (floats)(__builtin_convertvector(bits, words) << 16);
+    words found;
+    for (int64_t i = 0; i < vector; i++) found[i] = uint32_t(x[i].bits) << 16;
+    return (floats)found;
 }
 
 template <int64_t count>
@@ -79,10 +82,16 @@ void attend_row(const Q* query, const T* keys_values, const int32_t* seen, int64
     for (int64_t i = 0; i < values; i++) narrow(sums[i], out[i]);
 }
 
-// Several queries with one list, heads of the width in the paper's models: each row is read once for all of them.
+// The width of a head in the paper's models.
+constexpr int64_t usual_width = 64;
+
+// Several queries with one list, heads of that width: each row is read once for all of them.
 template <int queries, class Q, class T>
 void attend_together(const Q* query, const T* keys_values, const int32_t* seen, int64_t count, const int32_t* next,
                      Q* out, int64_t heads) {
+    constexpr int64_t width = usual_width, vectors = width / vector;
+    constexpr float scale = 0.125f;
+    static_assert(scale * scale * width == 1.0f);
     const int64_t keys = heads * width;
     // Whole vectors of weights: of those that are too many the exponential is next to nothing.
     const int64_t filled = (count + vector - 1) / vector * vector;
@@ -90,7 +99,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
     for (int64_t head = 0; head < heads; head++) {
         floats scaled[queries][vectors], sums[queries][vectors] = {};
         for (int q = 0; q < queries; q++)
-            for (int v = 0; v < vectors; v++) scaled[q][v] = load(query + q * keys + head * width + v * vector) * 0.125f;
+            for (int v = 0; v < vectors; v++) scaled[q][v] = load(query + q * keys + head * width + v * vector) * scale;
         for (int64_t t = 0; t < count; t++) {
             ask_for_row(keys_values, next, t, 2 * keys, head * 2 * width, 2 * width);
             const T* key = keys_values + seen[t] * 2 * keys + head * width;
@@ -141,7 +150,7 @@ void attend_rows(const Q* queries, const T* keys_values, const int32_t* lists, c
         while (count < longest && seen[count] >= 0) count++;
         const Q* query = queries + row * heads * d_k;
         Q* found = out + row * heads * d_v;
-        if (d_k != width || d_v != width)
+        if (d_k != usual_width || d_v != usual_width)
             for (; row < after; row++, query += heads * d_k, found += heads * d_v)
                 attend_row(query, keys_values, seen, count, next, found, heads, d_k, d_v);
         else
