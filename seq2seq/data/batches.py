@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -204,7 +204,7 @@ def run_bounds(count: int, lengths_of: Callable[[int, int], list[NDArray[Any]]],
     return np.array(bounds, np.int64)
 
 
-def cut(order: NDArray[np.int64], lengths: list[NDArray[np.int32]], limit: int) -> list[NDArray[np.int64]]:
+def cut(order: NDArray[np.int64], lengths: Sequence[NDArray[np.integer[Any]]], limit: int) -> list[NDArray[np.int64]]:
     """Cut `order` into runs as long as can be with at most `limit` tokens on each side; `lengths` are in its order."""
     bounds = run_bounds(len(order), lambda start, end: [side[start:end] for side in lengths], limit)
     return [order[start:end] for start, end in itertools.pairwise(bounds)]

@@ -12,20 +12,23 @@ FIXED = 50
 
 
 def batches(lengths: NDArray[np.int32], widths: NDArray[np.int32], workers: int, most: int) -> list[NDArray[np.int64]]:
-    """The numbers of the texts of each batch: of similar length and equal width, of at most about `most` pieces.
+    """The numbers of the texts of each batch: of similar length, of equal width, of at most `most` pieces.
 
-    `lengths` are those of the sources in pieces, `widths` by how many hypotheses their beams are widened.
+    `lengths` are those of the sources in pieces, `widths` by how many hypotheses their beams are widened. Of several
+    workers each gets equally many batches that cost the same, where that takes at most half as many pieces more.
     """
     if not len(lengths):
         return []
     # The longest first: what is left at the end, where some workers have nothing to do, is short.
     order = np.lexsort((-lengths, widths))
-    costs, limit = lengths, max(most, int(lengths.max()))
+    sizes = lengths.astype(np.int64)
+    sides, limit = [sizes], max(most, int(sizes.max()))
     if workers > 1:
-        # As few batches as can be, of which each worker has equally many; one sentence more leaves none over.
-        costs = lengths * (FIXED + lengths)
-        count = workers * -(-int(lengths.sum()) // (workers * most))
-        limit = int(costs.sum()) // count + int(costs.max())
+        costs = sizes * (FIXED + sizes)
+        # As few batches as can be; one sentence more in each leaves none over.
+        count = workers * -(-int(sizes.sum()) // (workers * most))
+        cost, room = int(costs.sum()) // count + int(costs.max()), limit + limit // 2
+        sides, limit = [costs * room, sizes * cost], cost * room
     # Phrases widen the beam: who has as many shares a batch, and none is searched more widely because of another.
     alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
-    return [run for same in alike for run in cut(same, [costs[same]], limit)]
+    return [run for same in alike for run in cut(same, [side[same] for side in sides], limit)]

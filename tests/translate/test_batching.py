@@ -37,6 +37,12 @@ def test_workers_get_equally_many_batches_that_cost_the_same(workers: int) -> No
     assert max(costs) - min(costs) <= len(found) * 60 * (FIXED + 60) < max(costs) / 3
 
 
+def test_workers_do_not_get_many_more_pieces_than_asked_for() -> None:
+    lengths = np.repeat(np.array([3, 400], np.int32), [40_000, 300])
+    sizes = [int(lengths[run].sum()) for run in batches(lengths, np.zeros_like(lengths), 2, 5000)]
+    assert max(sizes) <= 7500
+
+
 def test_a_text_longer_than_a_batch_is_a_batch() -> None:
     found = batches(np.array([3, 900, 2], np.int32), np.zeros(3, np.int32), 1, 5)
     assert next(run.tolist() for run in found) == [1]
