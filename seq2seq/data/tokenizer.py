@@ -50,6 +50,10 @@ class Tokenizer:
         """The piece ids of each text, without bos and eos."""
         return self._processor.encode(list(texts), num_threads=1)
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The number of pieces of each text, without bos and eos."""
+        return list(map(len, self.encode(texts)))
+
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The text of each sequence of piece ids, in one line."""
         # A vocabulary can hold rules that rewrite what was decoded, also into newlines that no piece has.

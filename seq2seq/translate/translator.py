@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from seq2seq.support.progress import bar
 from seq2seq.translate.batching import batches
 from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.scoring import PairScore, score_pairs
-from seq2seq.translate.splitting import split
+from seq2seq.translate.tasks import Part, Task, parts_of, tasks_of
 from seq2seq.translate.workers import Workers
 
 BATCH_TOKENS = 8192
@@ -38,20 +38,6 @@ BATCH_TOKENS_OF_GPU = 32768
 TOKENS_OF_A_WORKER = 1000
 """Source tokens under which one more worker is not worth starting."""
 LONGEST = 250
-
-
-class Part(NamedTuple):
-    """A text, or a part of one too long, with its pieces."""
-
-    text: str
-    ids: list[int]
-
-
-class Task(NamedTuple):
-    """What is searched for at once: source ids, eos last, and what the output must hold."""
-
-    source: list[int]
-    constraints: Constraints
 
 
 @dataclass
@@ -163,7 +149,7 @@ class Translator:
         """
         # Outer blanks were taken off in training too; a line of a file with CRLF ends with one.
         stripped = [text.strip(BLANKS) for text in texts]
-        parts = self._parts(stripped)
+        parts = parts_of(stripped, self.tokenizer, self.longest)
         starts = [
             prefix.strip(BLANKS) if place == 0 else ""
             for prefix, of_text in zip(prefixes or [""] * len(texts), parts, strict=True)
@@ -180,7 +166,7 @@ class Translator:
         long.
         """
         self.require_streaming()
-        (parts,) = self._parts([text.strip(BLANKS)])
+        (parts,) = parts_of([text.strip(BLANKS)], self.tokenizer, self.longest)
         tasks = self._tasks(parts, [prefix.strip(BLANKS), *[""] * len(parts)][: len(parts)])
         for place, task in enumerate(tasks):
             if place:
@@ -210,41 +196,17 @@ class Translator:
                 return
             yield beams
 
+    def _tasks(self, parts: list[Part], prefixes: list[str]) -> list[Task]:
+        if self.glossary and self.search.sampling:
+            raise UserError("a glossary is for beam search: leave it out, or sampling (--sampling)")
+        return tasks_of(parts, prefixes, self.tokenizer, self.glossary)
+
     def require_streaming(self) -> None:
         """Raise UserError unless there is one hypothesis alone, from which nothing is ever taken back."""
         size = self.search.n_best if self.search.sampling else self.search.beam_size
         if size > 1 or self.glossary:
             what = f"{size} hypotheses" if size > 1 else "a glossary, which needs several hypotheses"
             raise UserError(f"streaming with {what}: it is for one alone; set beam_size=1 (--beam-size 1), no glossary")
-
-    def _parts(self, texts: list[str]) -> list[list[Part]]:
-        """What to search for instead of each text: itself, nothing for a blank one, or several for one too long."""
-        parts = []
-        # All at once: the tokenizer takes longer to be called than to read a line.
-        for text, ids in zip(texts, self.tokenizer.encode(texts), strict=True):
-            if len(ids) > self.longest:
-                pieces = split(text, self._count, self.longest)
-                parts.append(list(map(Part, pieces, self.tokenizer.encode(pieces))))
-            else:
-                parts.append([Part(text, ids)] * bool(text.strip()))
-        return parts
-
-    def _count(self, texts: list[str]) -> list[int]:
-        return list(map(len, self.tokenizer.encode(texts)))
-
-    def _tasks(self, parts: list[Part], prefixes: list[str]) -> list[Task]:
-        sources = [[*part.ids, EOS] for part in parts]
-        if self.glossary and self.search.sampling:
-            raise UserError("a glossary is for beam search: leave it out, or sampling (--sampling)")
-        if not self.glossary and not any(prefixes):
-            return [Task(source, Constraints()) for source in sources]
-        terms = [self.glossary.targets(part.text) if self.glossary else [] for part in parts]
-        phrases = [self.tokenizer.encode(of_text) for of_text in terms]
-        starts = self.tokenizer.encode(prefixes)
-        return [
-            Task(source, Constraints(start, wanted))
-            for source, start, wanted in zip(sources, starts, phrases, strict=True)
-        ]
 
     def _search(self, tasks: list[Task]) -> list[list[Hypothesis]]:
         """The hypotheses of each task, searched in batches of similar length; none where constraints were not met."""

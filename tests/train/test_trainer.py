@@ -413,7 +413,7 @@ def test_a_text_longer_than_any_seen_is_cut_into_what_was_seen(make: Make, tmp_p
     trainer = make("run", "trainer.max_steps=1")
     trainer.run()
     translator = Translator.load(tmp_path / "run" / "model")
-    assert translator.longest == trainer.data.longest_source == max(translator._count(draw(300, 1)))
+    assert translator.longest == trainer.data.longest_source == max(translator.tokenizer.count(draw(300, 1)))
     assert translator.translate_n_best([" ".join(LETTERS * 3)])[0].flags[0] == "split"
 
 

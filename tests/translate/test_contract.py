@@ -134,7 +134,7 @@ def expected_of(translator: Translator, content: bytes) -> list[tuple[str, str |
     found: list[tuple[str, str | None]] = []
     for line in [*given, last] if last else given:
         text = line.decode("utf-8", errors="replace").removeprefix("\ufeff").strip(BLANKS)
-        parts = split(text, translator._count, LONGEST) if text.strip() else []
+        parts = split(text, translator.tokenizer.count, LONGEST) if text.strip() else []
         if len(parts) == 1:
             model: Any = translator.model
             source = [*translator.tokenizer.encode(parts)[0], EOS]

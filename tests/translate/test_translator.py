@@ -22,7 +22,8 @@ from seq2seq.ops import native, quantized_linear
 from seq2seq.ops.packing import Layout
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.support.errors import UserError
-from seq2seq.translate.translator import Task, Translator
+from seq2seq.translate.tasks import Task, parts_of, tasks_of
+from seq2seq.translate.translator import Translator
 
 STRANGE = [
     *("", " ", "\t \u2028", "\u2028", "the\u2028dog", "the\x85dog", "the\rdog", "the\0dog", "\0", "\ufeffthe dog"),
@@ -181,7 +182,7 @@ def test_learned_positions_limit_parts_and_outputs(
         searched.clear()
         assert limited.translate_n_best([text])[0].flags[0] == "split"
         assert "".join(searched).replace(" ", "") == text.replace(" ", ""), "no character is lost"
-        assert max(limited._count(searched)) <= limited.longest
+        assert max(limited.tokenizer.count(searched)) <= limited.longest
     assert max(found) <= limit
     assert limit > 100 or max(found) == limit, "the limit was reached"
 
@@ -192,12 +193,16 @@ def test_n_best_are_different_and_best_first(tiny_model: Path, translator: Trans
         assert found.texts[0] == best
         assert len(found.texts) == len(found.scores) == 4
         assert found.scores == sorted(found.scores, reverse=True)
-    searched = several._search(several._tasks(several._parts(sentences[:1])[0], [""]))[0]
+    searched = several._search(
+        tasks_of(parts_of(sentences[:1], several.tokenizer, 250)[0], [""], several.tokenizer, None)
+    )[0]
     assert len({tuple(hypothesis.tokens) for hypothesis in searched}) == 4
 
 
 def test_a_score_is_the_log_probability_over_the_penalty(translator: Translator, sentences: list[str]) -> None:
-    hypothesis = translator._search(translator._tasks(translator._parts(sentences[:1])[0], [""]))[0][0]
+    ((hypothesis, *_),) = translator._search(
+        tasks_of(parts_of(sentences[:1], translator.tokenizer, 250)[0], [""], translator.tokenizer, None)
+    )
     source = torch.tensor([*translator.tokenizer.encode([sentences[0]])[0], EOS])
     target = [BOS, *hypothesis.tokens, EOS]
     model = translator.model
