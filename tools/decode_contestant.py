@@ -227,11 +227,11 @@ def main() -> None:
     # As our commands do: what is loaded stays to the end, and need not be looked through again and again.
     gc.freeze()
     started = imported + time.perf_counter() - asked
-    print(json.dumps({"start_seconds": started, "batch": job.get("batch")}), flush=True)
     parts = [[text] for text in texts] if "one_by_one" in job else [texts]
-    # Once untimed: for new shapes code is compiled, and memory comes from the system.
+    # Once untimed, before others may begin: for new shapes code is compiled, and memory comes from the system.
     for part in parts:
         turn(part)
+    print(json.dumps({"start_seconds": started, "batch": job.get("batch")}), flush=True)
     for _ in sys.stdin:
         found: list[str] = []
         each, rows = [], []

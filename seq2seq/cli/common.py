@@ -40,7 +40,8 @@ def add_device_options(options: argparse.ArgumentParser, devices: str = "auto, c
         "--batch-tokens",
         type=int,
         metavar="N",
-        help="source tokens worked on at once (default: 8192, on GPUs 32768; in scoring 4096)",
+        help="source tokens worked on at once (default: 8192, on GPUs 32768; in scoring 4096); of several "
+        "workers one may get up to half as many more, so that all end together",
     )
 
 

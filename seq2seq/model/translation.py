@@ -89,7 +89,7 @@ class TranslationModel(nn.Module):
     def encode(self, tokens: Tensor, layout: Layout) -> Memory:
         """The memory of packed source tokens [N]."""
         encoder = cast(Encoder, self.encoder)
-        if tokens.is_cuda or torch.is_grad_enabled() or layout.total <= ROWS:
+        if tokens.is_cuda or torch.is_grad_enabled() or layout.filler or layout.total <= ROWS:
             return encoder(tokens, layout)
         # Part by part: then what lies between layers stays in the caches of a processor, and fewer pads are computed.
         parts = layout.parts(ROWS)

@@ -102,7 +102,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
             for (int v = 0; v < vectors; v++) scaled[q][v] = load(query + q * keys + head * width + v * vector) * scale;
         for (int64_t t = 0; t < count; t++) {
             ask_for_row(keys_values, next, t, 2 * keys, head * 2 * width, 2 * width);
-            const T* key = keys_values + seen[t] * 2 * keys + head * width;
+            const T* key = keys_values + seen[t] * (2 * keys) + head * width;
             floats products[queries] = {};
             for (int v = 0; v < vectors; v++) {
                 const floats part = load(key + v * vector);
@@ -112,15 +112,15 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
         }
         float shares[queries];
         for (int q = 0; q < queries; q++) {
-            float *own = &weights[q * filled], total = 0.0f;
+            float *own = weights.data() + q * filled, total = 0.0f;
             std::fill(own + count, own + filled, -infinity);
             const float most = largest(own, filled);
 #pragma omp simd reduction(+ : total)
             for (int64_t t = 0; t < filled; t++) total += own[t] = exponential(own[t] - most);
-            shares[q] = 1.0f / total;
+            shares[q] = count > 0 ? 1.0f / total : 0.0f;
         }
         for (int64_t t = 0; t < count; t++) {
-            const T* value = keys_values + seen[t] * 2 * keys + keys + head * width;
+            const T* value = keys_values + seen[t] * (2 * keys) + keys + head * width;
             for (int v = 0; v < vectors; v++) {
                 const floats part = load(value + v * vector);
                 for (int q = 0; q < queries; q++) sums[q][v] += weights[q * filled + t] * part;
@@ -154,6 +154,7 @@ void attend_rows(const Q* queries, const T* keys_values, const int32_t* lists, c
             for (; row < after; row++, query += heads * d_k, found += heads * d_v)
                 attend_row(query, keys_values, seen, count, next, found, heads, d_k, d_v);
         else
+            // There are no more than it takes together.
             for_each_few(after - row, [=](int64_t, auto some) {
                 attend_together<some>(query, keys_values, seen, count, next, found, heads);
             });

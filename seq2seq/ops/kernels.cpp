@@ -9,20 +9,21 @@
 namespace {
 
 template <class Compute>
-void for_each(int64_t rows, int64_t threads, Compute compute, int64_t least = 64) {
+void for_each(int64_t count, int64_t threads, Compute compute, int64_t least = 64) {
     // A handful of rows takes less time than waking another thread.
-#pragma omp parallel for num_threads(int(threads)) if (threads > 1 && rows >= least)
-    for (int64_t row = 0; row < rows; row++) compute(row);
+#pragma omp parallel for num_threads(int(threads)) if (threads > 1 && count >= least)
+    for (int64_t i = 0; i < count; i++) compute(i);
 }
 
 template <class T>
 void attend(const T* queries, const T* keys_values, const int32_t* lists, const int32_t* list_of, T* out, int64_t rows,
             int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {
-    constexpr int64_t block = 16;
+    // Not row by row: those with one list are computed together.
+    constexpr int64_t block = 2 * together;
     for_each((rows + block - 1) / block, threads, [=](int64_t number) {
         attend_rows(queries, keys_values, lists, list_of, out, number * block, std::min(rows, (number + 1) * block),
                     longest, heads, d_k, d_v);
-    }, 4);
+    }, 64 / block);
 }
 
 template <class T>

@@ -11,11 +11,13 @@ FIXED = 50
 """Pieces of a sentence at which what grows with their square costs as much as what grows with their number."""
 
 
-def batches(lengths: NDArray[np.int32], widths: NDArray[np.int32], workers: int, most: int) -> list[NDArray[np.int64]]:
+def batches(
+    lengths: NDArray[np.int32], widths: NDArray[np.int32], workers: int, most: int, room: int
+) -> list[NDArray[np.int64]]:
     """The numbers of the texts of each batch: of similar length, of equal width, of at most `most` pieces.
 
     `lengths` are those of the sources in pieces, `widths` by how many hypotheses their beams are widened. Of several
-    workers each gets equally many batches that cost the same, where that takes at most half as many pieces more.
+    workers each gets equally many batches, which for one width cost the same as far as `room` pieces allow.
     """
     if not len(lengths):
         return []
@@ -27,7 +29,7 @@ def batches(lengths: NDArray[np.int32], widths: NDArray[np.int32], workers: int,
         costs = sizes * (FIXED + sizes)
         # As few batches as can be; one sentence more in each leaves none over.
         count = workers * -(-int(sizes.sum()) // (workers * most))
-        cost, room = int(costs.sum()) // count + int(costs.max()), limit + limit // 2
+        cost, room = int(costs.sum()) // count + int(costs.max()), max(room, limit)
         sides, limit = [costs * room, sizes * cost], cost * room
     # Phrases widen the beam: who has as many shares a batch, and none is searched more widely because of another.
     alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)

@@ -213,7 +213,9 @@ class Translator:
         lengths = np.array([len(task.source) for task in tasks], np.int32)
         widths = np.array([sum(map(len, task.constraints.phrases)) for task in tasks], np.int32)
         workers = len(self.devices) or min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
-        runs = batches(lengths, widths, workers, self.batch_tokens)
+        # A GPU's memory may be just enough.
+        room = self.batch_tokens if self.devices else self.batch_tokens * 3 // 2
+        runs = batches(lengths, widths, workers, self.batch_tokens, room)
         if self.deterministic and not self._can_batch_alone():
             runs = list(np.argsort(-lengths)[:, None])
         results: list[list[Hypothesis]] = [[] for _ in tasks]

@@ -62,6 +62,15 @@ def test_what_is_not_in_a_list_is_not_looked_at_and_rows_do_not_depend_on_their_
             )
 
 
+@pytest.mark.parametrize("width", [8, 64])
+def test_who_sees_nothing_gets_nothing(width: int) -> None:
+    seen = torch.tensor([[-1, -1], [3, -1]], dtype=torch.int32)
+    found = row_attention(
+        drawn(2, HEADS * width), drawn(5, HEADS * 2 * width), seen, torch.arange(2, dtype=torch.int32), HEADS
+    )
+    assert not found[0].any() and found[1].any() and found.isfinite().all()
+
+
 def test_with_several_threads_it_is_the_same_to_the_last_bit() -> None:
     q, rows, seen = drawn(400, HEADS * 64), drawn(60, HEADS * 128, seed=2), lists(400, 60, 9)
     threads = torch.get_num_threads()

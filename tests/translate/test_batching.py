@@ -5,6 +5,8 @@ import pytest
 
 from seq2seq.translate.batching import FIXED, batches
 
+ROOM = 10_000
+
 
 def texts(count: int) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.random.default_rng(1).integers(1, 60, count).astype(np.int32)
@@ -15,7 +17,7 @@ def texts(count: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 1000])
 def test_each_text_is_in_one_batch_longest_first(count: int, workers: int) -> None:
     lengths, widths = texts(count)
-    found = batches(lengths, widths, workers, 500)
+    found = batches(lengths, widths, workers, 500, ROOM)
     order = np.concatenate([np.empty(0, np.int64), *found])
     assert sorted(order.tolist()) == list(range(count))
     assert (np.diff(lengths[order]) <= 0).all()
@@ -23,7 +25,7 @@ def test_each_text_is_in_one_batch_longest_first(count: int, workers: int) -> No
 
 def test_one_worker_gets_batches_as_large_as_can_be() -> None:
     lengths, widths = texts(1000)
-    sizes = [int(lengths[run].sum()) for run in batches(lengths, widths, 1, 500)]
+    sizes = [int(lengths[run].sum()) for run in batches(lengths, widths, 1, 500, ROOM)]
     assert max(sizes) <= 500
     assert min(sizes[:-1]) > 500 - 60
 
@@ -31,24 +33,25 @@ def test_one_worker_gets_batches_as_large_as_can_be() -> None:
 @pytest.mark.parametrize("workers", [2, 3, 8])
 def test_workers_get_equally_many_batches_that_cost_the_same(workers: int) -> None:
     lengths, widths = texts(1000)
-    found = batches(lengths, widths, workers, 5000)
+    found = batches(lengths, widths, workers, 5000, ROOM)
     assert len(found) == workers * -(-int(lengths.sum()) // (workers * 5000))
     costs = [int((lengths[run] * (FIXED + lengths[run])).sum()) for run in found]
     assert max(costs) - min(costs) <= len(found) * 60 * (FIXED + 60) < max(costs) / 3
 
 
-def test_workers_do_not_get_many_more_pieces_than_asked_for() -> None:
+@pytest.mark.parametrize("room", [5000, 7500])
+def test_workers_do_not_get_more_pieces_than_there_is_room_for(room: int) -> None:
     lengths = np.repeat(np.array([3, 400], np.int32), [40_000, 300])
-    sizes = [int(lengths[run].sum()) for run in batches(lengths, np.zeros_like(lengths), 2, 5000)]
-    assert max(sizes) <= 7500
+    sizes = [int(lengths[run].sum()) for run in batches(lengths, np.zeros_like(lengths), 2, 5000, room)]
+    assert max(sizes) <= room
 
 
 def test_a_text_longer_than_a_batch_is_a_batch() -> None:
-    found = batches(np.array([3, 900, 2], np.int32), np.zeros(3, np.int32), 1, 5)
+    found = batches(np.array([3, 900, 2], np.int32), np.zeros(3, np.int32), 1, 5, 5)
     assert next(run.tolist() for run in found) == [1]
 
 
 def test_texts_of_other_widths_are_not_together() -> None:
     lengths, _ = texts(100)
     widths = np.arange(100, dtype=np.int32) % 3
-    assert all(len(set(widths[run].tolist())) == 1 for run in batches(lengths, widths, 2, 500))
+    assert all(len(set(widths[run].tolist())) == 1 for run in batches(lengths, widths, 2, 500, ROOM))
