@@ -52,6 +52,14 @@ void ask_for_row(const T* keys_values, const int32_t* next, int64_t t, int64_t c
     for (int64_t i = 0; i < count; i += line) __builtin_prefetch(part + i, 0, second_cache);
 }
 
+template <class T>
+float dot(const float* x, const T* y, int64_t count) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++) sum += x[i] * widen(y[i]);
+    return sum;
+}
+
 // One query, heads of any width.
 template <class Q, class T>
 void attend_row(const Q* query, const T* keys_values, const int32_t* seen, int64_t count, const int32_t* next, Q* out,
@@ -95,7 +103,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
     const int64_t keys = heads * width;
     // Whole vectors of weights: of those that are too many the exponential is next to nothing.
     const int64_t filled = (count + vector - 1) / vector * vector;
-    std::vector<float> weights(queries * filled, -infinity);
+    std::vector<float> weights(queries * filled);
     for (int64_t head = 0; head < heads; head++) {
         floats scaled[queries][vectors], sums[queries][vectors] = {};
         for (int q = 0; q < queries; q++)

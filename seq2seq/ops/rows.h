@@ -73,14 +73,6 @@ float sum_of_exponentials(const T* x, int64_t count, float most) {
 }
 
 template <class T>
-float dot(const float* x, const T* y, int64_t count) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; i++) sum += x[i] * widen(y[i]);
-    return sum;
-}
-
-template <class T>
 void norm_row(const float* x, const T* weight, const T* bias, T* out, int64_t columns) {
     constexpr float epsilon = 1e-5f;
     float total = 0.0f, squares = 0.0f;

@@ -30,6 +30,7 @@ def batches(
         # As few batches as can be; one sentence more in each leaves none over.
         count = workers * -(-int(sizes.sum()) // (workers * most))
         cost, room = int(costs.sum()) // count + int(costs.max()), max(room, limit)
+        # Each side has a limit of its own; in these units both are the same.
         sides, limit = [costs * room, sizes * cost], cost * room
     # Phrases widen the beam: who has as many shares a batch, and none is searched more widely because of another.
     alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)

@@ -1,3 +1,5 @@
+"""Batches of texts: who is together, and how evenly workers are loaded."""
+
 from __future__ import annotations
 
 import numpy as np
