@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import shlex
 import signal
 import time
 from collections.abc import Generator
@@ -401,7 +402,9 @@ class Trainer:
         if self.world.is_main:
             write_json(self.end, {"step": self.progress.step, "bleu": best})
         self.world.wait()
-        say(f"finished after {self.progress.seconds / 60:.1f} minutes of training; the model: {self.run_dir / 'model'}")
+        model = self.run_dir / "model"
+        say(f"finished after {self.progress.seconds / 60:.1f} minutes of training; the model: {model}")
+        say(f"to translate with it: seq2seq-translate --model {shlex.quote(str(model))} < input.txt")
 
 
 def _seed_of(*numbers: int) -> int:

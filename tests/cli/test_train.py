@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -68,7 +69,8 @@ def test_training_from_raw_text_to_a_model_directory(run: Any, overrides: list[s
     assert sum(line.startswith("step ") and " lr " in line and "min left" in line for line in lines) == 6
     assert sum(line.startswith("validation at step ") for line in lines) == 2
     assert sum(line.startswith("    the ") for line in lines) == 2, "one sample translation at each"
-    assert lines[-2].startswith("finished after") and str(run_dir / "model") in lines[-2]
+    assert lines[-3].startswith("finished after") and str(run_dir / "model") in lines[-3]
+    assert f"seq2seq-translate --model {shlex.quote(str(run_dir / 'model'))}" in lines[-2], "what to type next"
     assert [step for step in checkpoints(run_dir) if step != 3] == [4, 6], "the last two, and the best"
     assert {path.name for path in run_dir.iterdir()} >= {"checkpoints", "data", "model", "log.jsonl"}
     rows = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
