@@ -57,8 +57,9 @@ class Contestant:
 
     def __init__(self, name: str, job: dict[str, Any]) -> None:
         system, self.dtype = name.split()
-        on_cpu = system == "ctranslate2" and job["device"] == "cpu"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(CTRANSLATE2 if on_cpu else {})}
+        environment = dict(os.environ)
+        if job["device"] == "cpu":
+            environment |= {"OMP_NUM_THREADS": "1", **(CTRANSLATE2 if system == "ctranslate2" else {})}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tools.decode_contestant", system],
             stdin=subprocess.PIPE,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import socket
 import statistics
@@ -89,6 +90,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job, self.answers = job, list[dict[str, Any]]()
+        self.built: dict[str, Any] = {}
         self.started = time.monotonic()
         self.processes = [
             subprocess.Popen(
@@ -101,7 +103,10 @@ class Worker:
             )
             for environment in environments(RANKS.get(job.contestant, 1))
         ]
-        self.built = self._ask(job)
+
+    def build(self) -> None:
+        """Let it build its model. Raises RunError when the process has ended."""
+        self.built = self._ask(self.job)
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
         """Compute some updates; returns what they took. Raises RunError when the process has ended."""
@@ -157,20 +162,31 @@ def environments(ranks: int) -> list[dict[str, str]]:
     return [{name: str(value) for name, value in {**common, "RANK": rank}.items()} for rank in range(ranks)]
 
 
-def compare(jobs: list[Job], stretch: Stretch, rounds: int, warm: int = 0) -> dict[str, Any]:
-    """The figures of one number format; the first of `jobs` is the matrix product, the second ours."""
+def compare(jobs: list[Job], stretch: Stretch, rounds: int, warm: int = 0, seconds: float = math.inf) -> dict[str, Any]:
+    """The figures of one number format; the first of `jobs` is the matrix product, the second ours.
+
+    After so many seconds no round begins, but one that counts there is.
+    """
+    ends = time.monotonic() + seconds
     with ExitStack() as stack:
         workers, first_updates = [], {}
-        for job in jobs:
-            worker = stack.enter_context(Worker(job))
+        started: Iterable[Worker] = (stack.enter_context(Worker(job)) for job in jobs)
+        # On a GPU's time all import what they need at once; two processors would be in each other's way.
+        at_once = choose_device(jobs[0].device).type == "cuda"
+        for worker in list(started) if at_once else started:
+            job = worker.job
+            worker.build()
             ended = worker.run(replace(stretch, count=1))["ended"]
-            since = {"process_start": worker.started, "build": worker.built["build_started"]}
+            since = {} if at_once else {"process_start": worker.started}
+            since["build"] = worker.built["build_started"]
             first_updates[job.contestant] = {f"from_{name}": ended - began for name, began in since.items()}
             if job.contestant == OURS and warm:
                 worker.run(replace(stretch, count=warm))
             workers.append(worker)
             say(f"{job.precision}: {job.contestant} is ready")
         for turn in range(rounds + 1):
+            if turn > 1 and time.monotonic() > ends:
+                break
             updates = replace(stretch, first=1 + turn * stretch.count)
             for worker in rotated(workers, turn):
                 answer = worker.run(updates)
@@ -182,6 +198,7 @@ def compare(jobs: list[Job], stretch: Stretch, rounds: int, warm: int = 0) -> di
     return {
         "device": matrix.built["device"],
         "threads": matrix.built["threads"],
+        "rounds": len(matrix.answers),
         "processors_busy_for_others": spread([load for worker in workers for load in worker.answered("others")]),
         "matrix_flops_per_second": spread(matrix.per_second("flops")),
         "contestants": {
@@ -230,7 +247,7 @@ def table(precision: str, figures: dict[str, Any]) -> str:
             f"{row['share_of_matrix_rate']['median']:.1%}",
             f"{row['padding_share']:.1%}",
             f"{row['peak_memory_bytes'] / 2**20:,.0f}",
-            f"{row['seconds_to_first_update']['from_process_start']:.1f} s",
+            "{:.1f} s".format(max(row["seconds_to_first_update"].values())),
         )
         rows.append((name, *cells))
     rate = figures["matrix_flops_per_second"]["median"] / 1e9
@@ -264,6 +281,7 @@ def growth(job: Job, stretch: Stretch, limit: int, corpora: list[int], rounds: i
         points.append(("corpus_pairs", pairs, replace(stretch, store=str(folder / f"corpus-{pairs}"))))
     costs: dict[str, dict[str, list[float]]] = {axis: {} for axis, *_ in points}
     with Worker(job) as worker:
+        worker.build()
         for turn in range(rounds + 1):
             for axis, size, point in points:
                 answer = worker.run(replace(point, first=turn * point.count))
@@ -312,7 +330,9 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 ours, stretch, arguments.growth, arguments.pairs, arguments.rounds, folder / precision
             )
         else:
-            formats[precision] = compare([matrix, ours, *others], stretch, arguments.rounds, arguments.warm)
+            formats[precision] = compare(
+                [matrix, ours, *others], stretch, arguments.rounds, arguments.warm, arguments.seconds
+            )
             print(table(precision, formats[precision]), file=sys.stderr, flush=True)
     return {
         "date": date.today().isoformat(),
@@ -327,7 +347,7 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "mean_lengths": [round(float(side.mean()), 1) for side in Store(store).lengths],
         "batch_tokens": batch_tokens,
         "micro_batches": arguments.micro_batches,
-        "rounds": arguments.rounds,
+        "rounds": min(found.get("rounds", arguments.rounds) for found in formats.values()),
         "updates_per_round": arguments.updates,
         "updates_before_the_rounds": arguments.warm,
         "formats": formats,
@@ -354,6 +374,7 @@ def main() -> None:
         metavar="N",
         help="updates of ours before the rounds: on GPUs shapes are recorded",
     )
+    options.add_argument("--seconds", type=float, default=math.inf, metavar="N", help="begin no round after that time")
     options.add_argument("--device", default="auto")
     options.add_argument("--growth", nargs="?", const=25_000, type=int, metavar="N", help="up to N tokens an update")
     options.add_argument(

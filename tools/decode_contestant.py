@@ -122,7 +122,7 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
     length = {"min_decoding_length": job["forced"], "max_decoding_length": job["forced"]} if "forced" in job else {}
 
     def turn(texts: list[str], batch: int | None = None) -> tuple[list[str], int | None]:
-        sources = [[*map(piece, ids), "</s>"] for ids in translator.tokenizer.encode(texts)]
+        sources = [[*map(piece, ids), "</s>"] for ids in translator.tokenizer.encode(texts, torch.get_num_threads())]
         found = theirs.translate_batch(
             sources,
             beam_size=job["beam_size"],
@@ -131,7 +131,7 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
             **length,
         )
         outputs = [[token(name) for name in result.hypotheses[0]] for result in found]
-        return translator.tokenizer.decode(outputs), None
+        return translator.tokenizer.decode(outputs, torch.get_num_threads()), None
 
     find_fastest_batch(turn, job, (32, 64, 96))
     return turn
@@ -147,12 +147,13 @@ def by_transformers(job: dict[str, Any]) -> Turn:
     )
     device = torch.device(job["device"])
     model = as_marian(translator.model, config.model).to(device, getattr(torch, job["dtype"]))
+    threads = torch.get_num_threads()
     torch.set_num_threads(job["workers"])
     length = {"min_new_tokens": job["forced"]} if "forced" in job else {}
 
     @torch.inference_mode()
     def turn(texts: list[str], batch: int | None = None) -> tuple[list[str], int | None]:
-        sources = [[*ids, EOS] for ids in translator.tokenizer.encode(texts)]
+        sources = [[*ids, EOS] for ids in translator.tokenizer.encode(texts, threads)]
         order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
         outputs: list[list[int]] = [[] for _ in sources]
         for places in (
@@ -175,7 +176,7 @@ def by_transformers(job: dict[str, Any]) -> Turn:
             )
             for place, row in zip(places, found.tolist(), strict=True):
                 outputs[place] = row[1:].copy() if EOS not in row[1:] else row[1 : row.index(EOS, 1)]
-        return translator.tokenizer.decode(outputs), None
+        return translator.tokenizer.decode(outputs, threads), None
 
     find_fastest_batch(turn, job, (32, 64, 128))
     return turn
@@ -217,7 +218,6 @@ def peak_megabytes() -> float:
 def main() -> None:
     """Get ready, then take turns until the input ends."""
     keep_freed_memory()
-    torch.set_num_threads(1)
     imported = time.perf_counter() - STARTED
     job = json.loads(sys.stdin.readline())
     asked = time.perf_counter()

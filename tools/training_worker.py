@@ -86,7 +86,7 @@ class TrainingRun:
         if self.contestant.is_ours and choose_compiling("auto", device):
             compile_regions(self.model)
             if cast(TranslationModel, self.model).can_be_recorded(device, self.precision):
-                self.recorded = RecordedPasses(self.backward, self.model, device)
+                self.recorded = RecordedPasses(self.loss, self.model, device)
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
@@ -131,12 +131,15 @@ class TrainingRun:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=self.recorded is None)
 
-    def backward(self, batch: Batch, scale: float | Tensor) -> Tensor:
-        """Add the gradients of a batch's loss times `scale`."""
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, with and without what its gradients need."""
         with autocast(self.device, self.precision):
             loss = self.contestant.loss(batch.to(self.device))
-        (loss * scale).backward()
-        return loss.detach()
+        return loss, loss.detach()
+
+    def backward(self, batch: Batch, scale: float) -> None:
+        """Add the gradients of a batch's loss times `scale`."""
+        (self.loss(batch)[0] * scale).backward()
 
 
 class MatrixProducts:
@@ -174,9 +177,9 @@ def now(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held: tensors on a GPU, else everything."""
+    """The most bytes that this process held: on a GPU what was taken for tensors and graphs, else everything."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 

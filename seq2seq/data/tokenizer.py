@@ -14,6 +14,8 @@ from seq2seq.support.errors import UserError, first_line
 from seq2seq.support.progress import say
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
+TEXTS_OF_A_THREAD = 64
+"""Fewer are done before a thread has started."""
 
 
 class Tokenizer:
@@ -46,22 +48,30 @@ class Tokenizer:
         except (OSError, RuntimeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as a SentencePiece model: {first_line(error)}") from None
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The piece ids of each text, without bos and eos."""
-        return self._processor.encode(list(texts), num_threads=1)
+        return self._processor.encode(list(texts), num_threads=_worthwhile(threads, texts))
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """The number of pieces of each text, without bos and eos."""
         return list(map(len, self.encode(texts)))
 
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+    def decode(self, ids: Sequence[Sequence[int]], threads: int = 1) -> list[str]:
         """The text of each sequence of piece ids, in one line."""
+        if not ids:
+            return []
+        texts = self._processor.decode(list(map(list, ids)), num_threads=_worthwhile(threads, ids))
         # A vocabulary can hold rules that rewrite what was decoded, also into newlines that no piece has.
-        return [self._processor.decode(list(sequence)).replace("\n", " ") for sequence in ids]
+        return [text.replace("\n", " ") for text in texts]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The pieces as written in the vocabulary, for showing."""
         return [self._processor.id_to_piece(int(piece)) for piece in ids]
+
+
+def _worthwhile(threads: int, texts: Sequence[object]) -> int:
+    """So many threads, or fewer, for a few texts."""
+    return max(1, min(threads, len(texts) // TEXTS_OF_A_THREAD))
 
 
 def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:

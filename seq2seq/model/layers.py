@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seq2seq.ops.add_norm import add_norm
 from seq2seq.ops.dropout import Dropout
 from seq2seq.ops.packed_linear import rectified
+from seq2seq.ops.residual_norm import residual_norm
 
 
 class FeedForward(nn.Module):
@@ -45,9 +46,7 @@ class Residual(nn.Module):
             return self.dropout.add(x, sublayer(self.norm(x)))
         if not self.training:
             return add_norm(x, sublayer(x), self.norm)
-        x = self.dropout.add(x, sublayer(x))
-        # autocast leaves the norm in float32 on a GPU
-        return self.norm(x).to(x.dtype)
+        return residual_norm(x, sublayer(x), self.norm, self.dropout.p)
 
 
 def final_norm(d_model: int, norm: str) -> nn.Module:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seq2seq.ops import gpu
 from seq2seq.ops.gpu import power_of_two
 from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.packing import Layout
@@ -39,6 +40,7 @@ class Arena:
         self.sizes = sizes
         sentences, rows, steps, target_rows, source_rows, longest = sizes
         self.past_RT = torch.full((rows, steps), -1, dtype=torch.int32, device=like.device)
+        self.grown_RT = torch.full_like(self.past_RT, -1)
         self.own_R = torch.arange(rows, dtype=torch.int32, device=like.device)
         self.sentence_R = torch.zeros_like(self.own_R)
         self.places_R = torch.zeros(rows, dtype=torch.int64, device=like.device)
@@ -99,15 +101,9 @@ class RecordedCache:
         """Make room for one step of the children of these hypotheses."""
         count = parents_SK.numel()
         self._move(count)
-        arena = self.arena
-        past_SKT = self._past().gather(1, parents_SK[:, :, None].expand(-1, -1, arena.past_RT.shape[1]))
-        rows_R = self.filled + arena.own_R[:count]
-        arena.past_RT[:count] = past_SKT.flatten(0, 1)
-        arena.past_RT[:count, self.length] = rows_R
-        arena.places_R.fill_(arena.targets[0].shape[0] - 1)
-        arena.places_R[:count] = rows_R
+        grow = grow_on_gpu if gpu.can_compute(self.arena.targets[0]) else grow_reference
+        grow(self.arena, parents_SK, self.sentence_S, self.width, self.filled, self.length)
         self.width = parents_SK.shape[1]
-        arena.sentence_R[:count] = self.sentence_S.repeat_interleave(self.width)
         self.filled += count
         self.length += 1
 
@@ -117,7 +113,7 @@ class RecordedCache:
         rows = power_of_two(count)
         if rows not in arena.graphs:
             places, x_R1D = _Places(arena, rows, self.heads), x_SKD.new_zeros(rows, 1, x_SKD.shape[2])
-            arena.graphs[rows] = x_R1D, Recorded(lambda: step(places, x_R1D), x_SKD.device, arena.pool)
+            arena.graphs[rows] = x_R1D, Recorded(lambda: places.computed(step, x_R1D), x_SKD.device, arena.pool)
         x_R1D, graph = arena.graphs[rows]
         x_R1D[:count, 0] = x_SKD.flatten(0, 1)
         return graph()[:count].view(x_SKD.shape)
@@ -152,15 +148,47 @@ class RecordedCache:
             new_NE[: old_NE.shape[0]] = old_NE
 
 
+def grow_reference(arena: Arena, parents_SK: Tensor, sentence_S: Tensor, before: int, filled: int, length: int) -> None:
+    """Lists, places and sentences of the children of these hypotheses, each one of `before` of its slot.
+
+    `filled` is the number of rows that there are, `length` that of each hypothesis.
+    """
+    count, width = parents_SK.numel(), parents_SK.shape[1]
+    past_SKT = arena.past_RT[: len(parents_SK) * before].unflatten(0, (-1, before))
+    rows_R = filled + arena.own_R[:count]
+    arena.grown_RT[:count] = past_SKT.gather(1, parents_SK[:, :, None].expand(-1, -1, past_SKT.shape[2])).flatten(0, 1)
+    arena.grown_RT[:count, length] = rows_R
+    arena.places_R.fill_(arena.targets[0].shape[0] - 1)
+    arena.places_R[:count] = rows_R
+    arena.sentence_R[:count] = sentence_S.repeat_interleave(width)
+
+
+def grow_on_gpu(arena: Arena, parents_SK: Tensor, sentence_S: Tensor, before: int, filled: int, length: int) -> None:
+    """The same by our kernel, which also gives lists to the rows that only fill up."""
+    from seq2seq.ops import gpu_search_kernels
+
+    count, width = parents_SK.numel(), parents_SK.shape[1]
+    gpu_search_kernels.grown_lists[(power_of_two(count),)](
+        arena.past_RT, parents_SK.contiguous(), sentence_S, arena.grown_RT, arena.places_R, arena.sentence_R,
+        before, width, count, filled, length, arena.targets[0].shape[0] - 1, T=arena.past_RT.shape[1], num_warps=1,
+    )  # fmt: skip
+
+
 class _Places:
     """What a graph of so many rows knows of an arena; nothing of any one search."""
 
     def __init__(self, arena: Arena, rows: int, heads: int) -> None:
         # Tensors, not the arena itself, which has the graph that has this.
         self.targets, self.sources, self.lists_SL = arena.targets, arena.sources, arena.lists_SL
-        self.past_RT, self.own_R = arena.past_RT[:rows], arena.own_R[:rows]
+        self.past_RT, self.grown_RT, self.own_R = arena.past_RT[:rows], arena.grown_RT[:rows], arena.own_R[:rows]
         self.places_R, self.sentence_R = arena.places_R[:rows], arena.sentence_R[:rows]
         self.heads = heads
+
+    def computed(self, step: Step, x_R1D: Tensor) -> Tensor:
+        """Take over the lists that grew; what layers make of these rows."""
+        # Lists grow elsewhere since many may grow out of one. To do this twice does nothing more.
+        self.past_RT.copy_(self.grown_RT)
+        return step(self, x_R1D)
 
     def attend_target(self, layer: int, q_R1D: Tensor, keys_values_R1E: Tensor) -> Tensor:
         """Add a layer's keys and values; attend from each row to its past with them: [R, 1, D]."""

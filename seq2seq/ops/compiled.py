@@ -16,6 +16,7 @@ import torch.fx.experimental._config as shapes
 from torch import Tensor, nn
 
 from seq2seq.ops.attention import takes_packed_rows
+from seq2seq.ops.gpu import runs_kernels
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.short_attention import takes_short_sentences
 from seq2seq.support.errors import first_line
@@ -34,6 +35,7 @@ def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "induc
     # Whether a kernel is there is tried out: a result that compiled code takes over, not code for it to trace.
     torch.compiler.assume_constant_result(takes_packed_rows)
     torch.compiler.assume_constant_result(takes_short_sentences)
+    torch.compiler.assume_constant_result(runs_kernels)
     compiler = Compiler(backend)
     for module in model.modules():
         for name in getattr(module, "regions", ()):

@@ -102,17 +102,16 @@ def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.con
     columns = tl.arange(0, BLOCK)
     target = tl.load(targets + row)
     has_target = target >= 0
-    most = tl.full([BLOCK], -float("inf"), tl.float32)
+    most = -float("inf")
     sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, V, BLOCK):
         x = tl.load(logits + start + columns, mask=start + columns < V, other=-float("inf")).to(tl.float32)
-        larger = tl.maximum(most, x)
+        larger = tl.maximum(most, tl.max(x, 0))
         # −∞ less −∞ is no number.
         safe = tl.where(larger == -float("inf"), 0.0, larger)
         sums = sums * tl.exp(most - safe) + tl.exp(x - safe)
         most = larger
-    largest = tl.max(most, 0)
-    log_sum = largest + tl.log(tl.sum(sums * tl.exp(most - largest), 0))
+    log_sum = most + tl.log(tl.sum(sums, 0))
     of_target = tl.load(logits + target, mask=has_target, other=0.0).to(tl.float32)
     tl.store(nll + row, tl.where(has_target, log_sum - of_target, 0.0))
     tl.store(lse + row, tl.where(has_target, log_sum, 0.0))
@@ -121,3 +120,69 @@ def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.con
         x = tl.load(logits + at, mask=at < V, other=0.0).to(tl.float32)
         gradient = tl.where(has_target, tl.exp(x - log_sum) - tl.where(at == target, confidence, 0.0), 0.0)
         tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < V)
+
+
+@triton.jit
+def _kept(seed, row, DROPPED: tl.constexpr, P: tl.constexpr):
+    """Which elements of a row dropout leaves: those with 16 random bits not below DROPPED; eight for each draw."""
+    a, b, c, d = tl.randint4x(tl.load(seed), row * (P // 8) + tl.arange(0, P // 8))
+    a_c = tl.join(tl.join(a & 0xFFFF, (a >> 16) & 0xFFFF), tl.join(c & 0xFFFF, (c >> 16) & 0xFFFF))
+    b_d = tl.join(tl.join(b & 0xFFFF, (b >> 16) & 0xFFFF), tl.join(d & 0xFFFF, (d >> 16) & 0xFFFF))
+    return tl.reshape(tl.join(a_c, b_d), [P]) >= DROPPED
+
+
+@triton.jit
+def _normalised(total_D, has, epsilon, D: tl.constexpr):
+    """A row less its mean, by its standard deviation, and one by the latter."""
+    centred_D = tl.where(has, total_D - tl.sum(total_D, 0) / D, 0.0)
+    scale = tl.rsqrt(tl.sum(centred_D * centred_D, 0) / D + epsilon)
+    return centred_D * scale, scale
+
+
+@triton.jit
+def residual_norm_forward(
+    x, y, seed, weight, bias, out, total, larger, epsilon, DROPPED: tl.constexpr, D: tl.constexpr, P: tl.constexpr
+):
+    """total = x + dropout(y) of a row, where what is left of y grows `larger`; out = LayerNorm(total)."""
+    row, column = tl.program_id(0), tl.arange(0, P)
+    has = column < D
+    places = row.to(tl.int64) * D + column
+    x_D = tl.load(x + places, mask=has, other=0.0)
+    y_D = tl.load(y + places, mask=has, other=0.0).to(tl.float32)
+    if DROPPED > 0:
+        y_D = tl.where(_kept(seed, row, DROPPED, P), y_D * larger, 0.0)
+    total_D = (x_D.to(tl.float32) + y_D).to(x_D.dtype)
+    tl.store(total + places, total_D, mask=has)
+    normed_D, _ = _normalised(total_D.to(tl.float32), has, epsilon, D)
+    weight_D, bias_D = tl.load(weight + column, mask=has), tl.load(bias + column, mask=has)
+    tl.store(out + places, (normed_D * weight_D + bias_D).to(out.dtype.element_ty), mask=has)
+
+
+@triton.jit
+def residual_norm_backward(
+    d_out, total, seed, weight, d_x, d_y, sums, rows, larger, epsilon,
+    DROPPED: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """The gradients by x and y of every row of a program, and the sums of these rows' gradients by weight and bias."""
+    column = tl.arange(0, P)
+    has = column < D
+    weight_D = tl.load(weight + column, mask=has, other=0.0).to(tl.float32)
+    d_weight_D, d_bias_D = tl.zeros([P], tl.float32), tl.zeros([P], tl.float32)
+    for first in tl.range(0, rows - tl.program_id(0), tl.num_programs(0), num_stages=2):
+        row = tl.program_id(0) + first
+        places = row.to(tl.int64) * D + column
+        total_D = tl.load(total + places, mask=has, other=0.0).to(tl.float32)
+        d_out_D = tl.load(d_out + places, mask=has, other=0.0).to(tl.float32)
+        normed_D, scale = _normalised(total_D, has, epsilon, D)
+        d_weight_D += d_out_D * normed_D
+        d_bias_D += d_out_D
+        d_normed_D = d_out_D * weight_D
+        d_total_D = d_normed_D - tl.sum(d_normed_D, 0) / D - normed_D * (tl.sum(d_normed_D * normed_D, 0) / D)
+        d_total_D *= scale
+        tl.store(d_x + places, d_total_D.to(d_x.dtype.element_ty), mask=has)
+        if DROPPED > 0:
+            d_total_D = tl.where(_kept(seed, row, DROPPED, P), d_total_D * larger, 0.0)
+        tl.store(d_y + places, d_total_D.to(d_y.dtype.element_ty), mask=has)
+    sums += tl.program_id(0) * 2 * D + column
+    tl.store(sums, d_weight_D, mask=has)
+    tl.store(sums + D, d_bias_D, mask=has)

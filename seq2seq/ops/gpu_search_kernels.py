@@ -1,13 +1,35 @@
 """Kernels for what a step of search does on GPUs between its matrix products, in Triton; see `ops.gpu_kernels`.
 
-What launches them stands elsewhere, beside its plain reference: in row_attention.py, topk.py and add_norm.py. All sums
-are in a fixed order, row by row. Widths in capitals are known to the compiler; P is a power of two that holds one.
+What launches them stands elsewhere, beside its plain reference: in row_attention.py, topk.py, add_norm.py and
+model/recorded_cache.py. All sums are in a fixed order, row by row. Widths in capitals are known to the compiler; P is a
+power of two that holds one.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+LEAST = tl.constexpr(-3e38)
+"""Stands for −∞ where −∞ stands for what is not there."""
+
+
+@triton.jit(do_not_specialize=["before", "width", "count", "filled", "length", "filler"])
+def grown_lists(
+    lists, parents, sentences, out, places, sentence_of, before, width, count, filled, length, filler, T: tl.constexpr,
+):  # fmt: skip
+    """A row's list: that of its parent, which is one of `before` of its sentence, and then its own place.
+
+    Rows behind the first `count` only fill up: they do what the last of these does, in a place of their own.
+    """
+    row, in_T = tl.program_id(0), tl.arange(0, T)
+    child = tl.minimum(row, count - 1)
+    place = tl.where(row < count, filled + row, filler)
+    parent = child // width * before + tl.load(parents + child)
+    list_T = tl.load(lists + parent * T + in_T, mask=in_T < length, other=-1)
+    tl.store(out + row * T + in_T, tl.where(in_T == length, place, list_T))
+    tl.store(places + row, place.to(tl.int64))
+    tl.store(sentence_of + row, tl.load(sentences + child // width))
 
 
 @triton.jit(do_not_specialize=["longest"])
@@ -21,8 +43,11 @@ def row_attention(
     q_K = tl.load(q + row.to(tl.int64) * H * K + head * K + in_k, mask=in_k < K, other=0.0).to(tl.float32) * scale
     lists += tl.load(list_of + row).to(tl.int64) * longest
     most, total, sum_V = -float("inf"), 0.0, tl.zeros([PV], tl.float32)
-    for start in range(0, longest, BLOCK):
+    start = 0
+    while start < longest:
         place = tl.load(lists + start + in_block, mask=start + in_block < longest, other=-1).to(tl.int64)[:, None]
+        # Most lists are shorter than the longest.
+        goes_on = tl.load(lists + start + BLOCK, mask=start + BLOCK < longest, other=-1) >= 0
         keys = rows + place * (H * (K + V)) + head * K + in_k[None, :]
         values = rows + place * (H * (K + V)) + H * K + head * V + in_v[None, :]
         k_BK = tl.load(keys, mask=(place >= 0) & (in_k < K)[None, :], other=0.0).to(tl.float32)
@@ -35,6 +60,7 @@ def row_attention(
         sum_V = sum_V * shrunk + tl.sum(weights_B1 * v_BV, 0)
         total = total * shrunk + tl.sum(weights_B1)
         most = larger
+        start = tl.where(goes_on, start + BLOCK, longest)
     places = row.to(tl.int64) * H * V + head * V + in_v
     tl.store(out + places, (sum_V / total).to(out.dtype.element_ty), mask=in_v < V)
 
@@ -67,6 +93,41 @@ def block_maxima(scores, out, V: tl.constexpr, SIZE: tl.constexpr, BLOCKS: tl.co
         at = blocks[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
         found = tl.max(tl.load(scores + row * V + at, mask=at < V, other=-float("inf")).to(tl.float32), 1)
         tl.store(out + row * count + blocks, found.to(out.dtype.element_ty), mask=blocks < count)
+
+
+@triton.jit
+def best_of_blocks(
+    log_probs, maxima, scores, out, places, tokens,
+    K: tl.constexpr, V: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr, COUNT: tl.constexpr,
+    P: tl.constexpr, PC: tl.constexpr,
+):  # fmt: skip
+    """The COUNT best continuations of K hypotheses with scores, highest first, in the COUNT blocks of largest maxima.
+
+    Each of the N blocks of a hypothesis holds SIZE log-probabilities, the last perhaps fewer.
+    """
+    slot = tl.program_id(0).to(tl.int64)
+    in_P, in_C, in_CB = tl.arange(0, P), tl.arange(0, PC), tl.arange(0, PC * SIZE)
+    maxima_P = tl.load(maxima + slot * K * N + in_P, mask=in_P < K * N, other=0.0).to(tl.float32)
+    maxima_P += tl.load(scores + slot * K + in_P // N, mask=in_P < K * N, other=0.0)
+    left_P = tl.where(in_P < K * N, tl.maximum(maxima_P, LEAST), -float("inf"))
+    chosen_C = tl.zeros([PC], tl.int32)
+    for rank in range(COUNT):
+        block = tl.argmax(left_P, 0)
+        chosen_C = tl.where(in_C == rank, block, chosen_C)
+        left_P = tl.where(in_P == block, -float("inf"), left_P)
+    rows_C = slot * K + chosen_C // N
+    tokens_CB = (chosen_C % N * SIZE)[:, None] + tl.arange(0, SIZE)[None, :]
+    has_CB = (in_C < COUNT)[:, None] & (tokens_CB < V)
+    sums_CB = tl.load(log_probs + rows_C[:, None] * V + tokens_CB, mask=has_CB, other=0.0).to(tl.float32)
+    sums_CB += tl.load(scores + rows_C)[:, None]
+    left_CB = tl.reshape(tl.where(has_CB, tl.maximum(sums_CB, LEAST), -float("inf")), [PC * SIZE])
+    for rank in range(COUNT):
+        most, at = tl.max(left_CB, 0, return_indices=True)
+        left_CB = tl.where(in_CB == at, -float("inf"), left_CB)
+        block = tl.sum(tl.where(in_C == at // SIZE, chosen_C, 0))
+        tl.store(out + slot * COUNT + rank, tl.where(most > LEAST, most, -float("inf")))
+        tl.store(places + slot * COUNT + rank, (block // N).to(tl.int64))
+        tl.store(tokens + slot * COUNT + rank, (block % N * SIZE + at % SIZE).to(tl.int64))
 
 
 @triton.jit

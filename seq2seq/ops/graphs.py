@@ -49,16 +49,18 @@ class Recorded(Generic[Result]):
         with torch.cuda.stream(stream):
             if try_first:
                 self.function()
+            numbers = torch.cuda.get_rng_state(device)
             # Other threads may copy meanwhile: those that make batches ready.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 self.result = self.function()
+                graph.capture_end()
             except BaseException:
                 # What went wrong first is to be heard.
                 with contextlib.suppress(RuntimeError):
                     graph.capture_end()
+                _draw_outside_graphs(device, numbers)
                 raise
-            graph.capture_end()
         torch.cuda.current_stream(device).wait_stream(stream)
         return graph
 
@@ -69,6 +71,14 @@ class Recorded(Generic[Result]):
         else:
             self.graph.replay()
         return self.result
+
+
+def _draw_outside_graphs(device: torch.device, numbers: torch.Tensor) -> None:
+    """Let random numbers be drawn as if from a state of before: a recording that failed leaves the generator in it."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    fresh = torch.Generator(torch.device("cuda", index))
+    torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
+    torch.cuda.set_rng_state(numbers, index)
 
 
 @functools.cache

@@ -23,8 +23,9 @@ from seq2seq.support.devices import compute_dtype
 
 CHUNK = 2048
 CHUNK_OF_GPU = 8192
-BLOCK = 4096
-"""Logits of a row that a GPU's kernel reads together."""
+BLOCK = 8192
+"""Logits of a row that a GPU's kernel reads together; more rows at once than its warps leave room for would push one
+another out of the cache before they are read again."""
 CACHED = 128
 """Rows whose logits and probabilities a processor's cache holds."""
 
@@ -128,7 +129,7 @@ def _to_gradients_by_kernel(logits_CV: Tensor, target_U: Tensor, smoothing: floa
     rows, vocabulary = len(target_U), logits_CV.shape[1]
     nll_U, lse_U = torch.empty(2, rows, device=logits_CV.device)
     if rows:
-        sizes = {"V": vocabulary, "BLOCK": min(BLOCK, power_of_two(vocabulary)), "num_warps": 8}
+        sizes = {"V": vocabulary, "BLOCK": min(BLOCK, power_of_two(vocabulary)), "num_warps": 32}
         gpu_kernels.logits_to_gradients[(rows,)](
             logits_CV, target_U, nll_U, lse_U, logits_CV.stride(0), 1 - smoothing, **sizes
         )

@@ -19,6 +19,7 @@ from seq2seq.ops import native
 from seq2seq.ops.alone import BLOCK, rows_are_alone
 from seq2seq.ops.few_rows import FewRows
 from seq2seq.ops.filled_rows import filled_up, whole_steps
+from seq2seq.ops.rectified_linear import rectified_linear
 
 
 class PackedLinear(nn.Module):
@@ -59,7 +60,7 @@ def rectified(linear: nn.Module, x: Tensor) -> Tensor:
 
     There what is not a number becomes 0: weights that are none are refused when they are loaded.
     """
-    return cast(Tensor, linear(x).relu_() if type(linear) is nn.Linear else linear(x, rectify=True))
+    return rectified_linear(x, linear) if type(linear) is nn.Linear else cast(Tensor, linear(x, rectify=True))
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -22,7 +22,7 @@ from seq2seq.ops.packing import Layout
 LONGEST = 128
 """Rows of a sentence up to which a multiprocessor holds the weights of one of its heads."""
 WIDTHS = (16, 32, 64, 128)
-WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
+WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
 
 
 def short_attention(

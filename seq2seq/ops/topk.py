@@ -26,6 +26,8 @@ FEW = 1 << 14
 """Scores up to which one `topk` is quicker: those of a single hypothesis."""
 LOGITS_OF_GPU = 4096
 """Logits of a row that a GPU's kernels read together."""
+FEW_OF_GPU, BLOCKS_OF_GPU = 16, 8192
+"""Continuations and blocks of a slot up to which a GPU's kernel chooses: it takes one after another from all."""
 
 
 def log_probabilities(logits_SKV: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,11 +73,12 @@ def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> 
         tensors = (log_probs_SKV.contiguous(), scores_SK.contiguous(), found_SC, places_SC, tokens_SC)
         native.call("best", *tensors, slots, width, vocabulary, count)
         return found_SC, places_SC, tokens_SC
+    on_gpu, blocks = gpu.can_compute(log_probs_SKV), -(-vocabulary // BLOCK)
+    if on_gpu and count <= min(width * blocks, FEW_OF_GPU) and width * blocks <= BLOCKS_OF_GPU:
+        return best_continuations_on_gpu(log_probs_SKV, scores_SK, count)
     if count > width * (vocabulary // BLOCK) or log_probs_SKV.numel() <= FEW:
         return best_continuations_reference(log_probs_SKV, scores_SK, count)
-    on_gpu = gpu.can_compute(log_probs_SKV)
     maxima_SKN = block_maxima_on_gpu(log_probs_SKV) if on_gpu else block_maxima(log_probs_SKV)
-    blocks = maxima_SKN.shape[2]
     chosen_SC = (scores_SK[:, :, None] + maxima_SKN).flatten(1).topk(count, sorted=False)[1]
     rows_SC = chosen_SC // blocks
     tokens_SCB = (chosen_SC % blocks * BLOCK)[:, :, None] + torch.arange(BLOCK, device=chosen_SC.device)
@@ -86,6 +89,24 @@ def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> 
         found_SCB = found_SCB.masked_fill(tokens_SCB >= vocabulary, -math.inf)
     scores_SC, best_SC = found_SCB.flatten(1).topk(count)
     return scores_SC, rows_SC.gather(1, best_SC // BLOCK), tokens_SCB.flatten(1).gather(1, best_SC)
+
+
+def best_continuations_on_gpu(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> Candidates:
+    """The same by our kernels; equal sums come in an order that is always the same."""
+    from seq2seq.ops import gpu_search_kernels
+
+    slots, width, vocabulary = log_probs_SKV.shape
+    maxima_SKN = block_maxima_on_gpu(log_probs_SKV)
+    blocks = maxima_SKN.shape[2]
+    found_SC = scores_SK.new_empty(slots, count)
+    # Each by itself: a kernel is compiled once more for tensors that begin anywhere.
+    places_SC, tokens_SC = (torch.empty_like(found_SC, dtype=torch.int64) for _ in range(2))
+    tensors = (log_probs_SKV.contiguous(), maxima_SKN, scores_SK.contiguous(), found_SC, places_SC, tokens_SC)
+    gpu_search_kernels.best_of_blocks[(slots,)](
+        *tensors, K=width, V=vocabulary, N=blocks, SIZE=BLOCK, COUNT=count,
+        P=gpu.power_of_two(width * blocks), PC=gpu.power_of_two(count), num_warps=8,
+    )  # fmt: skip
+    return found_SC, places_SC, tokens_SC
 
 
 def block_maxima(scores_SKV: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class BeamSearch:
             beams.advance(model, model.step(state, beams.tokens, beams.parents))
             yield beams
             done_S = beams.decided()
-            done = int(done_S.sum())
+            done = int(done_S.cpu().sum())
             if done == len(done_S):
                 break
             if done and done >= self.few_done(source.device) * len(done_S):
@@ -142,27 +142,23 @@ class _Beams:
     def advance(self, model: SearchModel, hidden: Tensor) -> None:
         """Extend all live hypotheses by one token."""
         scores_SC, places_SC, tokens_SC = self._candidates(model, hidden)
+        prefixes_SCT = torch.cat((pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
         ends_SC = tokens_SC == self.search.eos
         # A GPU would have to be waited for to know.
         if ends_SC.is_cuda or ends_SC.any():
-            self.finished.add(scores_SC.masked_fill(~ends_SC, -math.inf), self._extended(places_SC, tokens_SC))
+            self.finished.add(scores_SC, ends_SC, prefixes_SCT)
             if self.search.config.stop == "beam":
                 self.ended += (ends_SC & (scores_SC > -math.inf))[:, : self.beam].sum(1)
-            scores_SC = scores_SC.masked_fill(ends_SC, -math.inf)
+            scores_SC.masked_fill_(ends_SC, -math.inf)
 
         if self.phrases:
-            prefixes_SCT = self._extended(places_SC, tokens_SC)
             kept_SK = self.phrases.choose(scores_SC, prefixes_SCT, places_SC, self.beam)
+            self.scores = scores_SC.gather(1, kept_SK)
         else:
-            kept_SK = scores_SC.topk(min(self.beam, scores_SC.shape[1]))[1]
-        self.scores = scores_SC.gather(1, kept_SK)
+            self.scores, kept_SK = scores_SC.topk(min(self.beam, scores_SC.shape[1]))
         self.tokens = tokens_SC.gather(1, kept_SK)
         self.parents = places_SC.gather(1, kept_SK)
-        self.prefixes = self._extended(self.parents, self.tokens)
-
-    def _extended(self, places_SC: Tensor, tokens_SC: Tensor) -> Tensor:
-        """The hypotheses at these places with one token more each, [S, C, T + 1]."""
-        return torch.cat((pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
+        self.prefixes = pick(prefixes_SCT, kept_SK)
 
     def _candidates(self, model: SearchModel, hidden: Tensor) -> Candidates:
         """The continuations of each slot that may be kept."""
@@ -217,19 +213,22 @@ class _Beams:
 
     def decided(self) -> Tensor:
         """Sentences [S] for which no live hypothesis can still be better than the n-th finished one."""
-        worst_S, over_S = self.finished.scores[:, -1], self.rules.limits <= self.prefixes.shape[2]
+        worst_S, length = self.finished.scores[:, -1], self.prefixes.shape[2]
         if self.beam == 1:
             # Greedy search goes where the first eos is; it does not look behind it.
-            return over_S | (worst_S > -math.inf)
-        if self.search.config.stop == "beam":
-            over_S = over_S | (self.ended >= self.beam)
-        # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come.
-        best_S = self.scores[:, 0] / self.last_penalties
-        return over_S | (worst_S >= best_S)
+            done_S = worst_S > -math.inf
+        else:
+            # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come.
+            done_S = worst_S >= self.scores[:, 0] / self.last_penalties
+            if self.search.config.stop == "beam":
+                done_S |= self.ended >= self.beam
+        if self.rules.first_limit <= length:
+            done_S |= self.rules.limits <= length
+        return done_S
 
     def freeze(self, done_S: Tensor) -> None:
         """Let nothing more come of these sentences, which stay."""
-        self.scores = self.scores.masked_fill(done_S[:, None], -math.inf)
+        self.scores.masked_fill_(done_S[:, None], -math.inf)
 
     def release(self, done_S: Tensor) -> Tensor:
         """Write down the results of these sentences; returns the slots [S] of those that go on."""

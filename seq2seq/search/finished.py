@@ -22,18 +22,19 @@ class Finished:
         self.config = config
         self.eos = eos
         self.scores = torch.full((slots, config.n_best), -math.inf, device=device)
-        self.outputs = torch.full((slots, config.n_best, 0), eos, device=device)
+        self.outputs = torch.full((slots, config.n_best, 1), eos, device=device)
 
     def penalty(self, length: Length) -> Length:
         """What log-probabilities of outputs of this length, eos counted, are divided by."""
         return length_penalty(self.config.length_normalization, length, self.config.length_penalty)
 
-    def add(self, scores_SC: Tensor, prefixes_SCT: Tensor) -> None:
-        """Merge in what ended in this step: log-probabilities (−∞: did not end) and tokens up to eos."""
+    def add(self, scores_SC: Tensor, ends_SC: Tensor, prefixes_SCT: Tensor) -> None:
+        """Merge in what ended in this step: log-probabilities, whether each ended, and tokens up to eos."""
         longer = prefixes_SCT.shape[2] - self.outputs.shape[2]
-        outputs = torch.nn.functional.pad(self.outputs, (0, longer), value=self.eos)
-        together = torch.cat((self.scores, scores_SC / self.penalty(float(prefixes_SCT.shape[2]))), 1)
-        self.scores, best = together.topk(self.scores.shape[1])
+        # The last column is eos wherever there is an output.
+        outputs = torch.cat((self.outputs, self.outputs[:, :, -1:].expand(-1, -1, longer)), 2)
+        ended_SC = (scores_SC / self.penalty(float(prefixes_SCT.shape[2]))).masked_fill_(~ends_SC, -math.inf)
+        self.scores, best = torch.cat((self.scores, ended_SC), 1).topk(self.scores.shape[1])
         self.outputs = pick(torch.cat((outputs, prefixes_SCT), 1), best)
 
     def of(self, slots_S: Tensor, limits_S: Tensor) -> list[list[Hypothesis]]:

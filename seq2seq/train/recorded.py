@@ -16,36 +16,45 @@ from seq2seq.data.batches import Batch
 from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.short_attention import LONGEST
 
-Pass = Callable[[Batch, Tensor], Tensor]
-"""Adds the gradients of a batch's loss times a scale [] to the weights', and returns figures of it."""
+Loss = Callable[[Batch], tuple[Tensor, Tensor]]
+"""The loss [] of a batch, and figures of it."""
 
 SHAPES = 256
 """Of batches that are recorded: each takes some of a GPU's memory."""
 
 
 class RecordedPasses:
-    """What `function` does with a batch, from its second of a shape on as a graph."""
+    """Adds the gradients of a batch's loss, times a scale, to the weights'; the second of a shape is recorded."""
 
-    def __init__(self, function: Pass, model: nn.Module, device: torch.device) -> None:
-        self.function, self.device = function, device
+    def __init__(self, loss: Loss, model: nn.Module, device: torch.device) -> None:
+        self.loss, self.device = loss, device
+        self.weights = list(model.parameters())
+        self.gradients = [torch.zeros_like(weight) for weight in self.weights]
         self.scale = torch.zeros((), device=device)
         self.graphs: dict[tuple[int, ...], tuple[Batch, Recorded[Tensor]]] = {}
         self._met: set[tuple[int, ...]] = set()
         self._room = SHAPES
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+        for weight, gradient in zip(self.weights, self.gradients, strict=True):
+            weight.grad = gradient
 
     def __call__(self, batch: Batch, scale: float) -> Tensor:
         """The figures of this batch, which hold until the next call; its gradients are in the weights'."""
         self.scale.fill_(scale)
         shape = batch.shape
         if shape not in self.graphs and not self._is_recorded(batch):
-            return self.function(batch.to(self.device), self.scale)
+            return self._add_gradients(batch.to(self.device))
         own, graph = self.graphs[shape]
         for to, given in zip(own.tensors, batch.tensors, strict=True):
             to.copy_(given, non_blocking=True)
         return graph()
+
+    def _add_gradients(self, batch: Batch) -> Tensor:
+        loss, figures = self.loss(batch)
+        found = torch.autograd.grad(loss * self.scale, self.weights)
+        # All at once: a backward pass would add each by itself, in twice the time.
+        torch._foreach_add_(self.gradients, list(found))
+        return figures
 
     def _is_recorded(self, batch: Batch) -> bool:
         """Record what is to be done for batches of this shape, if it comes again and there is room."""
@@ -55,7 +64,7 @@ class RecordedPasses:
             self._met.add(shape)
             return False
         own = batch.to(self.device)
-        graph = Recorded(lambda: self.function(own, self.scale), self.device, self._pool, try_first=False)
+        graph = Recorded(lambda: self._add_gradients(own), self.device, self._pool, try_first=False)
         self.graphs[shape] = own, graph
         if self.device.type == "cuda" and not graph.is_recorded:
             # The next would fail as well.

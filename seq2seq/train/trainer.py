@@ -124,7 +124,7 @@ class Trainer:
         require_shareable(self.progress.micro_batches, self.world.size)
         self.loss = self.world.synchronised(self.loss)
         if self.compiles and self.world.size == 1 and self.model.can_be_recorded(self.device, self.precision):
-            self.recorded = RecordedPasses(self._backward, self.model, self.device)
+            self.recorded = RecordedPasses(self._loss_of, self.model, self.device)
         if self.world.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
@@ -293,11 +293,15 @@ class Trainer:
                 sums += weight * compute(batch, weight * self.world.size / target_tokens)
         return sums
 
-    def _backward(self, batch: Batch, scale: float | Tensor) -> Tensor:
+    def _loss_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.precision):
             loss, nll = self.loss(batch.to(self.device), self.config.trainer.label_smoothing)
+        return loss, torch.stack((loss.detach(), nll))
+
+    def _backward(self, batch: Batch, scale: float) -> Tensor:
+        loss, figures = self._loss_of(batch)
         (loss * scale).backward()
-        return torch.stack((loss.detach(), nll))
+        return figures
 
     def _left(self) -> tuple[int, float]:
         settings = self.config.trainer

@@ -24,11 +24,11 @@ class Task(NamedTuple):
     constraints: Constraints
 
 
-def parts_of(texts: list[str], tokenizer: Tokenizer, longest: int) -> list[list[Part]]:
+def parts_of(texts: list[str], tokenizer: Tokenizer, longest: int, threads: int = 1) -> list[list[Part]]:
     """What to search for instead of each text: itself, nothing for a blank one, several for one of too many pieces."""
     parts = []
     # All at once: the tokenizer takes longer to be called than to read a line.
-    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+    for text, ids in zip(texts, tokenizer.encode(texts, threads), strict=True):
         if len(ids) > longest:
             pieces = split(text, tokenizer.count, longest)
             parts.append(list(map(Part, pieces, tokenizer.encode(pieces))))

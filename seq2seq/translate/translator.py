@@ -149,7 +149,7 @@ class Translator:
         """
         # Outer blanks were taken off in training too; a line of a file with CRLF ends with one.
         stripped = [text.strip(BLANKS) for text in texts]
-        parts = parts_of(stripped, self.tokenizer, self.longest)
+        parts = parts_of(stripped, self.tokenizer, self.longest, torch.get_num_threads())
         starts = [
             prefix.strip(BLANKS) if place == 0 else ""
             for prefix, of_text in zip(prefixes or [""] * len(texts), parts, strict=True)
@@ -157,7 +157,13 @@ class Translator:
         ]
         tasks = self._tasks(list(chain.from_iterable(parts)), starts)
         found = zip(tasks, self._search(tasks), strict=True)
-        return [self._join([next(found) for _ in of_text]) for of_text in parts]
+        translations = [self._join([next(found) for _ in of_text]) for of_text in parts]
+        outputs = [output for translation in translations for output in translation.outputs]
+        sequences = [part.tokens for output in outputs for _, part in output]
+        decoded = iter(self.tokenizer.decode(sequences, torch.get_num_threads()))
+        for translation in translations:
+            translation.texts = [" ".join(next(decoded) for _ in output) for output in translation.outputs] or [""]
+        return translations
 
     def stream(self, text: str, prefix: str = "") -> Iterator[str]:
         """The translation of a text while it is found, a few characters at a time, by greedy search or sampling.
@@ -285,19 +291,19 @@ class Translator:
         return Ensemble([self.model, *self.others]) if self.others else self.model
 
     def _join(self, found: list[tuple[Task, list[Hypothesis]]]) -> Translation:
+        """What was found for a text, without its texts yet."""
         if not found:
-            return Translation([""], [0.0], ["empty"])
+            return Translation([], [0.0], ["empty"])
         unmet = next((self._why(task) for task, hypotheses in found if not hypotheses), "")
         parts = [
             [(task, hypothesis) for hypothesis in hypotheses or self._search([Task(task.source, Constraints())])[0]]
             for task, hypotheses in found
         ]
         outputs = [[hypothesis] for hypothesis in parts[0]] if len(parts) == 1 else [[part[0] for part in parts]]
-        texts = [" ".join(self.tokenizer.decode([part.tokens for _, part in output])) for output in outputs]
         scores = [sum(part.score for _, part in output) for output in outputs]
         limited = any(part.limited for _, part in outputs[0])
         flags = {"split": len(parts) > 1, "length_limit": limited, "unmet": bool(unmet)}
-        return Translation(texts, scores, [name for name, holds in flags.items() if holds], unmet, outputs)
+        return Translation([], scores, [name for name, holds in flags.items() if holds], unmet, outputs)
 
     def explain(self, translations: Sequence[Translation], *, attention: bool = False) -> list[list[list[PairScore]]]:
         """The log-probabilities of all tokens of each hypothesis of each translation, part by part; see `PairScore`.

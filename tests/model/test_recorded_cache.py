@@ -13,7 +13,7 @@ from torch import Tensor
 from seq2seq.model import recorded_cache
 from seq2seq.model.decoder import TransformerDecoder
 from seq2seq.model.interfaces import Decoder
-from seq2seq.model.recorded_cache import Holder, RecordedCache
+from seq2seq.model.recorded_cache import Arena, Holder, RecordedCache, grow_on_gpu, grow_reference
 from seq2seq.model.row_cache import RowCache
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops import gpu, native, topk
@@ -61,6 +61,27 @@ def test_search_with_them_finds_what_it_finds_without(without_native: pytest.Mon
     del state
     for batch, expected in zip(batches, plain, strict=True):
         assert alike(search(model, *batch), expected)
+
+
+@pytest.mark.parametrize(("before", "width", "length"), [(1, 3, 1), (3, 3, 4), (4, 2, 7)])
+def test_lists_grow_as_by_the_reference(before: int, width: int, length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    sizes = (8, gpu.power_of_two(5 * max(before, width)), 8, 256, 64, 16)
+    arenas = [Arena(sizes, torch.zeros(1, 4, device=DEVICE), 1) for _ in range(2)]
+    past = torch.randint(0, 100, (5 * before, length), generator=generator, dtype=torch.int32).to(DEVICE)
+    parents = torch.randint(0, before, (5, width), generator=generator).to(DEVICE)
+    sentences = torch.tensor([7, 2, 3, 0, 5], dtype=torch.int32, device=DEVICE)
+    for arena, grow in zip(arenas, (grow_on_gpu, grow_reference), strict=True):
+        arena.past_RT[: 5 * before, :length] = past
+        arena.places_R.fill_(77)
+        grow(arena, parents, sentences, before, 100, length)
+    own, expected = arenas
+    rows = gpu.power_of_two(5 * width)
+    assert torch.equal(own.places_R[:rows], expected.places_R[:rows])
+    for name in ("past_RT", "grown_RT", "sentence_R"):
+        assert torch.equal(getattr(own, name)[: 5 * width], getattr(expected, name)[: 5 * width]), name
+    # What only fills up sees rows that there are, or the one that it writes itself.
+    assert ((own.grown_RT[5 * width : rows] == 255).sum(1) == 1).all()
 
 
 def test_an_arena_that_is_too_small_makes_way_for_a_larger_one(without_native: pytest.MonkeyPatch) -> None:

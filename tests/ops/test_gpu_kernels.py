@@ -125,6 +125,54 @@ def test_sums_and_maxima_of_logits_are_pytorch_s(vocabulary: int, dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("vocabulary", [64 * 9, 1003])
+@pytest.mark.parametrize(("width", "count"), [(1, 1), (1, 8), (4, 8), (5, 3), (3, 16)])
+def test_the_best_continuations_are_those_of_one_topk(
+    width: int, count: int, vocabulary: int, dtype: torch.dtype
+) -> None:
+    log_probs = (3 * torch.randn(5, width, vocabulary, device=DEVICE)).to(dtype)
+    scores = torch.randn(5, width, device=DEVICE)
+    log_probs[:, :, 3:70] = -torch.inf
+    log_probs[1, -1, 200:220] = 30  # all of the best in a block or two
+    log_probs[2, -1, -2:] = 40
+    scores[3, 1:] = -torch.inf
+    log_probs[4] = -torch.inf
+    log_probs[4, 0, 2::70] = 1.0  # equal ones, in blocks of their own, and fewer than asked for
+    log_probs[4, 0, 500:] = -torch.inf
+    found, places, tokens = topk.best_continuations_on_gpu(log_probs, scores, count)
+    expected, *_ = topk.best_continuations_reference(log_probs.float(), scores, count)
+    assert torch.equal(found, expected)
+    flat = places * vocabulary + tokens
+    sums = (scores[:, :, None] + log_probs.float()).flatten(1)
+    assert torch.equal(sums.gather(1, flat), found)
+    assert all(len(set(own)) == count for own in flat.tolist())
+    again = topk.best_continuations_on_gpu(log_probs, scores, count)
+    assert torch.equal(again[1], places) and torch.equal(again[2], tokens)
+
+
+@pytest.mark.parametrize(("width", "vocabulary"), [(8, 65000), (1, 10)])
+def test_the_best_continuations_of_large_and_small_vocabularies(width: int, vocabulary: int) -> None:
+    log_probs = torch.randn(2, width, vocabulary, device=DEVICE)
+    scores = torch.randn(2, width, device=DEVICE)
+    for own, expected in zip(
+        topk.best_continuations_on_gpu(log_probs, scores, 1),
+        topk.best_continuations_reference(log_probs, scores, 1),
+        strict=True,
+    ):
+        assert torch.equal(own, expected)
+
+
+def test_what_is_no_number_is_no_continuation() -> None:
+    log_probs = torch.randn(2, 2, 640, device=DEVICE)
+    log_probs[0, 1, ::2] = torch.nan
+    scores = torch.tensor([[torch.nan, 0.0], [torch.nan, torch.nan]], device=DEVICE)
+    found, places, tokens = topk.best_continuations_on_gpu(log_probs, scores, 4)
+    assert places[0].tolist() == [1] * 4 and (tokens[0] % 2 == 1).all()
+    assert (found[1] == -torch.inf).all()
+    assert ((places >= 0) & (places < 2) & (tokens >= 0) & (tokens < 640)).all()
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("width", [64, 24])
 def test_the_norm_of_a_sum_is_the_reference(width: int, dtype: torch.dtype) -> None:
     norm = torch.nn.LayerNorm(width, device=DEVICE, dtype=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from seq2seq.ops.graphs import Recorded
 from tests.kernels import DEVICE, HAS_GPU
@@ -33,3 +34,21 @@ def test_where_recording_fails_one_line_says_so_and_the_function_is_called(capsy
     assert [recorded(), recorded()] == [before + 1, before + 2]
     (line,) = capsys.readouterr().err.splitlines()
     assert "not recorded on cuda" in line and "one by one" in line
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU here")
+def test_random_numbers_are_those_of_the_seed_also_where_recording_fails() -> None:
+    x = torch.ones(64, device=DEVICE)
+
+    def function() -> torch.Tensor:
+        out = F.dropout(x)
+        # To wait for the device is what no recording can hold.
+        return out * out.sum().item()
+
+    torch.manual_seed(5)
+    recorded = Recorded(function, DEVICE, try_first=False)
+    found = recorded(), recorded()
+    assert not recorded.is_recorded
+    torch.manual_seed(5)
+    assert all(torch.equal(one, function()) for one in found)

@@ -35,6 +35,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Stretch]]:
             self.job, self.answers, self.started = job, [], 1.0
             self.built = {"build_started": 2.0, "device": "cpu", "threads": 1, "parameters": 7}
 
+        def build(self) -> None:
+            pass
+
         def run(self, stretch: Stretch) -> dict[str, Any]:
             made.append((self.job.contestant, stretch))
             seconds = SECONDS[self.job.contestant][max(0, (stretch.first - 1) // 4)]
@@ -67,6 +70,15 @@ def test_rounds_rotate_and_ratios_are_within_a_round(calls: list[tuple[str, Stre
 def test_only_ours_is_warmed_up(calls: list[tuple[str, Stretch]]) -> None:
     bench_train.compare([job(name) for name in THREE], Stretch("", 512, 0, 4), rounds=1, warm=6)
     assert [name for name, stretch in calls if stretch.count == 6] == ["ours"]
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 1), (1e9, 3)])
+def test_no_round_begins_after_the_time_but_one_is_counted(
+    calls: list[tuple[str, Stretch]], seconds: float, rounds: int
+) -> None:
+    figures = bench_train.compare([job(name) for name in THREE], Stretch("", 512, 0, 4), rounds=3, seconds=seconds)
+    assert figures["rounds"] == rounds
+    assert len(calls) == 3 * (1 + 1 + rounds)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, tiny: list[str], output: Path, *options: str) -> dict[str, Any]:
@@ -135,4 +147,4 @@ def test_a_missing_package_is_said_in_one_line(
 @pytest.mark.slow
 def test_a_process_that_ends_is_named() -> None:
     with pytest.raises(RunError, match="no such peer in float32 ended with code 1"):
-        bench_train.Worker(job("no such peer"))
+        bench_train.Worker(job("no such peer")).build()

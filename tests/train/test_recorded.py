@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import TranslationModel
-from seq2seq.ops import attention, linear_cross_entropy
+from seq2seq.ops import attention, linear_cross_entropy, residual_norm
 from seq2seq.ops.packing import Layout
 from seq2seq.train import recorded as module
 from seq2seq.train.loss import batch_loss
@@ -27,8 +27,9 @@ def batch_to_train(generator: torch.Generator, source: list[int], target: list[i
 @pytest.fixture
 def kernels_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     if not HAS_GPU:
-        for name, replaced in ((attention, "takes_short_sentences"), (linear_cross_entropy, "runs_kernels")):
-            monkeypatch.setattr(name, replaced, lambda *_: True)
+        monkeypatch.setattr(attention, "takes_short_sentences", lambda *_: True)
+        for operation in (linear_cross_entropy, residual_norm):
+            monkeypatch.setattr(operation, "runs_kernels", lambda _: True)
 
 
 def gradients_of(model: TranslationModel) -> list[Tensor]:
@@ -44,25 +45,27 @@ def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
     shapes: list[Any] = [([5, 7, 70], [2, 3, 66])] * 4 + [([5, 7, 1], [9, 1, 1]), ([2], [3])]
     batches = [batch_to_train(generator, *shape) for shape in shapes]
 
-    def compute(batch: Batch, scale: float | Tensor) -> Tensor:
+    def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=HAS_GPU):
             loss, nll = batch_loss(model, batch.to(DEVICE), 0.1)
-        (loss * scale).backward()
-        return torch.stack((loss.detach(), nll))
+        return loss, torch.stack((loss.detach(), nll))
 
-    expected = []
-    for batch in batches:
+    def plain(batch: Batch) -> tuple[Tensor, list[Tensor]]:
         model.zero_grad()
-        expected.append((compute(batch, 0.25), gradients_of(model)))
-    recorded = RecordedPasses(compute, model, DEVICE)
-    for batch, (figures, gradients) in zip(batches, expected, strict=True):
+        loss, figures = loss_of(batch)
+        (loss * 0.25).backward()
+        return figures, gradients_of(model)
+
+    expected = list(map(plain, batches))
+    recorded = RecordedPasses(loss_of, model, DEVICE)
+    for batch, (figures, wanted) in zip(batches, expected, strict=True):
         for weight in model.parameters():
             assert weight.grad is not None
             weight.grad.zero_()
         found = recorded(batch.regular(), 0.25)
         torch.testing.assert_close(found, figures, rtol=1e-2 if HAS_GPU else 1e-5, atol=1e-3)
-        for own, plain in zip(gradients_of(model), gradients, strict=True):
-            assert distance(own, plain.double()) <= (3e-2 if HAS_GPU else 1e-4)
+        for own, gradient in zip(gradients_of(model), wanted, strict=True):
+            assert distance(own, gradient.double()) <= (3e-2 if HAS_GPU else 1e-4)
     assert len(recorded.graphs) == 1
 
 
@@ -72,13 +75,12 @@ def test_dropout_of_a_recorded_pass_follows_the_seed() -> None:
     model.train()
     batch = batch_to_train(torch.Generator().manual_seed(1), [5, 7, 70], [2, 3, 66]).regular()
 
-    def compute(batch: Batch, scale: float | Tensor) -> Tensor:
+    def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=HAS_GPU):
             loss, _ = batch_loss(model, batch.to(DEVICE), 0.1)
-        (loss * scale).backward()
-        return loss.detach()
+        return loss, loss.detach()
 
-    recorded = RecordedPasses(compute, model, DEVICE)
+    recorded = RecordedPasses(loss_of, model, DEVICE)
     losses = []
     # The first is computed as it is written, the second recorded, the others replayed.
     for seed in (1, 1, 1, 2, 2):
@@ -90,7 +92,8 @@ def test_dropout_of_a_recorded_pass_follows_the_seed() -> None:
 
 def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHAPES", 1)
-    recorded = RecordedPasses(lambda batch, scale: scale * batch.source.sum(), torch.nn.Linear(1, 1), DEVICE)
+    layer = torch.nn.Linear(1, 1, bias=False).to(DEVICE)
+    recorded = RecordedPasses(lambda batch: (layer.weight.sum(), 0.5 * batch.source.sum()), layer, DEVICE)
     generator = torch.Generator().manual_seed(1)
     for lengths in ([3, 4], [300], [5], [3, 4], [5], [5], [300], [2, 5]):
         batch = batch_to_train(generator, lengths, lengths).regular()

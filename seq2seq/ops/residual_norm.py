@@ -1,0 +1,119 @@
+"""LayerNorm(x + Dropout(y)) in training (sections 3.1, 5.4 of the paper), in one pass, beside the plain reference.
+
+On GPUs one kernel draws, adds and normalises, and one gives all gradients: four rows of memory are read and written for
+each row of a pass, where PyTorch's compiler needs twice the time (docs/log.md, 2026-11-26). The mask is not kept: the
+backward pass draws it again from its seed, with 16 random bits an element. All sums are in a fixed order.
+
+Shapes: N rows, D d_model.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.ops.dropout import LEVELS, add_dropout
+from seq2seq.ops.gpu import power_of_two, runs_kernels
+
+OF_A_WARP = 512
+"""Elements of a row."""
+WARPS_OF_A_MULTIPROCESSOR = 16
+
+
+def residual_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
+    """LayerNorm(x + Dropout(y)), in the format of `x`: [N, D] each; `y` has its shape and format."""
+    x = add_dropout(x, y, p)
+    # autocast leaves the norm in float32 on a GPU
+    return norm(x).to(x.dtype)
+
+
+def residual_norm(x_ND: Tensor, y_ND: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
+    """The same."""
+    if not runs_kernels(x_ND.device):
+        return residual_norm_reference(x_ND, y_ND, norm, p)
+    seed = torch.randint(1 << 31, (1,), device=x_ND.device)
+    out_ND: Tensor = torch.ops.seq2seq.residual_norm(x_ND, y_ND, norm.weight, norm.bias, seed, p, norm.eps)[0]
+    return out_ND
+
+
+def _sizes(width: int, p: float) -> dict[str, int]:
+    columns = max(8, power_of_two(width))
+    warps = min(max(1, columns // OF_A_WARP), WARPS_OF_A_MULTIPROCESSOR)
+    return {"DROPPED": round(p * LEVELS), "D": width, "P": columns, "num_warps": warps}
+
+
+def _forward(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, seed: Tensor, p: float, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    from seq2seq.ops import gpu_kernels
+
+    rows, width = x.shape
+    out, total = x.new_empty(x.shape), x.new_empty(x.shape)
+    tensors = x.contiguous(), y.contiguous(), seed, weight, bias, out, total
+    if rows:
+        gpu_kernels.residual_norm_forward[(rows,)](*tensors, 1 / (1 - p), epsilon, **_sizes(width, p))
+    return out, total
+
+
+def _backward(
+    d_out: Tensor, total: Tensor, weight: Tensor, seed: Tensor, p: float, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, of y, and of weight and bias [2, D]."""
+    from seq2seq.ops import gpu_kernels
+
+    rows, width = total.shape
+    d_x, d_y, sizes = total.new_empty(total.shape), total.new_empty(total.shape), _sizes(width, p)
+    programs = _multiprocessors(total.device) * WARPS_OF_A_MULTIPROCESSOR // sizes["num_warps"]
+    sums = torch.empty(programs, 2, width, device=total.device)
+    gpu_kernels.residual_norm_backward[(programs,)](
+        d_out.contiguous(), total, seed, weight, d_x, d_y, sums, rows, 1 / (1 - p), epsilon, **sizes
+    )
+    return d_x, d_y, sums.sum(0)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, weight, _, seed, ctx.p, ctx.epsilon = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], weight, seed)
+
+
+def _gradients(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    total, weight, seed = ctx.saved_tensors
+    d_x, d_y, d_norm = torch.ops.seq2seq.residual_norm_backward(d_out, total, weight, seed, ctx.p, ctx.epsilon)
+    return d_x, d_y, *d_norm.to(weight.dtype).unbind(), None, None, None
+
+
+# Operators, so that PyTorch's compiler takes them as they are.
+_library = torch.library.Library("seq2seq", "FRAGMENT")
+_library.define(
+    "residual_norm(Tensor x, Tensor y, Tensor weight, Tensor bias, Tensor seed, float p, float epsilon)"
+    " -> (Tensor, Tensor)"
+)
+_library.define(
+    "residual_norm_backward(Tensor d_out, Tensor total, Tensor weight, Tensor seed, float p, float epsilon)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+for _key in ("CUDA", "CPU"):
+    _library.impl("residual_norm", _forward, _key)
+    _library.impl("residual_norm_backward", _backward, _key)
+torch.library.register_fake(
+    "seq2seq::residual_norm", lambda x, *_: (x.new_empty(x.shape), x.new_empty(x.shape)), lib=_library
+)
+torch.library.register_fake(
+    "seq2seq::residual_norm_backward",
+    lambda _, total, weight, *__: (
+        total.new_empty(total.shape),
+        total.new_empty(total.shape),
+        weight.new_empty((2, *weight.shape), dtype=torch.float32),
+    ),
+    lib=_library,
+)
+torch.library.register_autograd("seq2seq::residual_norm", _gradients, setup_context=_save, lib=_library)

@@ -1,0 +1,111 @@
+"""Residual connection, dropout and norm in one, against the plain formula; without a GPU, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seq2seq.ops import residual_norm as module
+from seq2seq.ops.residual_norm import residual_norm, residual_norm_reference
+from tests.kernels import DEVICE, HAS_GPU, distance
+
+FORMATS = [torch.float16, torch.float32, *([torch.bfloat16] if HAS_GPU else [])]
+LIMITS = {torch.float16: 2e-3, torch.float32: 1e-6, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "runs_kernels", lambda _: True)
+
+
+def norm_of(width: int) -> nn.LayerNorm:
+    norm = nn.LayerNorm(width).to(DEVICE)
+    nn.init.normal_(norm.weight, 1.0, 0.3)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def kept(seed: int, rows: int, width: int, p: float) -> Tensor:
+    """The mask [rows, width] that this seed of the device's generator draws."""
+    torch.manual_seed(seed)
+    drawn = torch.randint(1 << 31, (1,), device=DEVICE)
+    x, ones = torch.zeros(rows, width, device=DEVICE), torch.ones(width, device=DEVICE)
+    _, total = torch.ops.seq2seq.residual_norm(x, x + 1, ones, ones, drawn, p, 1e-5)
+    torch.testing.assert_close(total, (total > 0) / (1 - p))
+    return total > 0
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (7, 5), (21, 520)])
+def test_outputs_and_gradients_are_the_formula_s(rows: int, width: int, p: float, dtype: torch.dtype) -> None:
+    norm = norm_of(width)
+    # Rows that do not lie one after another, as those of a joint projection.
+    x, y, upstream = torch.randn(rows, 3, width, device=DEVICE).to(dtype).unbind(1)
+    inputs = [x.detach().requires_grad_(), y.detach().requires_grad_(), norm.weight, norm.bias]
+    mask = kept(3, rows, width, p)
+    torch.manual_seed(3)
+    own = residual_norm(inputs[0], inputs[1], norm, p)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    # The sum is rounded, as that of rows in this format is.
+    total = exact[0] + exact[1] * mask / (1 - p)
+    rounded = total + (total.to(dtype).double() - total).detach()
+    expected = F.layer_norm(rounded, (width,), exact[2], exact[3], norm.eps)
+    assert own.dtype == dtype
+    assert distance(own, expected) <= LIMITS[dtype]
+    gradients = torch.autograd.grad(own, inputs, upstream, retain_graph=True)
+    again = torch.autograd.grad(own, inputs, upstream)
+    wanted = torch.autograd.grad(expected, exact, upstream.double())
+    for found, twice, textbook, tensor in zip(gradients, again, wanted, inputs, strict=True):
+        assert found.dtype == tensor.dtype
+        assert distance(found, textbook) <= 2 * LIMITS[dtype]
+        assert torch.equal(found, twice)
+
+
+def test_without_dropout_it_is_the_reference() -> None:
+    norm = norm_of(24)
+    x, y = torch.randn(2, 9, 24, device=DEVICE)
+    torch.testing.assert_close(residual_norm(x, y, norm, 0.0), residual_norm_reference(x, y, norm, 0.0))
+
+
+def test_the_mask_is_as_often_kept_as_asked_and_drawn_anew_for_each_seed() -> None:
+    rows, width, p = 200, 256, 0.25
+    mask, other = (kept(seed, rows, width, p).float() for seed in (1, 2))
+    assert torch.equal(mask, kept(1, rows, width, p).float())
+    # Five standard deviations of means of so many independent draws.
+    near = 5 * (p * (1 - p)) ** 0.5
+    assert abs(mask.mean() - (1 - p)) <= near / (rows * width) ** 0.5
+    assert (mask.mean(0) - (1 - p)).abs().max() <= near / rows**0.5
+    assert (mask.mean(1) - (1 - p)).abs().max() <= near / width**0.5
+    centred = mask - (1 - p)
+    neighbours = [(centred[1:], centred[:-1]), (centred, other - (1 - p))]
+    neighbours += [(centred[:, step:], centred[:, :-step]) for step in (1, 2, 4, 8, 64)]
+    assert all(abs((a * b).mean()) <= 5 * p * (1 - p) / a.numel() ** 0.5 for a, b in neighbours)
+
+
+def test_no_rows_give_none() -> None:
+    norm, x = norm_of(16), torch.zeros(0, 16, device=DEVICE, requires_grad=True)
+    out = residual_norm(x, x, norm, 0.1)
+    assert out.shape == (0, 16)
+    gradients = torch.autograd.grad(out.sum(), (norm.weight, norm.bias))
+    assert not torch.stack(gradients).any()
+
+
+def test_it_is_compiled_once_for_all_numbers_of_rows() -> None:
+    norm = norm_of(16)
+    counted = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled, numbers = torch.compile(residual_norm, backend=counted, fullgraph=True, dynamic=True), set()
+    for rows in (3, 7, 12, 20):
+        inputs = [*torch.randn(2, rows, 16, device=DEVICE).unbind(), norm.weight]
+        results = []
+        for function in (compiled, residual_norm):
+            torch.manual_seed(rows)
+            x, y = (tensor.detach().requires_grad_() for tensor in inputs[:2])
+            out = function(x, y, norm, 0.3)
+            results.append((out, *torch.autograd.grad(out.square().sum(), (x, y, norm.weight))))
+        torch.testing.assert_close(*results)
+        numbers.add(counted.frame_count)
+    assert len(numbers) == 1
