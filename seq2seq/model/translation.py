@@ -123,6 +123,9 @@ class TranslationModel(nn.Module):
         if device.type == "cpu":
             # Before processes are forked: each would compile it, or tell that it cannot.
             native.library()
+        elif device.index is not None:
+            # Kernels in Triton are launched there, wherever their tensors are.
+            torch.cuda.set_device(device)
         if dtype != torch.int8:
             self.to(device, dtype).pack()
         elif device.type == "cpu":

@@ -102,6 +102,8 @@ def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.con
     columns = tl.arange(0, BLOCK)
     target = tl.load(targets + row)
     has_target = target >= 0
+    # Read before any of the row is written over.
+    of_target = tl.load(logits + target, mask=has_target, other=0.0).to(tl.float32)
     most = -float("inf")
     sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, V, BLOCK):
@@ -111,14 +113,14 @@ def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.con
         safe = tl.where(larger == -float("inf"), 0.0, larger)
         sums = sums * tl.exp(most - safe) + tl.exp(x - safe)
         most = larger
-    log_sum = most + tl.log(tl.sum(sums, 0))
-    of_target = tl.load(logits + target, mask=has_target, other=0.0).to(tl.float32)
+    total = tl.sum(sums, 0)
+    inverse, log_sum = 1.0 / total, most + tl.log(total)
     tl.store(nll + row, tl.where(has_target, log_sum - of_target, 0.0))
     tl.store(lse + row, tl.where(has_target, log_sum, 0.0))
     for start in range(0, V, BLOCK):
         at = start + columns
         x = tl.load(logits + at, mask=at < V, other=0.0).to(tl.float32)
-        gradient = tl.where(has_target, tl.exp(x - log_sum) - tl.where(at == target, confidence, 0.0), 0.0)
+        gradient = tl.where(has_target, tl.exp(x - most) * inverse - tl.where(at == target, confidence, 0.0), 0.0)
         tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < V)
 
 

@@ -31,6 +31,8 @@ class Recorded(Generic[Result]):
     ) -> None:
         self.function = function
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.parts_generator = False
+        """Whether recording failed such that graphs of before no longer draw the random numbers that the seed tells."""
         if device.type != "cuda":
             return
         try:
@@ -46,23 +48,36 @@ class Recorded(Generic[Result]):
     def _recorded(self, device: torch.device, pool: Any, try_first: bool) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), _stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            if try_first:
-                self.function()
-            numbers = torch.cuda.get_rng_state(device)
-            # Other threads may copy meanwhile: those that make batches ready.
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            try:
-                self.result = self.function()
-                graph.capture_end()
-            except BaseException:
-                # What went wrong first is to be heard.
-                with contextlib.suppress(RuntimeError):
-                    graph.capture_end()
-                _draw_outside_graphs(device, numbers)
-                raise
-        torch.cuda.current_stream(device).wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                if try_first:
+                    self.function()
+                numbers = torch.cuda.get_rng_state(device)
+                # Other threads may copy meanwhile: those that make batches ready.
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                try:
+                    self.result = self.function()
+                except BaseException:
+                    # What went wrong first is to be heard.
+                    with contextlib.suppress(RuntimeError):
+                        self._end(graph, device, numbers)
+                    raise
+                self._end(graph, device, numbers)
+        finally:
+            torch.cuda.current_stream(device).wait_stream(stream)
         return graph
+
+    def _end(self, graph: torch.cuda.CUDAGraph, device: torch.device, numbers: torch.Tensor) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # The generator is still in a recording that is over: it gets another state, which no graph of before reads.
+            self.parts_generator = True
+            index = torch.cuda.current_device() if device.index is None else device.index
+            fresh = torch.Generator(torch.device("cuda", index))
+            torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
+            torch.cuda.set_rng_state(numbers, index)
+            raise
 
     def __call__(self) -> Result:
         """Do it, with what its tensors hold now."""
@@ -71,14 +86,6 @@ class Recorded(Generic[Result]):
         else:
             self.graph.replay()
         return self.result
-
-
-def _draw_outside_graphs(device: torch.device, numbers: torch.Tensor) -> None:
-    """Let random numbers be drawn as if from a state of before: a recording that failed leaves the generator in it."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    fresh = torch.Generator(torch.device("cuda", index))
-    torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
-    torch.cuda.set_rng_state(numbers, index)
 
 
 @functools.cache

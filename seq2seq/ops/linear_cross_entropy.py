@@ -24,8 +24,8 @@ from seq2seq.support.devices import compute_dtype
 CHUNK = 2048
 CHUNK_OF_GPU = 8192
 BLOCK = 8192
-"""Logits of a row that a GPU's kernel reads together; more rows at once than its warps leave room for would push one
-another out of the cache before they are read again."""
+"""Logits of a row that a GPU's kernel reads together. It has 32 warps a row, so that few rows are computed at once:
+more would push one another out of the cache before they are read again."""
 CACHED = 128
 """Rows whose logits and probabilities a processor's cache holds."""
 

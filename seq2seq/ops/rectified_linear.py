@@ -1,7 +1,7 @@
 """max(0, x·Wᵀ + b) (section 3.3 of the paper) on GPUs, beside its plain reference.
 
 There the product itself adds the bias and cuts off what is below zero; by itself that is to read and write all of it
-once more.
+once more. What is no number may become 0, as in `packed_linear`: the sum with the residual connection keeps it.
 
 Shapes: N rows, I inputs, O outputs.
 """
@@ -28,7 +28,7 @@ def rectified_linear(x: Tensor, linear: nn.Linear) -> Tensor:
         return rectified_linear_reference(x, linear)
     rows_NI = x.reshape(-1, x.shape[-1])
     out_NO: Tensor = RectifiedLinear.apply(rows_NI, linear.weight, linear.bias)  # type: ignore[no-untyped-call]
-    return out_NO.view(*x.shape[:-1], -1)
+    return out_NO.view(*x.shape[:-1], out_NO.shape[-1])
 
 
 class RectifiedLinear(torch.autograd.Function):

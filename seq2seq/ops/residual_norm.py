@@ -2,7 +2,7 @@
 
 On GPUs one kernel draws, adds and normalises, and one gives all gradients: four rows of memory are read and written for
 each row of a pass, where PyTorch's compiler needs twice the time (docs/log.md, 2026-11-26). The mask is not kept: the
-backward pass draws it again from its seed, with 16 random bits an element. All sums are in a fixed order.
+backward pass draws the same from the same seed, 16 random bits an element. All sums are in a fixed order.
 
 Shapes: N rows, D d_model.
 """
@@ -19,8 +19,9 @@ from seq2seq.ops.dropout import LEVELS, add_dropout
 from seq2seq.ops.gpu import power_of_two, runs_kernels
 
 OF_A_WARP = 512
-"""Elements of a row."""
-WARPS_OF_A_MULTIPROCESSOR = 16
+"""Elements of a row that a warp computes."""
+WARPS = 16
+"""Of a multiprocessor, in the backward pass, and so of a row at most."""
 
 
 def residual_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
@@ -41,7 +42,7 @@ def residual_norm(x_ND: Tensor, y_ND: Tensor, norm: nn.LayerNorm, p: float) -> T
 
 def _sizes(width: int, p: float) -> dict[str, int]:
     columns = max(8, power_of_two(width))
-    warps = min(max(1, columns // OF_A_WARP), WARPS_OF_A_MULTIPROCESSOR)
+    warps = min(max(1, columns // OF_A_WARP), WARPS)
     return {"DROPPED": round(p * LEVELS), "D": width, "P": columns, "num_warps": warps}
 
 
@@ -66,7 +67,7 @@ def _backward(
 
     rows, width = total.shape
     d_x, d_y, sizes = total.new_empty(total.shape), total.new_empty(total.shape), _sizes(width, p)
-    programs = _multiprocessors(total.device) * WARPS_OF_A_MULTIPROCESSOR // sizes["num_warps"]
+    programs = _multiprocessors(total.device) * WARPS // sizes["num_warps"]
     sums = torch.empty(programs, 2, width, device=total.device)
     gpu_kernels.residual_norm_backward[(programs,)](
         d_out.contiguous(), total, seed, weight, d_x, d_y, sums, rows, 1 / (1 - p), epsilon, **sizes

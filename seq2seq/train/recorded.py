@@ -28,7 +28,7 @@ class RecordedPasses:
 
     def __init__(self, loss: Loss, model: nn.Module, device: torch.device) -> None:
         self.loss, self.device = loss, device
-        self.weights = list(model.parameters())
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.gradients = [torch.zeros_like(weight) for weight in self.weights]
         self.scale = torch.zeros((), device=device)
         self.graphs: dict[tuple[int, ...], tuple[Batch, Recorded[Tensor]]] = {}
@@ -39,7 +39,11 @@ class RecordedPasses:
             weight.grad = gradient
 
     def __call__(self, batch: Batch, scale: float) -> Tensor:
-        """The figures of this batch, which hold until the next call; its gradients are in the weights'."""
+        """The figures of this batch, which hold until the next call; its gradients are in the weights'.
+
+        They must be the tensors that they were: to be set to zero, never to None.
+        """
+        assert all(weight.grad is own for weight, own in zip(self.weights, self.gradients, strict=True))
         self.scale.fill_(scale)
         shape = batch.shape
         if shape not in self.graphs and not self._is_recorded(batch):
@@ -51,9 +55,10 @@ class RecordedPasses:
 
     def _add_gradients(self, batch: Batch) -> Tensor:
         loss, figures = self.loss(batch)
-        found = torch.autograd.grad(loss * self.scale, self.weights)
-        # All at once: a backward pass would add each by itself, in twice the time.
-        torch._foreach_add_(self.gradients, list(found))
+        found = torch.autograd.grad(loss * self.scale, self.weights, allow_unused=True)
+        pairs = [(own, new) for own, new in zip(self.gradients, found, strict=True) if new is not None]
+        # All at once: a backward pass would add each by itself, in three times the time.
+        torch._foreach_add_([own for own, _ in pairs], [new for _, new in pairs])
         return figures
 
     def _is_recorded(self, batch: Batch) -> bool:
@@ -69,4 +74,6 @@ class RecordedPasses:
         if self.device.type == "cuda" and not graph.is_recorded:
             # The next would fail as well.
             self._room = 0
+            if graph.parts_generator:
+                self.graphs = {shape: self.graphs[shape]}
         return True

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seq2seq.config.schema import TokenizerConfig
-from seq2seq.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, train_tokenizer
+from seq2seq.data.tokenizer import BOS, EOS, PAD, TEXTS_OF_A_THREAD, UNK, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
 
 # SentencePiece writes a space as U+2581 and so reads a U+2581 back as one.
@@ -45,6 +45,14 @@ def test_texts_do_not_touch_one_another(tokenizer: Tokenizer, lines: list[str]) 
     assert tokenizer.encode(lines) == [tokenizer.encode([line])[0] for line in lines]
     assert tokenizer.encode([]) == []
     assert tokenizer.decode([]) == []
+
+
+def test_threads_change_nothing(tokenizer: Tokenizer, lines: list[str]) -> None:
+    texts = ["", *lines, "", *reversed(lines)]
+    assert len(texts) >= 4 * TEXTS_OF_A_THREAD
+    ids = tokenizer.encode(texts, threads=4)
+    assert ids == tokenizer.encode(texts)
+    assert tokenizer.decode(ids, threads=4) == tokenizer.decode(ids) == texts
 
 
 def test_words_are_pieces_and_special_pieces_have_their_places(tokenizer: Tokenizer) -> None:

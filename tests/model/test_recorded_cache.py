@@ -80,8 +80,11 @@ def test_lists_grow_as_by_the_reference(before: int, width: int, length: int) ->
     assert torch.equal(own.places_R[:rows], expected.places_R[:rows])
     for name in ("past_RT", "grown_RT", "sentence_R"):
         assert torch.equal(getattr(own, name)[: 5 * width], getattr(expected, name)[: 5 * width]), name
-    # What only fills up sees rows that there are, or the one that it writes itself.
-    assert ((own.grown_RT[5 * width : rows] == 255).sum(1) == 1).all()
+    # What only fills up does what the last row does, in a place of its own.
+    last = own.grown_RT[5 * width - 1].clone()
+    last[length] = 255
+    assert (own.grown_RT[5 * width : rows] == last).all()
+    assert (own.sentence_R[5 * width : rows] == own.sentence_R[5 * width - 1]).all()
 
 
 def test_an_arena_that_is_too_small_makes_way_for_a_larger_one(without_native: pytest.MonkeyPatch) -> None:

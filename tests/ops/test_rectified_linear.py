@@ -26,7 +26,8 @@ def test_output_and_gradients_are_those_of_the_layer_and_relu(dtype: torch.dtype
     plain = rectified_linear_reference(x, linear)
     assert 0 < (plain == 0).sum() < plain.numel()
     expected = plain, *torch.autograd.grad(plain, inputs, upstream)
-    for function in (applied, rectified_linear):
+    # On a processor the latter is the plain formula.
+    for function in (applied, rectified_linear) if DEVICE.type == "cuda" else (applied,):
         own = function(x, linear)
         torch.testing.assert_close((own, *torch.autograd.grad(own, inputs, upstream)), expected)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops import attention, linear_cross_entropy, residual_norm
+from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.packing import Layout
 from seq2seq.train import recorded as module
 from seq2seq.train.loss import batch_loss
@@ -101,3 +102,46 @@ def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monk
     # [3, 4] and [2, 5] have one shape; [300] is too long, [5] had no room.
     (shape,) = recorded.graphs
     assert shape == batch.shape
+
+
+def test_what_a_pass_does_not_use_gets_no_gradient_and_gradients_must_stay_where_they_are() -> None:
+    used, unused, frozen = (torch.nn.Linear(1, 1, bias=False).to(DEVICE) for _ in range(3))
+    frozen.weight.requires_grad_(False)
+    model = torch.nn.ModuleList((used, unused, frozen))
+    recorded = RecordedPasses(lambda batch: (3 * used.weight.sum(), batch.source.sum()), model, DEVICE)
+    batch = batch_to_train(torch.Generator().manual_seed(1), [3], [4]).regular()
+    for _ in range(3):
+        recorded(batch, 0.5)
+    assert used.weight.grad is not None and unused.weight.grad is not None and frozen.weight.grad is None
+    assert used.weight.grad.item() == 4.5 and unused.weight.grad.item() == 0
+    model.zero_grad(set_to_none=True)
+    with pytest.raises(AssertionError):
+        recorded(batch, 0.5)
+
+
+def test_graphs_of_before_are_left_where_a_recording_parted_them_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(Recorded[Tensor]):
+        """The third is not recorded."""
+
+        made = 0
+
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            Failing.made += 1
+            self.parts_generator = Failing.made == 3
+
+        @property
+        def is_recorded(self) -> bool:
+            return not self.parts_generator
+
+    monkeypatch.setattr(module, "Recorded", Failing)
+    layer = torch.nn.Linear(1, 1, bias=False)
+    recorded = RecordedPasses(lambda batch: (layer.weight.sum(), batch.source.sum()), layer, torch.device("cpu"))
+    recorded.device = torch.device("cuda")
+    monkeypatch.setattr(Batch, "to", lambda batch, _: batch)
+    generator = torch.Generator().manual_seed(1)
+    batches = [batch_to_train(generator, lengths, lengths).regular() for lengths in ([3], [20], [40], [70])]
+    for batch in [each for each in batches for _ in range(2)]:
+        assert float(recorded(batch, 1.0)) == int(batch.source.sum())
+    # The fourth had no chance.
+    assert list(recorded.graphs) == [batches[2].shape]
