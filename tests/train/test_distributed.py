@@ -26,7 +26,7 @@ from seq2seq.support.errors import UserError
 from seq2seq.train.checkpoint import Checkpoints
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.trainer import Trainer
-from tests.train.test_trainer import TINY, draw, log, write_copies
+from tests.train.runs import TINY, draw, log, write_copies
 
 STEPS = 50
 SETTINGS = [

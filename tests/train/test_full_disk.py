@@ -22,7 +22,7 @@ from seq2seq.train.checkpoint import Checkpoints
 from seq2seq.train.full_disk import FullDisk
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Update
-from tests.train.test_trainer import TINY, assert_same_state, draw, log, steps_saved, write_copies
+from tests.train.runs import TINY, assert_same_state, draw, log, steps_saved, write_copies
 
 ROOM = 900 * 1024
 """Bytes of a small disk: enough for three checkpoints of the tiny model, a model directory and the log."""

@@ -13,7 +13,7 @@ from seq2seq.data.prepare import prepare
 from seq2seq.support.devices import compute_deterministically
 from seq2seq.support.files import sha256_of
 from seq2seq.train.trainer import Trainer
-from tests.train.test_trainer import TINY, draw, log, write_copies
+from tests.train.runs import TINY, draw, log, write_copies
 
 pytestmark = [
     pytest.mark.gpu,

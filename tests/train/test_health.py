@@ -18,7 +18,7 @@ from seq2seq.train import health
 from seq2seq.train.report import Report
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Part, Pending, Update
-from tests.train.test_trainer import TINY, assert_same_state, draw, log, steps_saved, tensors, write_copies
+from tests.train.runs import TINY, assert_same_state, draw, log, steps_saved, tensors, write_copies
 
 
 @pytest.fixture(scope="module")

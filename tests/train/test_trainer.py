@@ -2,114 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
-import random
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from seq2seq.config.compose import compose
-from seq2seq.data.batches import Batch, in_order
+from seq2seq.data.batches import Batch
 from seq2seq.data.prepare import prepare
-from seq2seq.model.directory import load_model_directory, own_weights
-from seq2seq.model.translation import TranslationModel, build_model
+from seq2seq.model.translation import TranslationModel
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.support.files import sha256_of
-from seq2seq.train.averaging import average_weights
 from seq2seq.train.fitting import worst_part
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Update
 from seq2seq.translate.translator import Translator
-
-LETTERS = "abcdefghij"
-
-TINY = [
-    *("model.d_model=16", "model.encoder.num_layers=1", "model.decoder.num_layers=1"),
-    *("model.encoder.num_heads=2", "model.decoder.num_heads=2", "model.encoder.d_ff=32", "model.decoder.d_ff=32"),
-    *("search.max_length_ratio=0", "search.max_length_offset=5", "data.batch_tokens=500"),
-    *("schedule.warmup_steps=10", "trainer.max_steps=12", "trainer.save_every=100", "trainer.validate_every=100"),
-]
-
-
-def draw(count: int, seed: int) -> list[str]:
-    """Texts of one to seven letters with blanks between; some come twice."""
-    rng = random.Random(seed)
-    return [" ".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 7))) for _ in range(count)]
-
-
-def write_copies(folder: Path, train: list[str], valid: list[str]) -> list[str]:
-    """Files of which source and target are the same; the overrides that name them."""
-    for split, texts in (("train", train), ("valid", valid)):
-        for side in ("source", "target"):
-            (folder / f"{split}.{side}").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    sides = [(split, side) for split in ("train", "valid") for side in ("source", "target")]
-    return [
-        "+recipe=files",
-        *(f"data.{split}.{side}={folder}/{split}.{side}" for split, side in sides),
-        f"data.prepared_dir={folder}/data",
-        *("data.cleaning.same=false", "data.cleaning.duplicate=false", "data.cleaning.max_pieces=30"),
-        *("tokenizer.vocab_size=300", "trainer.device=cpu", "trainer.precision=float32", "trainer.average_last=0"),
-    ]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_copies(tmp_path_factory.mktemp("corpus"), draw(300, 1), draw(10, 2))
-
-
-Make = Callable[..., Trainer]
-
-
-@pytest.fixture
-def make(corpus: list[str], tmp_path: Path) -> Make:
-    """A trainer of a tiny model in `tmp_path/NAME`, five updates an epoch."""
-
-    def make_trainer(name: str, *overrides: str) -> Trainer:
-        config = compose([*corpus, f"run_dir={tmp_path}/{name}", *TINY, *overrides])
-        return Trainer(config, prepare(config))
-
-    return make_trainer
-
-
-def tensors(run_dir: Path, step: int) -> dict[str, Tensor]:
-    folder = run_dir / "checkpoints" / f"step-{step}"
-    return {
-        f"{name}/{key}": tensor
-        for name in ("model", "optimizer")
-        for key, tensor in safetensors.torch.load_file(folder / f"{name}.safetensors").items()
-    }
-
-
-def assert_same_state(one: Path, other: Path, step: int) -> None:
-    own, same = tensors(one, step), tensors(other, step)
-    assert own.keys() == same.keys()
-    assert [name for name, tensor in own.items() if not torch.equal(tensor, same[name])] == []
-    counts = [json.loads((path / f"checkpoints/step-{step}/progress.json").read_text()) for path in (one, other)]
-    assert len({(count["step"], count["epoch"], count["update"]) for count in counts}) == 1
-
-
-def steps_saved(run_dir: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").iterdir())
-
-
-def log(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
-    return [line for line in lines if line["kind"] == kind]
-
-
-def manifest(run_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run_dir / "model" / "manifest.json").read_text(encoding="utf-8"))
-    return found
+from tests.train.runs import Make, assert_same_state, draw, log, manifest, steps_saved, tensors, write_copies
 
 
 @pytest.mark.slow
@@ -338,93 +253,6 @@ def test_the_rate_is_that_of_the_schedule(make: Make, tmp_path: Path) -> None:
     assert rates == pytest.approx([16**-0.5 * min(step**-0.5, step * 2**-1.5) for step in (1, 2, 3, 4)])
 
 
-def test_validation_is_the_loss_of_the_saved_model(make: Make, tmp_path: Path) -> None:
-    trainer = make("run", "trainer.max_steps=3", "trainer.samples=2")
-    trainer.run()
-    (line,) = log(tmp_path / "run", "valid")
-    _, tokenizer, model = load_model_directory(tmp_path / "run" / "model")
-    valid = trainer.data.valid
-    with torch.inference_mode():
-        (batch,) = in_order(valid, 10_000)
-        plain = float(batch_loss(model.eval(), batch, 0.1)[1])
-    expected = plain / sum(len(ids) + 1 for ids in tokenizer.encode(draw(10, 2)))
-    assert line["loss"] == pytest.approx(expected, rel=1e-5)
-    assert line["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
-    assert [sample["source"] for sample in line["samples"]] == draw(10, 2)[:2]
-    assert manifest(tmp_path / "run")["steps"] == 3
-    kept = manifest(tmp_path / "run")["valid"]
-    assert (kept["loss"], kept["bleu"]) == (line["loss"], line["bleu"])
-    assert kept["signature"].startswith("nrefs:1|case:mixed|")
-
-
-def script_bleu(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
-    script = iter(scores)
-    monkeypatch.setattr("seq2seq.train.validation.bleu", lambda *_: next(script))
-
-
-def weights_of(run_dir: Path) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(run_dir / "model" / "model.safetensors")
-
-
-EVERY_STEP = ["trainer.save_every=1", "trainer.validate_every=1", "trainer.keep_checkpoints=9"]
-
-
-@pytest.mark.parametrize("average", [0, 2])
-def test_the_best_model_is_kept(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: int) -> None:
-    # The average of the last two, if there is one, scores 12.
-    script_bleu(monkeypatch, 10.0, 20.0, 20.0, 15.0, 12.0)
-    make("run", *EVERY_STEP, "trainer.max_steps=4", f"trainer.average_last={average}").run()
-    assert manifest(tmp_path / "run")["steps"] == 2
-    assert manifest(tmp_path / "run")["valid"]["bleu"] == 20.0
-    best = tensors(tmp_path / "run", 2)
-    assert all(torch.equal(weight, best[f"model/{name}"]) for name, weight in weights_of(tmp_path / "run").items())
-    assert len(log(tmp_path / "run", "average")) == (1 if average else 0)
-
-
-def test_the_average_of_the_last_is_taken_when_it_is_better(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script_bleu(monkeypatch, 10.0, 20.0, 18.0, 15.0, 25.0)
-    make("run", *EVERY_STEP, "trainer.max_steps=4", "trainer.average_last=3").run()
-    assert manifest(tmp_path / "run")["steps"] == 4
-    assert manifest(tmp_path / "run")["valid"]["bleu"] == 25.0
-    files = [tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors" for step in (2, 3, 4)]
-    for name, weight in average_weights(files).items():
-        assert torch.equal(weights_of(tmp_path / "run")[name], weight)
-
-
-def test_a_moving_average_is_what_is_kept(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script_bleu(monkeypatch, *map(float, range(10)))
-    overrides = [*EVERY_STEP, "trainer.average_decay=0.25"]
-    make("run", *overrides, "trainer.max_steps=2").run()
-    make("run", *overrides, "trainer.max_steps=4").run()
-    trainer = make("run", *overrides)
-    start = build_model(trainer.config.model, trainer.data.tokenizer.vocab_size, trainer.config.seed)
-    expected = own_weights(start)
-    for step in (1, 2, 3, 4):
-        weights = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors")
-        decay = min(0.25, (1 + step) / (10 + step))
-        expected = {name: decay * weight + (1 - decay) * weights[name] for name, weight in expected.items()}
-    for name, weight in weights_of(tmp_path / "run").items():
-        torch.testing.assert_close(weight, expected[name])
-
-
-def test_a_text_longer_than_any_seen_is_cut_into_what_was_seen(make: Make, tmp_path: Path) -> None:
-    trainer = make("run", "trainer.max_steps=1")
-    trainer.run()
-    translator = Translator.load(tmp_path / "run" / "model")
-    assert translator.longest == trainer.data.longest_source == max(translator.tokenizer.count(draw(300, 1)))
-    assert translator.translate_n_best([" ".join(LETTERS * 3)])[0].flags[0] == "split"
-
-
-def test_patience_ends_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script_bleu(monkeypatch, 10.0, 20.0, 19.0, 21.0, 21.0, 20.0)
-    make("run", *EVERY_STEP, "trainer.patience=2").run()
-    assert [line["step"] for line in log(tmp_path / "run", "valid")] == [1, 2, 3, 4, 5, 6]
-    assert steps_saved(tmp_path / "run")[-1] == 6
-    assert manifest(tmp_path / "run")["steps"] == 4
-
-
 def test_minutes_end_the_run_with_a_model(make: Make, tmp_path: Path) -> None:
     make("run", "trainer.max_minutes=1e-6").run()
     assert steps_saved(tmp_path / "run") == [1]
@@ -445,63 +273,12 @@ def test_the_console_says_what_it_should(make: Make, capsys: pytest.CaptureFixtu
     assert draw(10, 2)[0] in captured.err
 
 
-def test_a_run_killed_before_its_end_averages_when_typed_again(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    averaging = ("trainer.save_every=6", "trainer.average_last=2")
-    monkeypatch.setattr(Trainer, "_finish", lambda _: None)
-    make("run", *averaging).run()
-    monkeypatch.undo()
-    assert log(tmp_path / "run", "average") == []
-    make("run", *averaging).run()
-    assert len(log(tmp_path / "run", "average")) == 1
-
-
-def test_a_longer_run_does_not_replace_a_better_average(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    averaging = ("trainer.save_every=6", "trainer.average_last=2")
-    script_bleu(monkeypatch, 20.0, 25.0)
-    make("run", *averaging).run()
-    averaged = weights_of(tmp_path / "run")
-    script_bleu(monkeypatch, 22.0, 21.0)
-    make("run", *averaging, "trainer.max_steps=14").run()
-    kept = weights_of(tmp_path / "run")
-    assert all(torch.equal(kept[name], averaged[name]) for name in averaged)
-
-
-def test_broken_weights_are_not_saved(make: Make, tmp_path: Path) -> None:
-    trainer = make("run", "schedule.peak=1e38", "schedule.warmup_steps=1", "trainer.save_every=1")
-    with pytest.raises(RunError, match=r"step \d+: (a weight is not finite|the loss is)"):
-        trainer.run()
-    for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
-        assert all(
-            bool(tensor.isfinite().all())
-            for tensor in safetensors.torch.load_file(folder / "model.safetensors").values()
-        )
-
-
 def test_changed_training_data_are_refused(make: Make) -> None:
     make("run", "trainer.max_steps=2").run()
     trainer = make("run", "trainer.max_steps=3")
     trainer.data.data_sha256 = "of other data"
     with pytest.raises(UserError, match="the training data are not those that this run was started with"):
         trainer.run()
-
-
-def test_a_checkpoint_made_by_a_signal_is_not_averaged(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = ("trainer.save_every=4", "trainer.average_last=2", "trainer.keep_checkpoints=2")
-    with pytest.raises(Stopped), monkeypatch.context() as patched:
-        trainer = make("run", *settings)
-        patched.setattr(trainer.interrupts, "caught", signal.SIGTERM)
-        trainer.run()
-    assert steps_saved(tmp_path / "run") == [1]
-    make("run", *settings).run()
-    assert steps_saved(tmp_path / "run") == [8, 12]
-    (line,) = log(tmp_path / "run", "average")
-    assert line["checkpoints"] == 2
 
 
 def test_running_out_of_memory_says_what_to_type(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

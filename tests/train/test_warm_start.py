@@ -13,7 +13,7 @@ from seq2seq.model.directory import load_model_directory, own_weights
 from seq2seq.support.errors import UserError
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.warm_start import require_same_model
-from tests.train.test_trainer import TINY, draw, log, write_copies
+from tests.train.runs import TINY, draw, log, write_copies
 
 
 def trained(folder: Path, seed: int, *overrides: str) -> Trainer:

@@ -1,0 +1,160 @@
+"""Which model a training leaves: the best one seen, an average, and what is written beside it."""
+
+from __future__ import annotations
+
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from seq2seq.data.batches import in_order
+from seq2seq.model.directory import load_model_directory, own_weights
+from seq2seq.model.translation import build_model
+from seq2seq.support.errors import RunError, Stopped
+from seq2seq.train.averaging import average_weights
+from seq2seq.train.loss import batch_loss
+from seq2seq.train.trainer import Trainer
+from seq2seq.translate.translator import Translator
+from tests.train.runs import LETTERS, Make, draw, log, manifest, steps_saved, tensors
+
+
+def test_validation_is_the_loss_of_the_saved_model(make: Make, tmp_path: Path) -> None:
+    trainer = make("run", "trainer.max_steps=3", "trainer.samples=2")
+    trainer.run()
+    (line,) = log(tmp_path / "run", "valid")
+    _, tokenizer, model = load_model_directory(tmp_path / "run" / "model")
+    valid = trainer.data.valid
+    with torch.inference_mode():
+        (batch,) = in_order(valid, 10_000)
+        plain = float(batch_loss(model.eval(), batch, 0.1)[1])
+    expected = plain / sum(len(ids) + 1 for ids in tokenizer.encode(draw(10, 2)))
+    assert line["loss"] == pytest.approx(expected, rel=1e-5)
+    assert line["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+    assert [sample["source"] for sample in line["samples"]] == draw(10, 2)[:2]
+    assert manifest(tmp_path / "run")["steps"] == 3
+    kept = manifest(tmp_path / "run")["valid"]
+    assert (kept["loss"], kept["bleu"]) == (line["loss"], line["bleu"])
+    assert kept["signature"].startswith("nrefs:1|case:mixed|")
+
+
+def script_bleu(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
+    script = iter(scores)
+    monkeypatch.setattr("seq2seq.train.validation.bleu", lambda *_: next(script))
+
+
+def weights_of(run_dir: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(run_dir / "model" / "model.safetensors")
+
+
+EVERY_STEP = ["trainer.save_every=1", "trainer.validate_every=1", "trainer.keep_checkpoints=9"]
+
+
+@pytest.mark.parametrize("average", [0, 2])
+def test_the_best_model_is_kept(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: int) -> None:
+    # The average of the last two, if there is one, scores 12.
+    script_bleu(monkeypatch, 10.0, 20.0, 20.0, 15.0, 12.0)
+    make("run", *EVERY_STEP, "trainer.max_steps=4", f"trainer.average_last={average}").run()
+    assert manifest(tmp_path / "run")["steps"] == 2
+    assert manifest(tmp_path / "run")["valid"]["bleu"] == 20.0
+    best = tensors(tmp_path / "run", 2)
+    assert all(torch.equal(weight, best[f"model/{name}"]) for name, weight in weights_of(tmp_path / "run").items())
+    assert len(log(tmp_path / "run", "average")) == (1 if average else 0)
+
+
+def test_the_average_of_the_last_is_taken_when_it_is_better(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_bleu(monkeypatch, 10.0, 20.0, 18.0, 15.0, 25.0)
+    make("run", *EVERY_STEP, "trainer.max_steps=4", "trainer.average_last=3").run()
+    assert manifest(tmp_path / "run")["steps"] == 4
+    assert manifest(tmp_path / "run")["valid"]["bleu"] == 25.0
+    files = [tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors" for step in (2, 3, 4)]
+    for name, weight in average_weights(files).items():
+        assert torch.equal(weights_of(tmp_path / "run")[name], weight)
+
+
+def test_a_moving_average_is_what_is_kept(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script_bleu(monkeypatch, *map(float, range(10)))
+    overrides = [*EVERY_STEP, "trainer.average_decay=0.25"]
+    make("run", *overrides, "trainer.max_steps=2").run()
+    make("run", *overrides, "trainer.max_steps=4").run()
+    trainer = make("run", *overrides)
+    start = build_model(trainer.config.model, trainer.data.tokenizer.vocab_size, trainer.config.seed)
+    expected = own_weights(start)
+    for step in (1, 2, 3, 4):
+        weights = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / f"step-{step}" / "model.safetensors")
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = {name: decay * weight + (1 - decay) * weights[name] for name, weight in expected.items()}
+    for name, weight in weights_of(tmp_path / "run").items():
+        torch.testing.assert_close(weight, expected[name])
+
+
+def test_a_text_longer_than_any_seen_is_cut_into_what_was_seen(make: Make, tmp_path: Path) -> None:
+    trainer = make("run", "trainer.max_steps=1")
+    trainer.run()
+    translator = Translator.load(tmp_path / "run" / "model")
+    assert translator.longest == trainer.data.longest_source == max(translator.tokenizer.count(draw(300, 1)))
+    assert translator.translate_n_best([" ".join(LETTERS * 3)])[0].flags[0] == "split"
+
+
+def test_patience_ends_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script_bleu(monkeypatch, 10.0, 20.0, 19.0, 21.0, 21.0, 20.0)
+    make("run", *EVERY_STEP, "trainer.patience=2").run()
+    assert [line["step"] for line in log(tmp_path / "run", "valid")] == [1, 2, 3, 4, 5, 6]
+    assert steps_saved(tmp_path / "run")[-1] == 6
+    assert manifest(tmp_path / "run")["steps"] == 4
+
+
+def test_a_run_killed_before_its_end_averages_when_typed_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaging = ("trainer.save_every=6", "trainer.average_last=2")
+    monkeypatch.setattr(Trainer, "_finish", lambda _: None)
+    make("run", *averaging).run()
+    monkeypatch.undo()
+    assert log(tmp_path / "run", "average") == []
+    make("run", *averaging).run()
+    assert len(log(tmp_path / "run", "average")) == 1
+
+
+def test_a_longer_run_does_not_replace_a_better_average(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaging = ("trainer.save_every=6", "trainer.average_last=2")
+    script_bleu(monkeypatch, 20.0, 25.0)
+    make("run", *averaging).run()
+    averaged = weights_of(tmp_path / "run")
+    script_bleu(monkeypatch, 22.0, 21.0)
+    make("run", *averaging, "trainer.max_steps=14").run()
+    kept = weights_of(tmp_path / "run")
+    assert all(torch.equal(kept[name], averaged[name]) for name in averaged)
+
+
+def test_broken_weights_are_not_saved(make: Make, tmp_path: Path) -> None:
+    trainer = make("run", "schedule.peak=1e38", "schedule.warmup_steps=1", "trainer.save_every=1")
+    with pytest.raises(RunError, match=r"step \d+: (a weight is not finite|the loss is)"):
+        trainer.run()
+    for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        assert all(
+            bool(tensor.isfinite().all())
+            for tensor in safetensors.torch.load_file(folder / "model.safetensors").values()
+        )
+
+
+def test_a_checkpoint_made_by_a_signal_is_not_averaged(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("trainer.save_every=4", "trainer.average_last=2", "trainer.keep_checkpoints=2")
+    with pytest.raises(Stopped), monkeypatch.context() as patched:
+        trainer = make("run", *settings)
+        patched.setattr(trainer.interrupts, "caught", signal.SIGTERM)
+        trainer.run()
+    assert steps_saved(tmp_path / "run") == [1]
+    make("run", *settings).run()
+    assert steps_saved(tmp_path / "run") == [8, 12]
+    (line,) = log(tmp_path / "run", "average")
+    assert line["checkpoints"] == 2
