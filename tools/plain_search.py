@@ -64,6 +64,9 @@ class Uncached:
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden)
 
+    def best(self, *_: object) -> None:
+        """It is searched by its logits alone."""
+
     def keep(self, state: Fed, slots: Tensor) -> None:
         state.slots = [state.slots[slot] for slot in slots.tolist()]
 

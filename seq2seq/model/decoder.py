@@ -12,9 +12,9 @@ from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.cache import ColumnCache
 from seq2seq.model.decoder_layer import Attended, DecoderLayer
 from seq2seq.model.embedding import Embedding
-from seq2seq.model.few_rows import FewRowsDecoder
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import final_norm
+from seq2seq.model.native_layers import NativeDecoder
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.model.recorded_cache import Holder, RecordedCache
 from seq2seq.model.row_cache import RowCache
@@ -29,12 +29,12 @@ Cache = ColumnCache | RowCache | RecordedCache
 class TransformerDecoder(nn.Module):
     """Embeddings with positions, then a stack of layers."""
 
-    rows_can_be_alone = True
+    can_be_batch_invariant = True
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         self._is_final, self._holder = False, Holder()
-        self._few: FewRowsDecoder | None = None
+        self._native: NativeDecoder | None = None
         d_model = embedding.d_model
         self.input = PositionedEmbedding(embedding, config)
         self.layers = nn.ModuleList(DecoderLayer(d_model, config) for _ in range(config.num_layers))
@@ -73,7 +73,7 @@ class TransformerDecoder(nn.Module):
     def finish(self) -> None:
         """See `interfaces.Decoder`."""
         self._is_final = True
-        self._few = FewRowsDecoder.of(list(cast("Iterable[DecoderLayer]", self.layers)))
+        self._native = NativeDecoder.of(self.layers)
 
     def start(self, memory: Memory) -> Cache:
         """The cache before the first step: keys and values of the source, computed once."""
@@ -84,7 +84,7 @@ class TransformerDecoder(nn.Module):
             return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
         if self._is_final and self._holder.is_free and not native.can_compute(*sources):
             return RecordedCache(sources, memory.layout, first.num_heads, self._holder)
-        return RowCache(sources, memory.layout, first.num_heads, self._few)
+        return RowCache(sources, memory.layout, first.num_heads, self._native)
 
     def step(self, state: Cache, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""

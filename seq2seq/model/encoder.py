@@ -12,6 +12,7 @@ from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward, Residual, final_norm
+from seq2seq.model.native_layers import NativeEncoder
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops.packing import Layout
 
@@ -37,11 +38,12 @@ class EncoderLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """Embeddings with positions, then a stack of layers."""
 
-    rows_can_be_alone = True
+    can_be_batch_invariant = True
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
         d_model = embedding.d_model
+        self._native: NativeEncoder | None = None
         self.input = PositionedEmbedding(embedding, config)
         self.layers = nn.ModuleList(EncoderLayer(d_model, config) for _ in range(config.num_layers))
         self.norm = final_norm(d_model, config.norm)
@@ -49,6 +51,8 @@ class TransformerEncoder(nn.Module):
     def forward(self, tokens: Tensor, layout: Layout) -> Memory:
         """Packed source tokens [N] to their memory."""
         x_ND = self.input(tokens, layout.positions, layout.max_length)
+        if self._native and self._native.takes(x_ND, layout):
+            return Memory(self.norm(self._native(x_ND, layout)), layout)
         for layer in self.layers:
             x_ND = layer(x_ND, layout)
         return Memory(self.norm(x_ND), layout)
@@ -56,3 +60,7 @@ class TransformerEncoder(nn.Module):
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """See `interfaces.Encoder`."""
         return cast(EncoderLayer, self.layers[0]).self_attention.takes_empty_sentences(device, dtype)
+
+    def finish(self) -> None:
+        """See `interfaces.Encoder`."""
+        self._native = NativeEncoder.of(self.layers)

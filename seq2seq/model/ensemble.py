@@ -51,6 +51,9 @@ class Ensemble:
         ]
         return torch.stack(each).logsumexp(0) - math.log(len(each))
 
+    def best(self, hidden: Tensor, scores: Tensor, count: int, never: Tensor) -> None:
+        """None: without logits nothing is known of a mean."""
+
     def keep(self, state: list[Any], slots: Tensor) -> None:
         """Go on with these slots alone."""
         for member, own in zip(self.members, state, strict=True):

@@ -23,25 +23,28 @@ class Memory:
 
 
 class Encoder(Protocol):
-    """Packed source tokens [N] to a memory; `rows_can_be_alone`: see `Decoder`."""
+    """Packed source tokens [N] to a memory; `can_be_batch_invariant`: see `Decoder`."""
 
-    rows_can_be_alone: bool
+    can_be_batch_invariant: bool
 
     def __call__(self, tokens: Tensor, layout: Layout) -> Memory: ...
 
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether in training there some sentences may have no tokens, on either side."""
 
+    def finish(self) -> None:
+        """Be told that weights will not change any more, but for translating."""
+
 
 class Decoder(Protocol):
     """Target tokens to hidden rows, whole sentences at once (`__call__`) or one step at a time (`start`, `step`).
 
     The state between steps is the decoder's own. `step` continues hypothesis `parents[s, k]` of slot s (its place in
-    the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go. `rows_can_be_alone`
-    tells that the bits of a sentence do not depend on its company in `ops.alone.computing_rows_alone`.
+    the step before) with `tokens[s, k]`; K may change from step to step. `keep` lets slots go. `can_be_batch_invariant`
+    tells that the bits of a sentence do not depend on its company in `ops.batch_invariance.batch_invariant`.
     """
 
-    rows_can_be_alone: bool
+    can_be_batch_invariant: bool
 
     def __call__(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Hidden rows [M, D] for target tokens [M], each computed from the tokens before it and itself."""

@@ -23,7 +23,7 @@ from seq2seq.support.errors import UserError
 class RecurrentEncoder(nn.Module):
     """Embeddings, then a stack of LSTMs that read each sentence in both directions, D/2 wide each."""
 
-    rows_can_be_alone = False
+    can_be_batch_invariant = False
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
         super().__init__()
@@ -42,6 +42,9 @@ class RecurrentEncoder(nn.Module):
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:  # noqa: ARG002
         """Never: see `interfaces.Decoder`."""
         return False
+
+    def finish(self) -> None:
+        """See `interfaces.Encoder`."""
 
 
 class AdditiveAttention(nn.Module):
@@ -93,7 +96,7 @@ class RecurrentState:
 class RecurrentDecoder(nn.Module):
     """LSTM cells that read the previous token and what attention, asked by the state before, found in the memory."""
 
-    rows_can_be_alone = False
+    can_be_batch_invariant = False
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.model.few_rows import FewRowsDecoder
+from seq2seq.model.native_layers import NativeDecoder
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import lists_of_sentences, row_attention
 
@@ -23,11 +23,11 @@ from seq2seq.ops.row_attention import lists_of_sentences, row_attention
 class RowCache:
     """The lists of all hypotheses, and the rows of each layer: those of the source, and those of the target so far.
 
-    `sources` are keys and values of the packed source [N, E], one for each layer; `few` computes steps of few rows.
+    `sources` are keys and values of the packed source [N, E], one for each layer; `native` computes steps in one call.
     """
 
-    def __init__(self, sources: list[Tensor], layout: Layout, heads: int, few: FewRowsDecoder | None = None) -> None:
-        self.sources, self.heads, self.few = sources, heads, few
+    def __init__(self, sources: list[Tensor], layout: Layout, heads: int, native: NativeDecoder | None = None) -> None:
+        self.sources, self.heads, self.native = sources, heads, native
         self.targets = [source_NE[:0] for source_NE in sources]
         self.source_BL = lists_of_sentences(layout.lengths)
         self.sentence_S = torch.arange(layout.batch_size, dtype=torch.int32, device=layout.lengths.device)
@@ -51,10 +51,10 @@ class RowCache:
 
     def computed(self, step: Callable[[Any, Tensor], Tensor], x_SKD: Tensor) -> Tensor:
         """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
-        if self.few and self.few.takes(x_SKD):
+        if self.native:
             targets = [self.room(layer) for layer in range(len(self.sources))]
             before = self.filled - len(self.sentence_R)
-            return self.few(x_SKD, targets, self.sources, before, self.past_SKT, self.source_BL, self.sentence_R)
+            return self.native(x_SKD, targets, self.sources, before, self.past_SKT, self.source_BL, self.sentence_R)
         return step(self, x_SKD)
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,7 +19,9 @@ from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
 from seq2seq.ops import native
 from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.quantized_linear import QuantizedLinear, many_in_bfloat16, quantize_linears
+from seq2seq.ops.panel_linear import PanelLinear
+from seq2seq.ops.quantized_linear import quantize_linears
+from seq2seq.ops.topk import MANY, Candidates
 from seq2seq.support.devices import limit_compiled_shapes
 from seq2seq.support.errors import UserError
 
@@ -65,11 +66,11 @@ class TranslationModel(nn.Module):
         return self.output_weight.device
 
     @property
-    def can_compute_rows_alone(self) -> bool:
-        """Whether search gives the same bits for a sentence in any company, in `ops.alone.computing_rows_alone`."""
+    def can_be_batch_invariant(self) -> bool:
+        """Whether search can give the same bits for a sentence in any company (`ops.batch_invariance`)."""
         sides = cast(Encoder, self.encoder), cast(Decoder, self.decoder)
-        can = all(side.rows_can_be_alone for side in sides)
-        return can and self.projection is not None and native.library() is not None
+        can = all(side.can_be_batch_invariant for side in sides)
+        return can and isinstance(self.projection, PanelLinear)
 
     def can_be_recorded(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether its training on a GPU can be a graph of fixed shapes, in which some sentences are empty."""
@@ -110,6 +111,14 @@ class TranslationModel(nn.Module):
             F.linear(hidden, self.output_weight) if self.projection is None else cast(Tensor, self.projection(hidden))
         )
 
+    def best(self, hidden: Tensor, scores: Tensor, count: int, never: Tensor) -> Candidates | None:
+        """The best continuations without their logits; see `search.hypotheses.SearchModel.best`."""
+        layer = self.projection
+        most = min(MANY, scores.shape[1] * self.vocab_size)
+        if isinstance(layer, PanelLinear) and native.can_compute(hidden) and count <= most:
+            return layer.best(hidden, scores, count, never)
+        return None
+
     def keep(self, state: Any, slots: Tensor) -> None:
         """Let all slots but these go; see `interfaces.Decoder.keep`."""
         cast(Decoder, self.decoder).keep(state, slots)
@@ -132,21 +141,23 @@ class TranslationModel(nn.Module):
             self.quantize()
         else:
             raise UserError(f"int8 on {device}: it is for the CPU; type --device cpu or --dtype bfloat16")
+        cast(Encoder, self.encoder).finish()
         cast(Decoder, self.decoder).finish()
         return self.eval()
 
     def pack(self) -> None:
         """Lay weights out for translation on a processor, in the format that they have; elsewhere this does nothing."""
-        if can_pack(self.output_weight):
-            replace_linears(self.encoder, PackedLinear)
-            replace_linears(self.decoder, partial(PackedLinear, few=True))
-            self.projection = PackedLinear(self.output_weight, few=True)
+        if self.device.type == "cpu" and native.multiplies():
+            replace_linears(self, PanelLinear.of)
+            self.projection = PanelLinear.of(self.output_weight)
+        elif can_pack(self.output_weight):
+            replace_linears(self, PackedLinear)
+            self.projection = PackedLinear(self.output_weight)
 
     def quantize(self) -> None:
         """Compute linear layers and logits in int8 from now on, for translation. Raises UserError."""
-        quantize_linears(self)
-        self.projection = QuantizedLinear(self.output_weight)
-        if many_in_bfloat16():
+        self.projection = quantize_linears(self)(self.output_weight)
+        if isinstance(self.projection, PanelLinear):
             self.bfloat16()
 
 

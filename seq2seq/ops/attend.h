@@ -2,9 +2,7 @@
 
 #pragma once
 
-#include <algorithm>
-
-#include "few_rows.h"
+#include "linear.h"
 
 namespace {
 
@@ -90,8 +88,8 @@ void attend_row(const Q* query, const T* keys_values, const int32_t* seen, int64
     for (int64_t i = 0; i < values; i++) narrow(sums[i], out[i]);
 }
 
-// The width of a head in the paper's models.
-constexpr int64_t usual_width = 64;
+// The width of a head in the paper's models, and how many queries with one list are computed together.
+constexpr int64_t usual_width = 64, together = 4;
 
 // Several queries with one list, heads of that width: each row is read once for all of them.
 template <int queries, class Q, class T>
@@ -103,7 +101,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
     const int64_t keys = heads * width;
     // Whole vectors of weights: of those that are too many the exponential is next to nothing.
     const int64_t filled = (count + vector - 1) / vector * vector;
-    std::vector<float> weights(queries * filled);
+    const auto weights = room_for<float>(queries * filled);
     for (int64_t head = 0; head < heads; head++) {
         floats scaled[queries][vectors], sums[queries][vectors] = {};
         for (int q = 0; q < queries; q++)
@@ -120,7 +118,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
         }
         float shares[queries];
         for (int q = 0; q < queries; q++) {
-            float *own = weights.data() + q * filled, total = 0.0f;
+            float *own = weights.get() + q * filled, total = 0.0f;
             std::fill(own + count, own + filled, -infinity);
             const float most = largest(own, filled);
 #pragma omp simd reduction(+ : total)
@@ -163,7 +161,7 @@ void attend_rows(const Q* queries, const T* keys_values, const int32_t* lists, c
                 attend_row(query, keys_values, seen, count, next, found, heads, d_k, d_v);
         else
             // There are no more than it takes together.
-            for_each_few(after - row, [=](int64_t, auto some) {
+            by_rows<4, 3, 2, 1>(0, after - row, [=](int64_t, auto some) {
                 attend_together<some>(query, keys_values, seen, count, next, found, heads);
             });
     }

@@ -17,19 +17,10 @@ def whole_steps(rows: int) -> int:
     return rows if rows <= EXACT else -(-rows // step) * step
 
 
-def new_rows(like: Tensor, rows: int, columns: int) -> Tensor:
-    """Rows to be written, in the format of `like`, with as many behind them as `filled_up` will want."""
-    return like.new_empty(whole_steps(rows), columns)[:rows]
-
-
 def filled_up(x_RI: Tensor, rows: int) -> Tensor:
     """So many rows, the first of them those of `x`; what the others hold, nobody may read a meaning into."""
-    count, columns = x_RI.shape
-    if rows == count:
+    if rows == len(x_RI):
         return x_RI
-    behind = x_RI.untyped_storage().nbytes() // x_RI.element_size() - x_RI.storage_offset()
-    if x_RI.is_contiguous() and behind >= rows * columns:
-        return x_RI.as_strided((rows, columns), (columns, 1))
-    filled = x_RI.new_empty(rows, columns)
-    filled[:count] = x_RI
+    filled = x_RI.new_empty(rows, x_RI.shape[1])
+    filled[: len(x_RI)] = x_RI
     return filled

@@ -1,10 +1,11 @@
-// What translation does between its matrix products, and all of a step of few hypotheses, for processors. Each function
-// has its plain reference in PyTorch beside the Python function that calls it (`native.call`): in row_attention.py,
-// topk.py, add_norm.py, quantized_linear.py, few_rows.py and model/few_rows.py.
+// What translation does on processors: the layers of a Transformer, and their parts. Each function has its plain
+// reference in PyTorch beside the Python function that calls it (`native.call`): in row_attention.py, topk.py,
+// add_norm.py, panels.py and model/native_layers.py.
 //
 // What comes out for a row does not depend on which others there are, nor on `threads`.
 
-#include "decoder_step.h"
+#include "choose.h"
+#include "layers.h"
 
 namespace {
 
@@ -76,20 +77,46 @@ void add_norm(const T* x, const T* y, const T* weight, const T* bias, T* out, in
 }
 
 template <class T>
-void linear_few(const T* x, const Linear* layer, T* out, int64_t rows, int64_t rectify, int64_t threads) {
-    std::vector<float> given(rows * layer->inputs), found(rows * layer->outputs);
-    for (size_t i = 0; i < given.size(); i++) given[i] = widen(x[i]);
-    linear(*layer, given.data(), found.data(), rows, threads, rectify);
-    for (size_t i = 0; i < found.size(); i++) narrow(found[i], out[i]);
+void linear_rows(const T* x, const Linear& layer, T* out, int64_t rows, bool rectify, int64_t threads) {
+    constexpr int64_t some = 256;
+    for (int64_t first = 0; first < rows; first += some) {
+        const Given given(layer, x + first * layer.inputs, std::min(some, rows - first));
+        linear(layer, given, out + first * layer.outputs, threads, rectify);
+    }
+}
+
+// Calls `compute` with rows in float32, and writes down what it makes of them.
+template <class T, class Compute>
+void in_float32_meanwhile(T* x, int64_t count, Compute compute) {
+    const auto wide = room_for<float>(count);
+    for (int64_t i = 0; i < count; i++) wide[i] = widen(x[i]);
+    compute(wide.get());
+    narrow_row(wide.get(), x, count);
 }
 
 template <class T>
-void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const* sources, const Step& step,
-                  int64_t number, int64_t columns) {
-    std::vector<float> rows(step.rows * columns);
-    for (size_t i = 0; i < rows.size(); i++) rows[i] = widen(x[i]);
-    for (int64_t i = 0; i < number; i++) decoder_layer(layers[i], step, targets[i], sources[i], rows);
-    for (size_t i = 0; i < rows.size(); i++) narrow(rows[i], x[i]);
+void encoder_layers(T* x, const EncoderLayer* layers, const Lists& sentences, const Shape& shape, int64_t number,
+                    int64_t rows, int64_t columns) {
+    const auto queries = room_for<float>(rows * shape.keys());
+    const auto table = room_for<T>(rows * (shape.keys() + shape.values()));
+    in_float32_meanwhile(x, rows * columns, [&](float* wide) {
+        for (int64_t i = 0; i < number; i++)
+            encoder_layer(layers[i], shape, queries.get(), table.get(), sentences, wide, rows, columns);
+    });
+}
+
+template <class T>
+void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const* sources, const Lists& past,
+                  const Lists& of_source, const Shape& shape, int64_t number, int64_t rows, int64_t columns,
+                  int64_t filled) {
+    in_float32_meanwhile(x, rows * columns, [&](float* wide) {
+        for (int64_t i = 0; i < number; i++)
+            for_each_block(rows, shape.threads, [&](int64_t first, int64_t some) {
+                T* own = targets[i] + (filled + first) * (shape.keys() + shape.values());
+                decoder_layer(layers[i], shape, targets[i], own, sources[i], past.from(first), of_source.from(first),
+                              wide + first * columns, some, columns);
+            });
+    });
 }
 
 }  // namespace
@@ -111,32 +138,43 @@ void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const*
                            int64_t columns, int64_t threads) {                                                         \
         add_norm(x, y, weight, bias, out, rows, columns, threads);                                                     \
     }                                                                                                                  \
-    void linear_few_##format(const T* x, const Linear* layer, T* out, int64_t rows, int64_t rectify,                   \
-                             int64_t threads) {                                                                        \
-        linear_few(x, layer, out, rows, rectify, threads);                                                             \
+    void linear_rows_##format(const T* x, const Linear* layer, T* out, int64_t rows, int64_t rectify,                  \
+                              int64_t threads) {                                                                       \
+        linear_rows(x, *layer, out, rows, rectify != 0, threads);                                                      \
+    }                                                                                                                  \
+    void best_of_rows_##format(const T* hidden, const Linear* output, const float* scores, const int64_t* never,       \
+                               float* found, int64_t* hypotheses, int64_t* tokens, int64_t never_count, int64_t slots, \
+                               int64_t width, int64_t count, int64_t threads) {                                        \
+        best_of_rows(hidden, *output, scores, never, found, hypotheses, tokens, never_count, slots, width, count,      \
+                     threads);                                                                                         \
+    }                                                                                                                  \
+    void encoder_layers_##format(T* x, const EncoderLayer* layers, const int32_t* lists, const int32_t* list_of,       \
+                                 int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t norm_first,         \
+                                 int64_t number, int64_t rows, int64_t columns, int64_t threads) {                     \
+        encoder_layers(x, layers, {lists, list_of, longest}, {heads, d_k, d_v, norm_first != 0, threads}, number,      \
+                       rows, columns);                                                                                 \
     }                                                                                                                  \
     void decoder_step_##format(T* x, const DecoderLayer* layers, T* const* targets, T* const* sources,                 \
-                               const int32_t* pasts, const int32_t* lists, const int32_t* list_of, int64_t rows,       \
-                               int64_t filled, int64_t steps, int64_t longest, int64_t heads, int64_t d_k,             \
-                               int64_t d_v, int64_t norm_first, int64_t number, int64_t columns, int64_t threads) {    \
-        const Step step = {rows, filled, heads, d_k, d_v, norm_first != 0, pasts, steps, lists, list_of, longest,      \
-                           threads};                                                                                   \
-        decoder_step(x, layers, targets, sources, step, number, columns);                                              \
+                               const int32_t* pasts, int64_t steps, const int32_t* lists, const int32_t* list_of,      \
+                               int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t norm_first,           \
+                               int64_t number, int64_t rows, int64_t columns, int64_t filled, int64_t threads) {       \
+        decoder_step(x, layers, targets, sources, {pasts, nullptr, steps}, {lists, list_of, longest},                  \
+                     {heads, d_k, d_v, norm_first != 0, threads}, number, rows, columns, filled);                      \
     }
 
 extern "C" {
 FOR_BOTH_FORMATS(float32, float)
 FOR_BOTH_FORMATS(bfloat16, bfloat16)
 
-void round_rows_float32(const float* x, uint8_t* out, float* steps, int64_t rows, int64_t columns, int64_t levels,
-                        int64_t threads) {
-    for_each(rows, threads, [=](int64_t row) {
-        steps[row] = round_row(x + row * columns, out + row * columns, columns, levels);
-    });
+// Whether products are quicker here than oneDNN's, in all formats.
+int64_t multiplies() {
+#if defined(__AVX2__) && defined(__FMA__)
+    return 1;
+#else
+    return 0;
+#endif
 }
 
-void finish_rows_float32(float* x, const float* steps, const float* bias, int64_t rows, int64_t columns,
-                         int64_t rectify, int64_t threads) {
-    for_each(rows, threads, [=](int64_t row) { finish_row(x + row * columns, steps[row], bias, columns, rectify); });
-}
+// Steps on both sides of zero for rows in int8: sums of two products must fit into 16 bits where that is what is added.
+int64_t levels_of_rows() { return adds_in_16_bits && !have_tiles() ? 63 : 127; }
 }

@@ -33,6 +33,8 @@ FLAGS = [
     *("-shared", "-fPIC"),
 ]
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
+"""Formats of weights, as they are numbered in C++."""
 SECONDS = 120
 """How long the compiler may take: it needs one or two."""
 
@@ -64,6 +66,17 @@ def call(name: str, *arguments: Tensor | int) -> None:
         else:
             values.append(x)
     _function(name, first.dtype, len(values))(*values, torch.get_num_threads())
+
+
+def multiplies() -> bool:
+    """Whether the library is there and its products are quicker here than PyTorch's (`panel_linear`)."""
+    loaded = library()
+    return loaded is not None and bool(loaded.multiplies())
+
+
+def levels_of_rows() -> int:
+    """Steps on both sides of zero that rows must be rounded to for weights in int8, where there is a library."""
+    return int(cast(ctypes.CDLL, library()).levels_of_rows())
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Linear layers for translation on processors, whose weights are laid out once as oneDNN's products read them.
+"""Linear layers for translation where `panel_linear` is not: weights laid out once as oneDNN's products read them.
 
 Without that, PyTorch's product in bfloat16 lays the weight out anew at each call, and float32 goes to another library:
 1.1 to 1.4 times the time for the rows of a beam, up to 2.4 times for a few rows in bfloat16. The two operations are
@@ -15,40 +15,25 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from seq2seq.ops import native
-from seq2seq.ops.alone import BLOCK, rows_are_alone
-from seq2seq.ops.few_rows import FewRows
 from seq2seq.ops.filled_rows import filled_up, whole_steps
 from seq2seq.ops.rectified_linear import rectified_linear
 
 
 class PackedLinear(nn.Module):
-    """x·Wᵀ + b of rows in the weight's format, float32 or bfloat16; it has no state dict.
+    """x·Wᵀ + b of rows in the weight's format, float32 or bfloat16; it has no state dict."""
 
-    `few` tells that it will often have few rows, for which the weight is kept in another layout too.
-    """
-
-    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None, *, few: bool = False) -> None:
+    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach())
         self.bias = None if bias is None else bias.detach()
-        self.few = FewRows.of(weight_OI, bias) if few and native.library() else None
 
     def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
         """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
         rows_RI = x.reshape(-1, x.shape[-1])
         rows = rows_RI.shape[0]
-        if rows_are_alone():
-            blocks = filled_up(rows_RI, -(-rows // BLOCK) * BLOCK).split(BLOCK)
-            out_RO = torch.cat([self._product(block, rectify) for block in blocks])
-        elif self.few and self.few.takes(rows_RI):
-            out_RO = self.few(rows_RI, rectify=rectify)
-        else:
-            # In float32 compiling takes a fifth of the time, less than the copy.
-            out_RO = self._product(
-                filled_up(rows_RI, whole_steps(rows)) if x.dtype is torch.bfloat16 else rows_RI, rectify
-            )
-        return out_RO[:rows].view(*x.shape[:-1], -1)
+        # In float32 compiling takes a fifth of the time, less than the copy.
+        filled = filled_up(rows_RI, whole_steps(rows)) if x.dtype is torch.bfloat16 else rows_RI
+        return self._product(filled, rectify)[:rows].view(*x.shape[:-1], -1)
 
     def _product(self, x: Tensor, rectify: bool) -> Tensor:
         after = "relu" if rectify else "none"

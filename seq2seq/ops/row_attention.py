@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops import gpu, native
-from seq2seq.ops.alone import rows_are_alone
-from seq2seq.ops.filled_rows import new_rows
+from seq2seq.ops.batch_invariance import is_batch_invariant
 from seq2seq.ops.packing import Layout
 
 SHORT = {torch.float32: 128, torch.bfloat16: 48}
@@ -30,9 +29,9 @@ def can_attend(*tensors: Tensor) -> bool:
 
 
 def suits_rows(x: Tensor, keys: Layout) -> bool:
-    """Whether this is the way for packed sentences: for short ones, and where rows are computed alone."""
+    """Whether this is the way for packed sentences: for short ones, and where batches must not matter."""
     is_quicker = keys.max_length <= SHORT.get(x.dtype, 0)
-    return not torch.is_grad_enabled() and (is_quicker or rows_are_alone()) and native.can_compute(x)
+    return not torch.is_grad_enabled() and (is_quicker or is_batch_invariant()) and native.can_compute(x)
 
 
 def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
@@ -53,7 +52,7 @@ def row_attention(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Te
         return row_attention_on_gpu(q_RQ, rows_NE, lists_GT, list_of_R, heads)
     count, keys = q_RQ.shape
     values = rows_NE.shape[1] - keys
-    out_RV = new_rows(q_RQ, count, values)
+    out_RV = q_RQ.new_empty(count, values)
     tensors = (q_RQ.contiguous(), rows_NE.contiguous(), lists_GT.contiguous(), list_of_R, out_RV)
     native.call("attend", *tensors, count, lists_GT.shape[1], heads, keys // heads, values // heads)
     return out_RV

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <vector>
 
 namespace {
@@ -36,6 +37,12 @@ inline void narrow(float x, bfloat16& out) {
     // To the nearest, of two equally near ones to the even one; not-a-number stays one.
     const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     out.bits = uint16_t(x != x ? 0x7fc0 : rounded);
+}
+
+// Room for so many numbers, which are yet to be written.
+template <class T>
+std::unique_ptr<T[]> room_for(int64_t count) {
+    return std::unique_ptr<T[]>(new T[count]);
 }
 
 // e^x for x <= 0, to 2e-7 of its value; below -87 that of -87, which is nothing beside the e^0 of every sum here.
@@ -88,27 +95,24 @@ void norm_row(const float* x, const T* weight, const T* bias, T* out, int64_t co
 // A row on a line of `levels` even steps on both sides of zero, which is written as levels + 1; returns their size: not
 // a number where one in the row is none, or infinite.
 float round_row(const float* x, uint8_t* out, int64_t columns, int64_t levels) {
-    float most = 0.0f, strange = 0.0f;
-#pragma omp simd reduction(max : most) reduction(+ : strange)
+    // The bits of positive numbers are in their order, infinity and what is none at the end.
+    int32_t bits = 0;
+#pragma omp simd reduction(max : bits)
     for (int64_t i = 0; i < columns; i++) {
-        most = most < std::fabs(x[i]) ? std::fabs(x[i]) : most;
-        strange += x[i] * 0.0f;
+        int32_t own;
+        std::memcpy(&own, x + i, sizeof own);
+        own &= 0x7fffffff;
+        bits = bits < own ? own : bits;
     }
-    if (strange != 0.0f) {
+    float most;
+    std::memcpy(&most, &bits, sizeof most);
+    if (!(most < infinity)) {
         std::memset(out, 0, columns);
-        return strange;
+        return most - most;
     }
     const float step = std::fmax(most / float(levels), 1e-12f), inverse = 1.0f / step, zero = float(levels + 1);
     for (int64_t i = 0; i < columns; i++) out[i] = uint8_t(int32_t(std::nearbyint(x[i] * inverse) + zero));
     return step;
-}
-
-void finish_row(float* x, float step, const float* bias, int64_t columns, int64_t rectify) {
-    const float least = rectify ? 0.0f : -infinity;
-    for (int64_t i = 0; i < columns; i++) {
-        const float value = x[i] * step + bias[i];
-        x[i] = value < least ? least : value;
-    }
 }
 
 }  // namespace

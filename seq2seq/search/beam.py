@@ -117,6 +117,9 @@ class _Beams:
             self.phrases = RequiredPhrases([of_one.phrases for of_one in constraints], device)
             # Each token of the phrases makes one more bank of hypotheses.
             self.beam += max(sum(map(len, of_one.phrases)) for of_one in constraints)
+        # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
+        # Greedy search looks at the best one only: an eos in second place ends nothing.
+        self.count = 1 if self.beam == 1 else 2 * self.beam
         limits_S = search.limits(layout.lengths)
         minima_S = (layout.lengths * config.min_length_ratio).long().clamp(min=config.min_length)
         self.rules = Rules(
@@ -162,6 +165,11 @@ class _Beams:
 
     def _candidates(self, model: SearchModel, hidden: Tensor) -> Candidates:
         """The continuations of each slot that may be kept."""
+        plain = not self.diversity and not self.search.config.sampling
+        if plain and self.rules.are_plain(self.prefixes.shape[2] + 1):
+            best = model.best(hidden, self.scores, self.count, self.rules.never_generated)
+            if best:
+                return best
         # Slot by slot as far as the cache of a processor reaches: the log-probabilities of all never exist together.
         slots = hidden.shape[0] if hidden.is_cuda else -(-ROWS // hidden.shape[1])
         parts: list[Any] = [slice(start, start + slots) for start in range(0, hidden.shape[0], slots)]
@@ -191,10 +199,7 @@ class _Beams:
         if self.diversity:
             scores_SKV = scores_SKV.float()
             self.diversity.charge(scores_SKV, self.sentences[part])
-        # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
-        # Greedy search looks at the best one only: an eos in second place ends nothing.
-        count = 1 if self.beam == 1 else min(2 * self.beam, scores_SKV[0].numel())
-        best = best_continuations(scores_SKV, totals_SK, count)
+        best = best_continuations(scores_SKV, totals_SK, min(self.count, scores_SKV[0].numel()))
         if self.phrases:
             return self.phrases.candidates(scores_SKV, totals_SK, self.prefixes[part], part, best)
         return best

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.topk import Candidates
 
 
 class SearchModel(Protocol):
-    """All that search knows of a model: five calls, for S slots with K hypotheses each.
+    """All that search knows of a model: six calls, for S slots with K hypotheses each.
 
     `step` continues hypothesis `parents[s, k]` of slot s (its place in the step before) with `tokens[s, k]` and gives
-    hidden rows [S, K, ...]; `logits` makes logits [S, K, V] of all of them or of some slots. `keep` goes on with these
-    slots alone, [S] numbers before, in this order.
+    hidden rows [S, K, ...]; `logits` makes logits [S, K, V] of all of them or of some slots. `best` finds the `count`
+    best continuations of hypotheses with these scores [S, K], none of them a token in `never`, where the model can do
+    so without logits. `keep` goes on with these slots alone, [S] numbers before, in this order.
     """
 
     def encode(self, tokens: Tensor, layout: Layout) -> Any: ...
@@ -25,6 +27,8 @@ class SearchModel(Protocol):
     def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def best(self, hidden: Tensor, scores: Tensor, count: int, never: Tensor) -> Candidates | None: ...
 
     def keep(self, state: Any, slots: Tensor) -> None: ...
 

@@ -18,7 +18,7 @@ from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
 from seq2seq.model.directory import load_model_directory
 from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.translation import TranslationModel
-from seq2seq.ops.alone import computing_rows_alone
+from seq2seq.ops.batch_invariance import batch_invariant
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Constraints, Hypothesis
@@ -196,7 +196,7 @@ class Translator:
         steps = self._beam_search().steps(self._together(), *self._packed([task]), [task.constraints])
         while True:
             # Never across a yield: what the caller computes meanwhile is its own matter.
-            with self._alone():
+            with self._invariant():
                 beams = next(steps, None)
             if beams is None:
                 return
@@ -222,7 +222,7 @@ class Translator:
         # A GPU's memory may be just enough.
         room = self.batch_tokens if self.devices else self.batch_tokens * 3 // 2
         runs = batches(lengths, widths, workers, self.batch_tokens, room)
-        if self.deterministic and not self._can_batch_alone():
+        if self.deterministic and not self._can_be_batch_invariant():
             runs = list(np.argsort(-lengths)[:, None])
         results: list[list[Hypothesis]] = [[] for _ in tasks]
         with bar("translating", len(tasks)) as progress:
@@ -261,7 +261,7 @@ class Translator:
 
     def _search_batch(self, tasks: list[Task]) -> list[list[Hypothesis]]:
         constraints = [task.constraints for task in tasks]
-        with self._alone():
+        with self._invariant():
             found = self._beam_search()(self._together(), *self._packed(tasks), constraints)
         if not self.search.coverage_penalty:
             return found
@@ -279,13 +279,13 @@ class Translator:
         ]
         return sorted(scored, key=lambda one: -one.score)[: self.search.n_best]
 
-    def _alone(self) -> AbstractContextManager[None]:
-        return computing_rows_alone(self.deterministic and self._can_batch_alone())
+    def _invariant(self) -> AbstractContextManager[None]:
+        return batch_invariant(self.deterministic and self._can_be_batch_invariant())
 
-    def _can_batch_alone(self) -> bool:
+    def _can_be_batch_invariant(self) -> bool:
         # The coverage penalty asks for a pass of whole outputs, whose rows are not computed so.
         models = (self.model, *self.others)
-        return not self.search.coverage_penalty and all(model.can_compute_rows_alone for model in models)
+        return not self.search.coverage_penalty and all(model.can_be_batch_invariant for model in models)
 
     def _together(self) -> TranslationModel | Ensemble:
         return Ensemble([self.model, *self.others]) if self.others else self.model

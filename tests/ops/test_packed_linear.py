@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from seq2seq.ops.alone import computing_rows_alone
 from seq2seq.ops.filled_rows import EXACT
 from seq2seq.ops.packed_linear import PackedLinear, can_pack, rectified, replace_linears
 
@@ -38,18 +37,6 @@ def test_it_is_the_linear_layer(
 def test_rows_of_any_layout_will_do() -> None:
     x, weight = drawn(16, 40).T, drawn(9, 16, seed=2)
     torch.testing.assert_close(PackedLinear(weight)(x), x @ weight.T, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_in_blocks_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
-    x, layer = drawn(300, 2048).to(dtype), PackedLinear(drawn(512, 2048, seed=2).to(dtype))
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
-    with computing_rows_alone(True):
-        whole = layer(x)
-        for rows in (1, 2, 33, 64, 65, 200):
-            assert torch.equal(layer(x[:rows]), whole[:rows])
-        assert torch.equal(layer(x[order]), whole[order])
-    torch.testing.assert_close(layer(x), whole, atol=1e-3 if dtype == torch.float32 else 1.0, rtol=1e-2)
 
 
 def test_rectified_is_the_same_with_and_without_packing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from functools import cache
@@ -275,9 +276,11 @@ def test_the_fast_path_finds_what_whole_passes_find(kind: str, beam_size: int) -
     model = real_model(kind)
     plain = run(Uncached(model), sources, config)
     assert len({len(found[0].tokens) for found in plain}) > 2, "outputs of several lengths are needed to show it"
-    for found, expected in zip(run(model, sources, config), plain, strict=True):
-        assert [hypothesis.tokens for hypothesis in found] == [hypothesis.tokens for hypothesis in expected]
-        assert found[0].score == pytest.approx(expected[0].score, abs=1e-4)
+    placed = copy.deepcopy(model).placed(torch.device("cpu"), torch.float32)
+    for fast in (model, placed):
+        for found, expected in zip(run(fast, sources, config), plain, strict=True):
+            assert [hypothesis.tokens for hypothesis in found] == [hypothesis.tokens for hypothesis in expected]
+            assert found[0].score == pytest.approx(expected[0].score, abs=1e-4)
 
 
 def test_a_model_that_has_searched_can_be_trained_on() -> None:

@@ -68,6 +68,9 @@ class ToyModel:
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
 
+    def best(self, *_: object) -> None:
+        """It is searched by its logits alone."""
+
     def keep(self, state: ToyState, slots: Tensor) -> None:
         assert len(slots) < len(state.rows), "it is called to let slots go"
         state.rows = [state.rows[slot] for slot in slots.tolist()]

@@ -91,6 +91,9 @@ class Echo(nn.Module):
         likely[..., EOS] += 2
         return likely
 
+    def best(self, *_: object) -> None:
+        """It is searched by its logits alone."""
+
     def keep(self, state: SimpleNamespace, slots: Tensor) -> None:
         state.answers = state.answers[slots]
 

@@ -1,0 +1,121 @@
+// The best continuations of hypotheses, from rows before the output layer to tokens: logits are never written down.
+
+#pragma once
+
+#include "linear.h"
+
+namespace {
+
+// Outputs that are looked at together, and rows.
+constexpr int64_t part = 8 * panel, some_rows = 2 * tile;
+
+// The highest logits of a row, highest first, and of which outputs; of equal ones the earlier output.
+struct Highest {
+    float* logits;
+    int64_t* outputs;
+    int64_t count;
+
+    void clear() const { std::fill_n(logits, count, -infinity); }
+
+    void add(float logit, int64_t output) const {
+        if (!(logit > logits[count - 1])) return;
+        int64_t rank = count - 1;
+        for (; rank > 0 && logit > logits[rank - 1]; rank--)
+            logits[rank] = logits[rank - 1], outputs[rank] = outputs[rank - 1];
+        logits[rank] = logit, outputs[rank] = output;
+    }
+};
+
+// The largest logit of a part, and the sum of all exponentials beside it.
+struct Mass {
+    float most, sum;
+};
+
+inline float log_of_all(const Mass* parts, int64_t count) {
+    float most = -infinity, sum = 0.0f;
+    for (int64_t i = 0; i < count; i++) most = most < parts[i].most ? parts[i].most : most;
+    for (int64_t i = 0; i < count; i++) sum += parts[i].sum * std::exp(parts[i].most - most);
+    return most + std::log(sum);
+}
+
+// Of all rows the mass of one part of the outputs, and what of it is among the highest; `never` are left out of those.
+template <class Format>
+void look_at(const Linear& output, const Given& given, int64_t first_row, int64_t end_row, int64_t start,
+             const int64_t* never, int64_t never_count, Mass* masses, int64_t parts, const Highest* highest) {
+    alignas(64) float logits[some_rows * part];
+    const int64_t count = std::min(part, output.outputs - start), panels = (count + panel - 1) / panel;
+    for (int64_t first = first_row; first < end_row; first += some_rows) {
+        const int64_t end = std::min(first + some_rows, end_row);
+        for (int64_t p = 0; p < panels; p++) {
+            const Beside beside(output, start + p * panel);
+            products<Format>(output, given, start + p * panel, first, end, [&](int64_t row, const auto* sums) {
+                finish_row(beside, sums, given.step(row), logits + (row - first) * part + p * panel, panel, false);
+            });
+        }
+        for (int64_t row = first; row < end; row++) {
+            float* own = logits + (row - first) * part;
+            Mass& mass = masses[row * parts + start / part];
+            mass.most = largest(own, count);
+            mass.sum = sum_of_exponentials(own, count, mass.most);
+            const Highest& list = highest[row];
+            if (!(mass.most > list.logits[list.count - 1])) continue;
+            for (int64_t i = 0; i < never_count; i++)
+                if (never[i] >= start && never[i] < start + count) own[never[i] - start] = -infinity;
+            for (int64_t i = 0; i < count; i += lanes) {
+                const int64_t some = std::min(lanes, count - i);
+                if (!(largest(own + i, some) > list.logits[list.count - 1])) continue;
+                for (int64_t j = i; j < i + some; j++) list.add(own[j], start + j);
+            }
+        }
+    }
+}
+
+// The `count` highest sums of a hypothesis' score and a log-probability in each slot of `width` hypotheses, highest
+// first; of which hypothesis, and of which token.
+template <class T>
+void best_of_rows(const T* hidden, const Linear& output, const float* scores, const int64_t* never, float* found,
+                  int64_t* hypotheses, int64_t* tokens, int64_t never_count, int64_t slots, int64_t width,
+                  int64_t count, int64_t threads) {
+    const int64_t rows = slots * width, parts = (output.outputs + part - 1) / part;
+    const Given given(output, hidden, rows);
+    const auto masses = room_for<Mass>(rows * parts);
+    // Few rows are shared out among threads by outputs, many by rows: a list for each row and each range of parts.
+    const int64_t groups = std::clamp<int64_t>(rows / some_rows, 1, threads), ranges = (threads + groups - 1) / groups;
+    const auto logits = room_for<float>(ranges * rows * count);
+    const auto outputs = room_for<int64_t>(ranges * rows * count);
+    const auto highest = room_for<Highest>(ranges * rows);
+    for (int64_t i = 0; i < ranges * rows; i++) {
+        highest[i] = {logits.get() + i * count, outputs.get() + i * count, count};
+        highest[i].clear();
+    }
+    for_format(output, [&](auto format) {
+        const int64_t of_group = (rows + groups - 1) / groups;
+        const int64_t each = (of_group + tile - 1) / tile * tile, of_range = (parts + ranges - 1) / ranges;
+#pragma omp parallel for num_threads(int(threads)) if (threads > 1)
+        for (int64_t unit = 0; unit < groups * ranges; unit++) {
+            const Tiles tiles(decltype(format)::tiled, rows);
+            const int64_t first = unit / ranges * each, end = std::min(first + each, rows), range = unit % ranges;
+            for (int64_t p = range * of_range; p < std::min((range + 1) * of_range, parts); p++)
+                look_at<decltype(format)>(output, given, first, end, p * part, never, never_count, masses.get(), parts,
+                                          highest.get() + range * rows);
+        }
+    });
+    for (int64_t slot = 0; slot < slots; slot++) {
+        std::vector<int64_t> places(count);
+        const Highest best = {found + slot * count, places.data(), count};
+        best.clear();
+        for (int64_t i = 0; i < count; i++) places[i] = i;
+        for (int64_t row = slot * width; row < (slot + 1) * width; row++) {
+            const float total = scores[row] - log_of_all(masses.get() + row * parts, parts);
+            for (int64_t range = 0; range < ranges; range++)
+                for (int64_t i = 0; i < count; i++) {
+                    const Highest& own = highest[range * rows + row];
+                    best.add(total + own.logits[i], (row - slot * width) * output.outputs + own.outputs[i]);
+                }
+        }
+        for (int64_t i = 0; i < count; i++)
+            hypotheses[slot * count + i] = places[i] / output.outputs, tokens[slot * count + i] = places[i] % output.outputs;
+    }
+}
+
+}  // namespace

@@ -1,0 +1,269 @@
+// Linear layers from weights that lie as their products read them, for any number of rows.
+//
+// A row is computed by itself, in a fixed order: what comes out for one does not depend on which others there are.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <type_traits>
+
+#include "tiles.h"
+
+namespace {
+
+// A layer as panels.py lays it out: words of 32 bits [outputs / panel, groups, panel], each with one weight in float32,
+// two in bfloat16, four in int8, of as many inputs; the last panel and the last groups are filled up with zeros. In int8
+// `scales` are the steps of the weights of each output, `sums` their sums.
+struct Linear {
+    int64_t format;
+    const uint32_t* weight;
+    const float* bias;
+    const float* scales;
+    const int32_t* sums;
+    int64_t inputs, outputs, levels;
+};
+enum Format { in_float32, in_bfloat16, in_int8 };
+
+// How many weights a layer must have for another thread to be worth waking, for each sixteen rows.
+constexpr int64_t many = 1 << 19;
+// How many bytes before they are needed weights are asked for: processors by themselves look ahead within a page.
+constexpr int64_t ahead = 16384;
+
+inline void ask_for(const uint32_t* weights) { __builtin_prefetch(weights + ahead / 4); }
+
+inline void narrow_row(const float* x, float* out, int64_t columns) { std::memcpy(out, x, columns * sizeof(float)); }
+
+inline void narrow_row(const float* x, bfloat16* out, int64_t columns) {
+    int64_t i = 0;
+    for (; i + lanes <= columns; i += lanes) store_wide(load_wide<wide_floats>(x + i), out + i);
+    for (; i < columns; i++) narrow(x[i], out[i]);
+}
+
+// The formats: what a row is written as, and how the products of a word's weights with as many inputs are added.
+struct Float32 {
+    using Row = float;
+    using Sum = float;
+    static constexpr int64_t group = 1;
+    static constexpr bool tiled = false;
+    static wide_floats add(wide_floats sums, const Row* x, wide_words weights) {
+        return sums + x[0] * (wide_floats)weights;
+    }
+};
+
+struct Bfloat16 {
+    using Row = float;
+    using Sum = float;
+    static constexpr int64_t group = 2;
+    static constexpr bool tiled = false;
+    static wide_floats add(wide_floats sums, const Row* x, wide_words weights) {
+        sums = sums + x[0] * (wide_floats)(weights << 16);
+        return sums + x[1] * (wide_floats)(weights & 0xffff0000u);
+    }
+};
+
+struct Int8 {
+    using Row = uint8_t;
+    using Sum = int32_t;
+    static constexpr int64_t group = 4;
+    static constexpr bool tiled = false;
+    static wide_ints add(wide_ints sums, const Row* x, wide_words weights) {
+        return add_products_of_bytes(sums, x, weights);
+    }
+};
+
+struct Bfloat16Tiles : Bfloat16 {
+    using Row = bfloat16;
+    static constexpr bool tiled = true;
+};
+
+struct Int8Tiles : Int8 {
+    static constexpr bool tiled = true;
+};
+
+// Calls `compute` with what is known of a layer's format.
+template <class Compute>
+void for_format(const Linear& layer, Compute compute) {
+    switch (layer.format) {
+        case in_float32: return compute(Float32());
+        case in_bfloat16: return have_tiles() ? compute(Bfloat16Tiles()) : compute(Bfloat16());
+        case in_int8: return have_tiles() ? compute(Int8Tiles()) : compute(Int8());
+    }
+}
+
+template <class Format>
+int64_t groups_of(const Linear& layer) {
+    constexpr int64_t whole = Format::group == 1 ? 1 : tile * Format::group;
+    return (layer.inputs + whole - 1) / whole * whole / Format::group;
+}
+
+// Rows as the products of a layer read them: in int8 rounded to steps, whose sizes stand beside them.
+class Given {
+  public:
+    template <class X>
+    Given(const Linear& layer, const X* x, int64_t rows) : rows(rows), steps(layer.format == in_int8 ? rows : 0) {
+        for_format(layer, [&](auto format) { write<decltype(format)>(layer, x); });
+    }
+
+    template <class Format>
+    const typename Format::Row* values() const {
+        return reinterpret_cast<const typename Format::Row*>(bytes.get());
+    }
+
+    float step(int64_t row) const { return steps.empty() ? 1.0f : steps[row]; }
+
+    const int64_t rows;
+
+  private:
+    template <class Format, class X>
+    void write(const Linear& layer, const X* x) {
+        using Row = typename Format::Row;
+        const int64_t width = groups_of<Format>(layer) * Format::group, whole = (rows + tile - 1) / tile * tile;
+        bytes.reset(static_cast<char*>(::operator new(whole * width * sizeof(Row), std::align_val_t(64))));
+        Row* out = reinterpret_cast<Row*>(bytes.get());
+        const auto wide = room_for<float>(layer.inputs);
+        const auto own = room_for<Row>(Format::tiled ? width : 0);
+        for (int64_t row = 0; row < rows; row++, x += layer.inputs) {
+            const float* given = widened(x, wide.get(), layer.inputs);
+            Row* found = Format::tiled ? own.get() : out + row * width;
+            if constexpr (std::is_same_v<Row, uint8_t>)
+                steps[row] = round_row(given, found, layer.inputs, layer.levels);
+            else
+                narrow_row(given, found, layer.inputs);
+            std::memset(found + layer.inputs, 0, (width - layer.inputs) * sizeof(Row));
+            if constexpr (Format::tiled) {
+                // Tile after tile, as they are read.
+                constexpr int64_t part = tile * Format::group;
+                Row* tiles = out + row / tile * tile * width + row % tile * part;
+                for (int64_t i = 0; i < width; i += part) std::copy_n(found + i, part, tiles + i * tile);
+            }
+        }
+    }
+
+    static const float* widened(const float* x, float*, int64_t) { return x; }
+
+    static const float* widened(const bfloat16* x, float* wide, int64_t columns) {
+        for (int64_t i = 0; i < columns; i++) wide[i] = widen(x[i]);
+        return wide;
+    }
+
+    struct Delete {
+        void operator()(char* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+    };
+    std::vector<float> steps;
+    std::unique_ptr<char, Delete> bytes;
+};
+
+// A panel in vectors.
+constexpr int vectors = panel / lanes;
+
+// The sums of a panel's products for some rows, [rows, panel].
+template <class Format, int rows>
+void multiply(const typename Format::Row* x, const uint32_t* weight, int64_t groups, typename Format::Sum* found) {
+    using Sums = std::conditional_t<std::is_same_v<typename Format::Sum, float>, wide_floats, wide_ints>;
+    if constexpr (Format::tiled) {
+        multiply_tiles<rows == 2 * tile>(x, weight, groups, found);
+    } else {
+        Sums sums[rows][vectors] = {};
+        for (int64_t i = 0; i < groups; i++, weight += panel) {
+            wide_words words[vectors];
+            for (int v = 0; v < vectors; v++) words[v] = load_wide<wide_words>(weight + v * lanes);
+            for (int64_t line = 0; line < panel; line += 64 / sizeof(uint32_t)) ask_for(weight + line);
+#pragma GCC unroll 16
+            for (int row = 0; row < rows; row++)
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++)
+                    sums[row][v] = Format::add(sums[row][v], x + (row * groups + i) * Format::group, words[v]);
+        }
+        std::memcpy(found, sums, sizeof sums);
+    }
+}
+
+// What stands for a panel's outputs beside their sums.
+struct Beside {
+    wide_floats bias[vectors], scales[vectors];
+    wide_ints zeros[vectors];
+
+    Beside(const Linear& layer, int64_t first) {
+        const int64_t count = std::min(panel, layer.outputs - first);
+        float biases[panel] = {}, steps[panel] = {};
+        int32_t sums[panel] = {};
+        std::copy_n(layer.bias + first, count, biases);
+        if (layer.scales) std::copy_n(layer.scales + first, count, steps), std::copy_n(layer.sums + first, count, sums);
+        for (int v = 0; v < vectors; v++) {
+            bias[v] = load_wide<wide_floats>(biases + v * lanes);
+            scales[v] = load_wide<wide_floats>(steps + v * lanes);
+            zeros[v] = int32_t(layer.levels + 1) * load_wide<wide_ints>(sums + v * lanes);
+        }
+    }
+
+    wide_floats value(const float* sums, float, int v) const { return load_wide<wide_floats>(sums) + bias[v]; }
+
+    // The sum over (x + zero)·w is the wanted one and `zero` times the sum of w.
+    wide_floats value(const int32_t* sums, float step, int v) const {
+        const wide_ints wanted = load_wide<wide_ints>(sums) - zeros[v];
+        return __builtin_convertvector(wanted, wide_floats) * (scales[v] * step) + bias[v];
+    }
+};
+
+template <class Sum, class Out>
+__attribute__((always_inline)) inline void finish_row(const Beside& beside, const Sum* sums, float step, Out* out,
+                                                      int64_t count, bool rectify) {
+    Out all[panel], *found = count == panel ? out : all;
+    const wide_floats least = rectify ? wide_floats{} : wide_floats{} - infinity;
+    for (int v = 0; v < vectors; v++) {
+        const wide_floats value = beside.value(sums + v * lanes, step, v);
+        store_wide(value < least ? least : value, found + v * lanes);
+    }
+    if (found == all) std::copy_n(all, count, out);
+}
+
+// Calls `compute` with the number of the first row and, as a constant, how many there are, of so many rows at once.
+template <int size, int... smaller, class Compute>
+void by_rows(int64_t first, int64_t end, Compute compute) {
+    for (; first + size <= end; first += size) compute(first, std::integral_constant<int, size>());
+    if constexpr (sizeof...(smaller) > 0) by_rows<smaller...>(first, end, compute);
+}
+
+// Calls `use` with the number of each row from `first` on, a multiple of `tile`, and the sums of a panel's products.
+template <class Format, class Use>
+void products(const Linear& layer, const Given& given, int64_t start, int64_t first, int64_t end, Use use) {
+    const int64_t groups = groups_of<Format>(layer);
+    const uint32_t* weight = layer.weight + start * groups;
+    const auto at_once = [&](int64_t row, auto some) {
+        alignas(64) typename Format::Sum sums[some * panel];
+        multiply<Format, some>(given.values<Format>() + row * groups * Format::group, weight, groups, sums);
+        for (int64_t i = 0; i < std::min<int64_t>(some, end - row); i++) use(row + i, sums + i * panel);
+    };
+    // As many as the sums of fit into registers: 32 with 512 bits, else 16.
+    if constexpr (Format::tiled)
+        by_rows<2 * tile, tile>(first, (end + tile - 1) / tile * tile, at_once);
+    else if constexpr (vectors == 2)
+        by_rows<12, 8, 4, 2, 1>(first, end, at_once);
+    else
+        by_rows<3, 2, 1>(first, end, at_once);
+}
+
+// x·Wᵀ + b, and with `rectify` max(0, …) of it.
+template <class Out>
+void linear(const Linear& layer, const Given& given, Out* out, int64_t threads, bool rectify = false) {
+    for_format(layer, [&](auto format) {
+        using F = decltype(format);
+        const int64_t enough = many / std::max<int64_t>(given.rows / 16, 1);
+#pragma omp parallel num_threads(int(threads)) if (threads > 1 && layer.inputs * layer.outputs >= enough)
+        {
+            const Tiles tiles(F::tiled, given.rows);
+#pragma omp for
+            for (int64_t start = 0; start < layer.outputs; start += panel) {
+                const Beside beside(layer, start);
+                const int64_t count = std::min(panel, layer.outputs - start);
+                products<F>(layer, given, start, 0, given.rows, [&](int64_t row, const auto* sums) {
+                    finish_row(beside, sums, given.step(row), out + row * layer.outputs + start, count, rectify);
+                });
+            }
+        }
+    });
+}
+
+}  // namespace

@@ -1,0 +1,81 @@
+"""Linear layers for translation on processors, by functions in C++ (`linear.h`), in float32, bfloat16 and int8.
+
+They are for where `native.multiplies()`.
+Weights are laid out once, as products read them. What comes out for a row does not depend on its company. The plain
+references are `F.linear` and `quantized_linear.quantized_linear_reference`.
+
+Shapes: ... any, R rows, I inputs, O outputs; panels of `PANEL` outputs, G groups of as many inputs as fit into 32 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seq2seq.ops import native
+
+PANEL, GROUPS = 32, 16
+
+
+class PanelLinear(nn.Module):
+    """x·Wᵀ + b for rows in float32 or bfloat16; it has no state dict.
+
+    `words` are the weights of a layer as `laid_out` makes them. In int8 go with them the size of a step of each output
+    [O], its sum of weights [O] in int32, and the number of steps that rows are rounded to on both sides of zero.
+    """
+
+    def __init__(
+        self,
+        words: Tensor,
+        bias: Tensor,
+        inputs: int,
+        scales: Tensor | None = None,
+        sums: Tensor | None = None,
+        levels: int = 0,
+    ) -> None:
+        super().__init__()
+        self.format, self.outputs = words.dtype, len(bias)
+        self.levels = levels
+        self._parts = words, bias, inputs, scales, sums, levels
+        addresses = [0 if x is None else x.data_ptr() for x in (words, bias, scales, sums)]
+        self.numbers = [native.WEIGHTS.index(words.dtype), *addresses, inputs, self.outputs, levels]
+        """What the struct `Linear` in C++ holds."""
+        self._struct = torch.tensor(self.numbers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy has tensors of its own, at other addresses.
+        return PanelLinear, self._parts
+
+    @staticmethod
+    def of(weight_OI: Tensor, bias: Tensor | None = None) -> PanelLinear:
+        """A layer in float32 or bfloat16."""
+        bias = weight_OI.new_zeros(len(weight_OI)) if bias is None else bias.detach()
+        return PanelLinear(laid_out(weight_OI.detach()), bias.float(), weight_OI.shape[1])
+
+    def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
+        """[..., I] to [..., O], in the format of the rows; with `rectify`, max(0, …) of it."""
+        rows_RI = x.reshape(-1, x.shape[-1]).contiguous()
+        out_RO = rows_RI.new_empty(rows_RI.shape[0], self.outputs)
+        native.call("linear_rows", rows_RI, self._struct, out_RO, rows_RI.shape[0], int(rectify))
+        return out_RO.view(*x.shape[:-1], self.outputs)
+
+    def best(self, hidden_SKD: Tensor, scores_SK: Tensor, count: int, never: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As an output layer: what `topk.log_probabilities` and `best_continuations` find in its logits, which are
+        not written down; tokens in `never` are left out."""
+        slots, width = scores_SK.shape
+        found_SC = scores_SK.new_empty(slots, count)
+        places_SC, tokens_SC = torch.empty(2, slots, count, dtype=torch.int64)
+        tensors = (hidden_SKD.contiguous(), self._struct, scores_SK.contiguous(), never, found_SC, places_SC, tokens_SC)
+        native.call("best_of_rows", *tensors, len(never), slots, width, count)
+        return found_SC, places_SC, tokens_SC
+
+
+def laid_out(weight_OI: Tensor) -> Tensor:
+    """The weights in panels, [O / PANEL, G, PANEL, inputs of a group], filled up with zeros."""
+    outputs, inputs = weight_OI.shape
+    group = 4 // weight_OI.element_size()
+    filled = F.pad(weight_OI, (0, -inputs % (1 if group == 1 else GROUPS * group), 0, -outputs % PANEL))
+    return filled.unflatten(0, (-1, PANEL)).unflatten(2, (-1, group)).transpose(1, 2).contiguous()

@@ -1,0 +1,73 @@
+// Vectors of 32-bit numbers, and the instructions that loops do not come to by themselves.
+
+#pragma once
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#include "rows.h"
+
+namespace {
+
+// How many 32-bit numbers the processor takes at once.
+#if defined(__AVX512F__)
+constexpr int64_t lanes = 16;
+#elif defined(__AVX2__)
+constexpr int64_t lanes = 8;
+#else
+constexpr int64_t lanes = 4;
+#endif
+typedef float wide_floats __attribute__((vector_size(4 * lanes)));
+typedef int32_t wide_ints __attribute__((vector_size(4 * lanes)));
+typedef uint32_t wide_words __attribute__((vector_size(4 * lanes)));
+
+template <class Wide, class Number>
+Wide load_wide(const Number* x) {
+    static_assert(sizeof(Number) * lanes == sizeof(Wide));
+    Wide found;
+    std::memcpy(&found, x, sizeof found);
+    return found;
+}
+
+inline void store_wide(wide_floats x, float* out) { std::memcpy(out, &x, sizeof x); }
+
+// `narrow`, but what is nearly zero may become zero.
+inline void store_wide(wide_floats x, bfloat16* out) {
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+    const __m256bh narrowed = _mm512_cvtneps_pbh((__m512)x);
+    std::memcpy(out, &narrowed, sizeof narrowed);
+#else
+    for (int64_t i = 0; i < lanes; i++) narrow(x[i], out[i]);
+#endif
+}
+
+// Whether sums of two products of bytes must fit into 16 bits.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+constexpr bool adds_in_16_bits = true;
+#else
+constexpr bool adds_in_16_bits = false;
+#endif
+
+// Adds the products of four positive bytes with those in each word.
+inline wide_ints add_products_of_bytes(wide_ints sums, const uint8_t* x, wide_words weights) {
+    int32_t four;
+    std::memcpy(&four, x, sizeof four);
+#if defined(__AVX512VNNI__)
+    return (wide_ints)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi32(four), (__m512i)weights);
+#elif defined(__AVX512BW__)
+    const __m512i pairs = _mm512_maddubs_epi16(_mm512_set1_epi32(four), (__m512i)weights);
+    return sums + (wide_ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVXVNNI__)
+    return (wide_ints)_mm256_dpbusd_avx_epi32((__m256i)sums, _mm256_set1_epi32(four), (__m256i)weights);
+#elif defined(__AVX2__)
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi32(four), (__m256i)weights);
+    return sums + (wide_ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    for (int byte = 0; byte < 4; byte++)
+        sums += int32_t(uint8_t(four >> (8 * byte))) * ((wide_ints)(weights << (24 - 8 * byte)) >> 24);
+    return sums;
+#endif
+}
+
+}  // namespace

@@ -1,0 +1,199 @@
+"""Layers in one call against the same layers one part at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seq2seq.config.schema import TransformerConfig
+from seq2seq.model.decoder import TransformerDecoder
+from seq2seq.model.decoder_layer import DecoderLayer
+from seq2seq.model.embedding import Embedding
+from seq2seq.model.encoder import TransformerEncoder
+from seq2seq.model.interfaces import Memory
+from seq2seq.model.native_layers import NativeDecoder, NativeEncoder
+from seq2seq.model.row_cache import RowCache
+from seq2seq.ops import native
+from seq2seq.ops.batch_invariance import batch_invariant
+from seq2seq.ops.packed_linear import replace_linears
+from seq2seq.ops.packing import Layout
+from seq2seq.ops.panel_linear import PanelLinear
+from seq2seq.ops.quantized_linear import in_int8
+from seq2seq.ops.row_attention import SHORT
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
+WIDTH, VOCABULARY = 24, 31
+Randomise = Callable[[nn.Module], None]
+FORMATS = [(torch.float32, PanelLinear.of, 2e-5), (torch.bfloat16, PanelLinear.of, 6e-2), (torch.float32, in_int8, 0.3)]
+
+
+def finished(
+    side: type[TransformerDecoder] | type[TransformerEncoder],
+    randomise: Randomise,
+    norm: str,
+    d_k: int | None,
+    dtype: torch.dtype,
+    make: Callable[..., nn.Module] = PanelLinear.of,
+) -> TransformerDecoder | TransformerEncoder:
+    config = TransformerConfig(num_layers=3, num_heads=4, d_k=d_k, d_ff=40, norm=norm, dropout=0.0)
+    found = side(config, Embedding(VOCABULARY, WIDTH))
+    randomise(found)
+    found.to(dtype).eval()
+    replace_linears(found, make)
+    found.finish()
+    return found
+
+
+def decoder_of(randomise: Randomise, norm: str = "post", d_k: int | None = None, *others: object) -> TransformerDecoder:
+    return cast(TransformerDecoder, finished(TransformerDecoder, randomise, norm, d_k, *(others or (torch.float32,))))  # type: ignore[arg-type]
+
+
+def steps(decoder: TransformerDecoder, dtype: torch.dtype, sentences: int = 3) -> list[Tensor]:
+    """The rows of some steps of three sentences, of which one goes away, with more and fewer hypotheses of each."""
+    generator = torch.Generator().manual_seed(2)
+    layout = Layout.of([1 + number * 2 % 7 for number in range(sentences)])
+    found = []
+    with torch.no_grad():
+        state = decoder.start(Memory(torch.randn(layout.total, WIDTH, generator=generator).to(dtype), layout))
+        assert isinstance(state, RowCache)
+        slots, before = sentences, 1
+        for number, width in enumerate([1, 4, 4, 2, 5, 1, 3]):
+            tokens = torch.randint(VOCABULARY, (slots, width), generator=generator)
+            parents = torch.randint(before, (slots, width), generator=generator)
+            found.append(decoder.step(state, tokens, parents))
+            before = width
+            if number == 3:
+                decoder.keep(state, torch.tensor([slots - 1, *range(slots - 2)]))
+                slots -= 1
+    return found
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The functions in C++ that are called from now on."""
+    calls: list[str] = []
+    call = native.call
+
+    def counting(name: str, *arguments: Tensor | int) -> None:
+        calls.append(name)
+        call(name, *arguments)
+
+    monkeypatch.setattr(native, "call", counting)
+    return calls
+
+
+def assert_near(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    assert found.dtype == wanted.dtype
+    scale = wanted.float().abs().amax()
+    torch.testing.assert_close(found.float() / scale, wanted.float() / scale, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("d_k", [None, 5])
+@pytest.mark.parametrize("sentences", [3, 70])
+@pytest.mark.parametrize(("dtype", "make", "tolerance"), FORMATS)
+def test_a_step_is_that_of_the_layers_one_part_at_a_time(
+    norm: str,
+    d_k: int | None,
+    sentences: int,
+    dtype: torch.dtype,
+    make: Callable[..., nn.Module],
+    tolerance: float,
+    randomise: Randomise,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder, calls = decoder_of(randomise, norm, d_k, dtype, make), counted(monkeypatch)
+    found = steps(decoder, dtype, sentences)
+    assert calls.count("decoder_step") == len(found)
+    decoder._native = None
+    expected = steps(decoder, dtype, sentences)
+    assert calls.count("decoder_step") == len(found)
+    for own, wanted in zip(found, expected, strict=True):
+        assert_near(own, wanted, tolerance)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("d_k", [None, 5])
+@pytest.mark.parametrize("lengths", [[1], [3, 1, 7], [1 + number % 9 for number in range(60)]])
+@pytest.mark.parametrize(("dtype", "make", "tolerance"), FORMATS)
+def test_an_encoder_is_its_layers_one_part_at_a_time(
+    norm: str,
+    d_k: int | None,
+    lengths: list[int],
+    dtype: torch.dtype,
+    make: Callable[..., nn.Module],
+    tolerance: float,
+    randomise: Randomise,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder, calls = finished(TransformerEncoder, randomise, norm, d_k, dtype, make), counted(monkeypatch)
+    layout = Layout.of(lengths)
+    tokens = torch.randint(VOCABULARY, (layout.total,), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        found = encoder(tokens, layout).rows
+        assert calls == ["encoder_layers"]
+        monkeypatch.setattr(NativeEncoder, "takes", lambda *_: False)
+        assert_near(found, encoder(tokens, layout).rows, tolerance)
+        assert calls.count("encoder_layers") == 1
+
+
+@pytest.mark.parametrize(("dtype", "make"), [(dtype, make) for dtype, make, _ in FORMATS])
+def test_with_several_threads_it_is_the_same_to_the_last_bit(
+    dtype: torch.dtype, make: Callable[..., nn.Module], randomise: Randomise
+) -> None:
+    decoder = decoder_of(randomise, "post", None, dtype, make)
+    encoder, layout = finished(TransformerEncoder, randomise, "post", None, dtype, make), Layout.of([3] * 100)
+    tokens = torch.arange(300) % VOCABULARY
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with torch.no_grad():
+                found.append([*steps(decoder, dtype, 100), encoder(tokens, layout).rows])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(own, wanted) for own, wanted in zip(other, found[0], strict=True))
+
+
+def test_a_copy_has_weights_of_its_own(randomise: Randomise) -> None:
+    decoder = decoder_of(randomise)
+    expected = steps(decoder, torch.float32)
+    other = copy.deepcopy(decoder)
+    own, of_other = cast(NativeDecoder, decoder._native), cast(NativeDecoder, other._native)
+    assert all(one is layer for one, layer in zip(of_other.layers, other.layers, strict=True))
+    assert not set(own._structs.flatten().tolist()) & {x for x in of_other._structs.flatten().tolist() if x > 1 << 20}
+    del decoder, own
+    assert all(torch.equal(one, wanted) for one, wanted in zip(steps(other, torch.float32), expected, strict=True))
+
+
+def test_an_encoder_of_longer_sentences_attends_by_a_grid_but_where_batches_must_not_matter(
+    randomise: Randomise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, calls = finished(TransformerEncoder, randomise, "post", None, torch.float32), counted(monkeypatch)
+    layout = Layout.of([SHORT[torch.float32] + 1])
+    tokens = torch.arange(layout.total) % VOCABULARY
+    with torch.no_grad():
+        found = encoder(tokens, layout).rows
+        assert "encoder_layers" not in calls
+        with batch_invariant(True):
+            assert_near(encoder(tokens, layout).rows, found, 2e-5)
+        assert "encoder_layers" in calls
+
+
+def test_it_is_for_layers_that_are_laid_out_for_it(randomise: Randomise) -> None:
+    decoder = decoder_of(randomise)
+    assert decoder._native
+    layer = cast(DecoderLayer, decoder.layers[1])
+    linear = layer.self_attention.query
+    layer.self_attention.query = nn.Linear(WIDTH, WIDTH)
+    decoder.finish()
+    assert decoder._native is None
+    layer.self_attention.query = linear
+    layer.self_residual.norm.eps = 1e-3
+    decoder.finish()
+    assert decoder._native is None
