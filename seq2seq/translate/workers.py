@@ -14,6 +14,8 @@ import torch
 
 from seq2seq.support.errors import Explained, RunError
 
+DIED = "a worker process died (killed, or out of memory?); try fewer: --workers 1"
+
 
 class Workers:
     """`count` processes, started at once, that compute `function` of what they are sent.
@@ -46,16 +48,16 @@ class Workers:
         """
         waiting = iter(enumerate(tasks))
         running: dict[Connection, int] = {}
-        for pipe, (index, task) in zip(self.pipes, waiting, strict=False):
-            pipe.send(task)
-            running[pipe] = index
         try:
+            for pipe, (index, task) in zip(self.pipes, waiting, strict=False):
+                _send(pipe, task)
+                running[pipe] = index
             while running:
                 for ready in wait(list(running)):
                     assert isinstance(ready, Connection)
                     done, result = running.pop(ready), _receive(ready)
                     for index, task in waiting:
-                        ready.send(task)
+                        _send(ready, task)
                         running[ready] = index
                         break
                     yield done, result
@@ -75,11 +77,18 @@ class Workers:
         self.processes, self.pipes = [], []
 
 
+def _send(pipe: Connection, task: Any) -> None:
+    try:
+        pipe.send(task)
+    except (BrokenPipeError, ConnectionResetError):
+        raise RunError(DIED) from None
+
+
 def _receive(pipe: Connection) -> Any:
     try:
         error, result = pipe.recv()
     except (EOFError, ConnectionResetError):
-        raise RunError("a worker process died (killed, or out of memory?); try fewer: --workers 1") from None
+        raise RunError(DIED) from None
     if error is not None:
         raise error
     return result

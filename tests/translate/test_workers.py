@@ -57,6 +57,19 @@ def test_a_worker_that_dies_is_an_error_and_not_a_silence() -> None:
         list(Workers(2, die).map([1, 2, 3]))
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_worker_that_died_between_two_calls_is_an_error_too(tasks: int) -> None:
+    """Sending to it raises BrokenPipeError, which a command takes for a reader that went away (`| head`)."""
+    workers = Workers(2, lambda task: task)
+    processes = workers.processes
+    assert len(list(workers.map(range(2)))) == 2
+    os.kill(processes[0].pid or 0, signal.SIGKILL)
+    processes[0].join()
+    with pytest.raises(RunError, match="worker process died"):
+        list(workers.map(range(tasks)))
+    assert not workers.processes and not any(process.is_alive() for process in processes)
+
+
 PARENT = """
 import os, time
 from seq2seq.translate.workers import Workers
