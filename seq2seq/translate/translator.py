@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -69,10 +69,11 @@ class Translator:
     Texts of more than `longest` pieces are cut; no output has more than `longest_output`, eos counted (None: any).
     `glossary` says which terms outputs must hold, `forbidden` which texts they must not; `others` are models that
     search together with the first. `workers` is the number of processes that share the work; with more than one they
-    are forked at the first texts that make several batches, and keep the models and the settings of then; with
-    `devices`, each has the models on one of these, in `dtype`. With `deterministic`
-    scores are the same to the last bit whatever other texts there are; where rows cannot be computed so (on a GPU,
-    without a compiler, in a recurrent model, with a coverage penalty), each text is searched by itself.
+    are forked at the first texts that make several batches, more of them at longer ones, and keep the models and the
+    settings of the first time, after an error those of the next; with `devices`, each has the models on one of these,
+    in `dtype`. With `deterministic` scores are the same to the last bit whatever other texts there are; where rows
+    cannot be computed so (on a GPU, without a compiler, in a recurrent model, with a coverage penalty), each text is
+    searched by itself.
     """
 
     model: TranslationModel
@@ -225,8 +226,10 @@ class Translator:
         if self.deterministic and not self._can_be_batch_invariant():
             runs = list(np.argsort(-lengths)[:, None])
         results: list[list[Hypothesis]] = [[] for _ in tasks]
-        with bar("translating", len(tasks)) as progress:
-            for done, found in self._map([[tasks[index] for index in run] for run in runs], workers):
+        mapped = self._map([[tasks[index] for index in run] for run in runs], workers)
+        # Whatever ends this, also between two results, ends the workers: what they still send is for nobody.
+        with bar("translating", len(tasks)) as progress, closing(mapped):
+            for done, found in mapped:
                 for index, hypotheses in zip(runs[done], found, strict=True):
                     results[index] = hypotheses
                 progress.update(len(runs[done]))
@@ -236,13 +239,19 @@ class Translator:
             )
         return results
 
-    def _map(self, batches: list[list[Task]], workers: int) -> Iterator[tuple[int, list[list[Hypothesis]]]]:
+    def _map(self, batches: list[list[Task]], workers: int) -> Generator[tuple[int, list[list[Hypothesis]]]]:
         """The number of each batch of tasks and what was found for it, as they are done."""
         if workers == 1:
-            return enumerate(map(self._search_batch, batches))
-        if self._started is None:
-            self._started = Workers(workers, self._search_batch, self._take_place)
-        return self._started.map(batches)
+            yield from enumerate(map(self._search_batch, batches))
+            return
+        # Without processes: an error ended them.
+        if not (self._started and self._started.processes):
+            # A copy: those that are started later have the settings of the first ones.
+            then = replace(self)
+            self._started = Workers(workers, then._search_batch, then._take_place)
+        # As many as these texts are worth; the first ones were few where input comes slowly.
+        self._started.grow(workers)
+        yield from self._started.map(batches)
 
     def _take_place(self, worker: int) -> None:
         if self.devices:

@@ -27,14 +27,19 @@ class Workers:
     def __init__(
         self, count: int, function: Callable[[Any], Any], prepare: Callable[[int], None] | None = None
     ) -> None:
-        # A forked process shares the memory of the weights; one that was spawned would load them again.
-        context = multiprocessing.get_context("fork")
+        self.function, self.prepare = function, prepare
         self.processes: list[BaseProcess] = []
         self.pipes: list[Connection] = []
-        for number in range(count):
+        self.grow(count)
+
+    def grow(self, count: int) -> None:
+        """Start more processes until there are `count`."""
+        # A forked process shares the memory of the weights; one that was spawned would load them again.
+        context = multiprocessing.get_context("fork")
+        for number in range(len(self.processes), count):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_work, args=(theirs, [*self.pipes, ours], function, number, prepare), daemon=True
+                target=_work, args=(theirs, [*self.pipes, ours], self.function, number, self.prepare), daemon=True
             )
             process.start()
             theirs.close()

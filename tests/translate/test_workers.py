@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from seq2seq.support.errors import RunError, UserError
+from seq2seq.translate import translator as module
 from seq2seq.translate.translator import Translator
 from seq2seq.translate.workers import Workers
 
@@ -107,3 +109,50 @@ def test_workers_translate_as_one_process_does(tiny_model: Path, toy_pairs: list
             assert one.scores == pytest.approx(other.scores, abs=1e-4)
     assert shared._started is not None
     shared._started.close()
+
+
+def test_there_are_more_workers_as_soon_as_texts_are_worth_them(
+    tiny_model: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [source for source, _ in toy_pairs[:60]]
+    translator = Translator.load(tiny_model, device="cpu", n_best=2)
+    translator.workers = 4
+    monkeypatch.setattr(module, "TOKENS_OF_A_WORKER", sum(translator.tokenizer.count(texts[:4])))
+    translator.translate(texts[:1])
+    assert translator._started is None, "a short text is worth no process"
+    counts: list[int] = []
+    for lines in (texts[:4], texts, texts[:4]):
+        assert all(len(one.texts) == 2 for one in translator.translate_n_best(lines))
+        assert translator._started is not None
+        counts.append(len(translator._started.processes))
+        # Of this the workers know nothing, whenever they were started.
+        translator.search = replace(translator.search, n_best=1)
+    assert 1 < counts[0] < 4 and counts[1:] == [4, 4]
+    assert translator._started is not None
+    translator._started.close()
+
+
+@pytest.mark.parametrize("place", ["a worker", "the bar"])
+def test_after_an_error_the_workers_are_started_anew(
+    tiny_model: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    texts = [source for source, _ in toy_pairs[:60]]
+    translator = Translator.load(tiny_model, device="cpu")
+    expected = translator.translate(texts[::-1])
+    monkeypatch.setattr(module, "TOKENS_OF_A_WORKER", 20)
+    translator.workers = 2
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt if place == "the bar" else RunError("stop")
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, RunError)) as held:
+        if place == "the bar":
+            patch.setattr("tqdm.tqdm.update", stop)
+        else:
+            patch.setattr(Translator, "_search_batch", stop)
+        translator.translate(texts)
+    # As an interactive Python does, this keeps the frames of what was stopped.
+    assert held.tb is not None
+    assert translator.translate(texts[::-1]) == expected
+    assert translator._started is not None
+    translator._started.close()
