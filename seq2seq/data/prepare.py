@@ -31,7 +31,7 @@ from seq2seq.data.stages import require_sound, stage
 from seq2seq.data.store import FORMAT, Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
-from seq2seq.support.files import read_json, remove_leftovers, sha256_of, write_json
+from seq2seq.support.files import in_turn, read_json, remove_leftovers, sha256_of, write_json
 from seq2seq.support.progress import bar, bars_of_datasets, say
 
 BLOCK = 2_000
@@ -74,10 +74,29 @@ class Prepared:
 
 
 def prepare(config: Config) -> Prepared:
-    """Run the stages that are not up to date. Raises UserError for a missing or malformed corpus."""
+    """Run the stages that are not up to date. Raises UserError for a missing or malformed corpus.
+
+    Another process that prepares in the same directory is waited for: it may be making what is needed here.
+    """
     root = Path(config.data.prepared_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(root)
+    with in_turn(root):
+        remove_leftovers(root)
+        _run_stages(config, root)
+        prepared = Prepared(root)
+    if not len(prepared.train):
+        raise UserError(f"no training pairs are left after cleaning; see {root}/clean/report.json and data.cleaning.*")
+    # Cleaning cuts training down to what the model can take; validation pairs are never left out.
+    for side, lengths in zip(("encoder", "decoder"), prepared.valid.lengths, strict=True):
+        limit, longest = getattr(config.model, side).max_length, int(lengths.max(initial=0))
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"the valid corpus has a sentence of {longest} pieces, eos counted, too long for "
+                f"model.{side}.max_positions={limit}; set model.{side}.max_positions={longest}"
+            )
+    return prepared
+
+
+def _run_stages(config: Config, root: Path) -> None:
     rules = asdict(config.data.cleaning)
     inputs = {
         "seed": config.seed,
@@ -100,18 +119,6 @@ def prepare(config: Config) -> Prepared:
     encoding = {"format": FORMAT, "cleaned": cleaned, "tokenizer": trained, "rules": rules, "limit": limit}
     stage(root / "train", encoding, lambda folder: _encode(folder, root, "train", config.data))
     stage(root / "valid", encoding, lambda folder: _encode(folder, root, "valid", config.data))
-    prepared = Prepared(root)
-    if not len(prepared.train):
-        raise UserError(f"no training pairs are left after cleaning; see {root}/clean/report.json and data.cleaning.*")
-    # Cleaning cuts training down to what the model can take; validation pairs are never left out.
-    for side, lengths in zip(("encoder", "decoder"), prepared.valid.lengths, strict=True):
-        limit, longest = getattr(config.model, side).max_length, int(lengths.max(initial=0))
-        if limit is not None and longest > limit:
-            raise UserError(
-                f"the valid corpus has a sentence of {longest} pieces, eos counted, too long for "
-                f"model.{side}.max_positions={limit}; set model.{side}.max_positions={longest}"
-            )
-    return prepared
 
 
 def _clean(folder: Path, config: Config) -> None:

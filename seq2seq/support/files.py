@@ -12,10 +12,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from seq2seq.support.errors import UserError
-from seq2seq.support.progress import bar
+from seq2seq.support.progress import bar, say
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 """How the hidden names of directories end that are being made or deleted, and of those moved aside meanwhile."""
@@ -109,16 +109,41 @@ def locked(directory: Path) -> Iterator[None]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{directory}: another process trains there; wait for its end, or take another run_dir=DIR"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
-                raise
+        if not _is_taken(file, fcntl.LOCK_NB):
+            raise UserError(f"{directory}: another process trains there; wait for its end, or take another run_dir=DIR")
         yield
+
+
+@contextlib.contextmanager
+def in_turn(directory: Path) -> Iterator[None]:
+    """Hold `directory` for preparing data in it while the block runs; waits while another process does, said on stderr.
+
+    It may be `locked` by this process. Where nothing can be written, and so nothing made, nothing is held.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            file = held.enter_context((directory / ".preparing").open("ab"))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+        else:
+            if not _is_taken(file, fcntl.LOCK_NB):
+                say(f"{directory}: another process prepares data there; waiting for its end")
+                _is_taken(file)
+        yield
+
+
+def _is_taken(file: BinaryIO, flags: int = 0) -> bool:
+    """Whether this process holds the file now, or there are no locks on its file system."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | flags)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise
+    return True
 
 
 def remove_leftovers(parent: Path) -> None:

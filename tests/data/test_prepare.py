@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from seq2seq.data.prepare import Prepared, prepare
 from seq2seq.data.store import SIDES
 from seq2seq.data.tokenizer import EOS, Tokenizer
 from seq2seq.support.errors import UserError
-from seq2seq.support.files import read_json, write_json
+from seq2seq.support.files import in_turn, locked, new_directory, read_json, write_json
 
 TABLE = ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
 
@@ -68,7 +70,7 @@ def test_what_is_prepared(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> N
     assert data.train.gather(0, np.arange(len(train))).tolist().count(EOS) == len(train)
     assert 273 < data.tokenizer.vocab_size <= 310
     expected = {"clean/report.json", "train/report.json", "train/rows.npy"}
-    expected |= {"tokenizer/tokenizer.model", "valid/text.json"}
+    expected |= {"tokenizer/tokenizer.model", "valid/text.json", ".preparing"}
     expected |= {f"{stage}/stage.json" for stage in ("clean", "tokenizer", "train", "valid")}
     for split in ("train", "valid"):
         expected |= {f"{split}/{side}.{kind}.npy" for side in SIDES for kind in ("tokens", "offsets", "lengths")}
@@ -108,7 +110,7 @@ def test_another_sha256_is_refused_before_anything_is_written(
     expected = f"data.{split}.sha256={other}, but the pairs read have {found}; type data.{split}.sha256=null to"
     with pytest.raises(UserError, match=re.escape(expected)):
         prepare(settings)
-    assert list((tmp_path / "data").iterdir()) == []
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".preparing"]
     chosen.sha256 = None
     prepare(settings)
     # Neither giving it later nor taking it away makes a stage again, and another one is still refused.
@@ -353,3 +355,45 @@ def test_threads_keep_the_order_and_do_not_run_ahead(workers: int) -> None:
 def test_an_error_in_a_thread_ends_the_stage() -> None:
     with pytest.raises(ZeroDivisionError):
         list(preparing._in_threads(lambda item: 1 // item, [1, 0, 1], 2))
+
+
+def test_who_prepares_beside_another_waits_and_leaves_its_work_alone(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    root = Path(settings.data.prepared_dir)
+    said = ""
+    with ThreadPoolExecutor(1) as threads:
+        with in_turn(root), new_directory(root / "clean") as folder:
+            other = threads.submit(prepare, settings)
+            while not said and not other.done():
+                said = capsys.readouterr().err
+                time.sleep(0.01)
+            assert folder.is_dir()
+        assert said == f"{root}: another process prepares data there; waiting for its end\n"
+        assert len(other.result().train)
+
+
+@pytest.mark.parametrize("place", [".", "data", "run/data"])
+def test_a_run_that_is_held_can_be_prepared_in(place: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    settings.data.prepared_dir = str(tmp_path / place)
+    with locked(Path(settings.run_dir)):
+        prepare(settings)
+
+
+def test_who_may_not_write_there_can_still_use_what_is_prepared(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    prepare(settings)
+    before, opened = stamps(tmp_path), Path.open
+
+    def open_to_read(path: Path, mode: str = "r", **options: Any) -> Any:
+        if mode[0] in "wax":
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_to_read)
+    assert len(prepare(settings).train)
+    assert stamps(tmp_path) == before

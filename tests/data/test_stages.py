@@ -76,7 +76,7 @@ def test_a_stage_stopped_in_the_middle_leaves_nothing(
     monkeypatch.setattr(owner, name, stopped if name == "read_pairs" else lambda *arguments: list(stopped(*arguments)))
     with pytest.raises(error):
         prepare(settings)
-    assert {path.name for path in (tmp_path / "data").iterdir()} == left
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {*left, ".preparing"}
     monkeypatch.undo()
     assert len(prepare(settings).train) > 100
 
@@ -144,7 +144,8 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path, toy_pairs: list[tup
     (tmp_path / "data" / ".train.x1y2.partial" / "source.raw").write_bytes(b"half")
     (tmp_path / "data" / ".clean.x1y2.replaced").mkdir()
     prepare(config(tmp_path, toy_pairs[:150], toy_pairs[150:170]))
-    assert {path.name for path in (tmp_path / "data").iterdir()} == {"clean", "tokenizer", "train", "valid"}
+    left = {path.name for path in (tmp_path / "data").iterdir()}
+    assert left == {"clean", "tokenizer", "train", "valid", ".preparing"}
 
 
 def test_stores_of_an_older_format_are_made_anew(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from seq2seq.support import files
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import (
+    in_turn,
     locked,
     new_directory,
     read_json,
@@ -116,3 +118,23 @@ def test_a_directory_is_held_by_one_at_a_time(tmp_path: Path) -> None:
         pass
     with locked(tmp_path / "run"):
         pass
+
+
+def test_who_takes_turns_waits_for_the_other_and_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = []
+
+    def second() -> None:
+        with in_turn(tmp_path / "data"):
+            order.append("second")
+
+    with ThreadPoolExecutor(1) as threads:
+        with in_turn(tmp_path / "data"):
+            waiting = threads.submit(second)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+            order.append("first")
+        waiting.result(timeout=20)
+    assert order == ["first", "second"]
+    assert capsys.readouterr().err == f"{tmp_path}/data: another process prepares data there; waiting for its end\n"
