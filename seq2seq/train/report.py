@@ -16,12 +16,12 @@ from seq2seq.support.progress import say
 
 
 class Report:
-    """Writes `log.jsonl` and, where TensorBoard is installed, its events; prints one line every few seconds.
+    """Writes `log.jsonl` and, where TensorBoard is installed, its events; prints a line every few seconds of training.
 
-    Without a `run_dir` nothing is written: of several ranks one alone reports.
+    Without a `run_dir` nothing is written: of several ranks one alone reports. `trained` are the seconds so far.
     """
 
-    def __init__(self, run_dir: Path | None, log_seconds: float) -> None:
+    def __init__(self, run_dir: Path | None, log_seconds: float, trained: float = 0.0) -> None:
         self._log = (run_dir / "log.jsonl" if run_dir else Path(os.devnull)).open("a", encoding="utf-8", newline="\n")
         self._log_seconds = log_seconds
         self._told = False
@@ -32,41 +32,55 @@ class Report:
             self._events = SummaryWriter(str(run_dir / "tensorboard")) if run_dir else None
         except ImportError:
             pass
-        self._clear()
+        self._clear(trained)
 
-    def _clear(self) -> None:
-        self._since = time.monotonic()
+    def _clear(self, trained: float) -> None:
+        self._since = self._trained = trained
         self._nll = self._loss = 0.0
         self._source_tokens = self._target_tokens = self._steps = 0
 
     def update(
-        self, step: int, sums: tuple[float, float], tokens: tuple[int, int], rate: float, left: tuple[int, float]
+        self,
+        step: int,
+        sums: tuple[float, float],
+        tokens: tuple[int, int],
+        rate: float,
+        trained: float,
+        left: tuple[int, float],
     ) -> None:
-        """Count an update: sums of (loss, nll), (source, target) tokens; `left`: steps, and seconds at most."""
+        """Count an update: sums of (loss, nll), (source, target) tokens; `left`: steps, and seconds at most.
+
+        `trained` are the seconds of training up to it, in which saves and validations do not count.
+        """
         self._loss += sums[0]
         self._nll += sums[1]
         self._source_tokens += tokens[0]
         self._target_tokens += tokens[1]
         self._steps += 1
-        seconds = time.monotonic() - self._since
-        if seconds < self._log_seconds and left[0]:
+        self._step, self._rate, self._trained, self._left = step, rate, trained, left
+        if trained - self._since >= self._log_seconds:
+            self.tell()
+
+    def tell(self) -> None:
+        """Write and print the line of the updates since the last one, if there are any."""
+        if not self._steps:
             return
-        nll = self._nll / self._target_tokens
+        seconds, nll = self._trained - self._since, self._nll / self._target_tokens
         values = {
             "loss": self._loss / self._target_tokens,
             "perplexity": math.exp(min(nll, 50.0)),
-            "learning_rate": rate,
+            "learning_rate": self._rate,
             "source_tokens_per_second": self._source_tokens / seconds,
             "target_tokens_per_second": self._target_tokens / seconds,
         }
-        time_left = min(left[0] * seconds / self._steps, left[1])
+        time_left = min(self._left[0] * seconds / self._steps, self._left[1])
         say(
-            f"step {step:,}  loss {values['loss']:.3f}  perplexity {values['perplexity']:.2f}  "
+            f"step {self._step:,}  loss {values['loss']:.3f}  perplexity {values['perplexity']:.2f}  "
             f"{self._source_tokens / seconds:,.0f} + {self._target_tokens / seconds:,.0f} tokens/s  "
-            f"lr {rate:.2e}  {time_left / 60:.1f} min left"
+            f"lr {self._rate:.2e}  {time_left / 60:.1f} min left"
         )
-        self.record("train", step, values)
-        self._clear()
+        self.record("train", self._step, values)
+        self._clear(self._trained)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write a line to `log.jsonl`, and its numbers to TensorBoard."""
@@ -90,10 +104,6 @@ class Report:
             if not self._told:
                 say("the disk is full: log.jsonl has no room for some lines, nor have TensorBoard's events")
             self._told = True
-
-    def skip_pause(self) -> None:
-        """Leave the time since the last line (a validation, a save) out of the rates."""
-        self._clear()
 
     def close(self) -> None:
         """Flush and close the files."""

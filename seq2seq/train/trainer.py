@@ -128,7 +128,9 @@ class Trainer:
         if self.world.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
-        self.report = Report(self.run_dir if self.world.is_main else None, self.config.trainer.log_seconds)
+        self.report = Report(
+            self.run_dir if self.world.is_main else None, self.config.trainer.log_seconds, self.progress.seconds
+        )
         self.health = Health(self.config.trainer, self.progress, self.report, self.data)
         try:
             with self.interrupts:
@@ -191,6 +193,8 @@ class Trainer:
                 to_save = progress.step % settings.save_every == 0 or bool(stop) or self._is_due()
                 if to_save:
                     stop = self._settle() or stop
+                    if stop or self._finished():
+                        self.report.tell()
                 went_back = self._spike is not None and self._go_back(self._spike)
                 if to_save and not went_back:
                     progress.rollbacks = 0
@@ -199,6 +203,8 @@ class Trainer:
                     raise self._stopped(stop)
                 if self._is_due() and not went_back:
                     self._validate()
+        # Where patience ended it.
+        self.report.tell()
 
     def _prepared(self) -> Generator[Update]:
         """The updates from where the run stands, made ahead by a thread."""
@@ -276,7 +282,8 @@ class Trainer:
             progress.source_tokens += pending.tokens[0]
             progress.target_tokens += pending.tokens[1]
             if self.health.is_finite(pending, loss, norm):
-                self.report.update(pending.step, (loss, nll), pending.tokens, pending.rate, self._left())
+                trained, left = progress.seconds, self._left()
+                self.report.update(pending.step, (loss, nll), pending.tokens, pending.rate, trained, left)
                 self._spike = self.health.spike(pending, loss)
         return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
 
@@ -329,8 +336,7 @@ class Trainer:
         self._save()
 
     def _skip_pause(self) -> None:
-        """Leave what was done since the last update out of rates and of the time trained."""
-        self.report.skip_pause()
+        """Leave what was done since the last update out of the time trained, and so out of rates."""
         self._since = time.monotonic()
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:

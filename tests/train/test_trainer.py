@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import signal
@@ -135,6 +136,34 @@ def test_a_signal_in_a_validation_does_not_wait_for_its_end(
     make("straight", *overrides).run()
     assert [line["step"] for line in log(tmp_path / "stopped", "valid")] == [5, 10, 12]
     assert_same_state(tmp_path / "straight", tmp_path / "stopped", 12)
+
+
+@pytest.mark.parametrize("end", ["steps", "signal", "patience"])
+def test_the_log_counts_each_update_whatever_is_saved_and_validated_in_between(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    make("each", "trainer.max_steps=6", "trainer.log_seconds=0").run()
+    losses = [line["loss"] for line in log(tmp_path / "each", "train")]
+    update = Trainer._update
+
+    def interrupted(trainer: Trainer, made_of: Update) -> int:
+        if trainer.progress.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return update(trainer, made_of)
+
+    often = ["trainer.save_every=2", "trainer.validate_every=3", "trainer.log_seconds=1000"]
+    trainer = make("run", *often, *(["trainer.max_steps=6"] if end == "steps" else ["trainer.patience=2"]))
+    # With patience: no validation is better.
+    trainer.progress.best_bleu = 101.0
+    if end == "signal":
+        monkeypatch.setattr(Trainer, "_update", interrupted)
+    with contextlib.suppress(Stopped):
+        trainer.run()
+    epochs = [pairs for epoch in range(6) for pairs in trainer.sampler.epoch(epoch)]
+    tokens = [int(trainer.data.train.lengths[1][pairs].sum()) for pairs in epochs[:6]]
+    (line,) = log(tmp_path / "run", "train")
+    assert line["step"] == 6
+    assert line["loss"] == pytest.approx(np.average(losses, weights=tokens), rel=1e-6)
 
 
 def test_a_finished_run_says_so_and_does_nothing(
