@@ -90,7 +90,8 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and what to tell the user: one line, but for a defect of ours."""
     if isinstance(error, Explained):
-        return error.exit_code, one_line(str(error))
+        # A rank's defect comes with its trace, which ends in what matters.
+        return error.exit_code, str(error) if error.exit_code == 1 else one_line(str(error))
     if isinstance(error, KeyboardInterrupt):
         return 130, ""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
