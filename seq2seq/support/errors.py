@@ -36,6 +36,10 @@ class RunError(Explained):
     exit_code = 3
 
 
+class OutOfMemory(RunError):
+    """A batch does not fit the device's memory."""
+
+
 class Stopped(Explained):
     """A signal ended the run after its state was saved. Exit code 128 + signal, as shells count."""
 

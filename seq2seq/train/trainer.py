@@ -36,7 +36,7 @@ from seq2seq.support.devices import (
     keep_freed_memory,
     limit_compiled_shapes,
 )
-from seq2seq.support.errors import Explained, RunError, Stopped, UserError
+from seq2seq.support.errors import Explained, OutOfMemory, RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights, blend
@@ -136,7 +136,7 @@ class Trainer:
             with self.interrupts:
                 self._train()
                 self._finish()
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, OutOfMemory):
             parts = self.progress.micro_batches
             raise RunError(
                 f"step {self.progress.step}: an update of {self.config.data.batch_tokens} tokens a side in {parts} "

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from seq2seq.data.batches import cut
+from seq2seq.support.errors import OutOfMemory
 
 FIXED = 50
 """Pieces of a sentence at which what grows with their square costs as much as what grows with their number."""
@@ -35,3 +40,20 @@ def batches(
     # Phrases widen the beam: who has as many shares a batch, and none is searched more widely because of another.
     alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
     return [run for same in alike for run in cut(same, [side[same] for side in sides], limit)]
+
+
+@contextmanager
+def telling_what_fits(texts: int, tokens: int, batch_tokens: int) -> Iterator[None]:
+    """Raise OutOfMemory, with what to type next, where a batch of so many texts and tokens does not fit the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        smaller = batch_tokens // 2
+        # It may have had fewer than it might.
+        while smaller >= tokens:
+            smaller //= 2
+        advice = f"--batch-tokens {smaller}" if texts > 1 and smaller else "--device cpu"
+        raise OutOfMemory(
+            f"a batch of {texts:,} texts, {tokens:,} tokens in all, does not fit the device's memory "
+            f"(--batch-tokens {batch_tokens}); type {advice}"
+        ) from None

@@ -30,6 +30,7 @@ from seq2seq.support.devices import choose_device, choose_format
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import read_json
 from seq2seq.translate.alignment import pharaoh, word_links, words_of
+from seq2seq.translate.batching import telling_what_fits
 
 BATCH_TOKENS = 4096
 ROWS = 512
@@ -78,16 +79,19 @@ def score_pairs(
 
     Pairs of similar length are computed together, as many as have `batch_tokens` on each side; a longer one alone.
     `attention` asks for that of a decoder's `layer`, see `interfaces.Decoder.with_attention`. Raises UserError where
-    there is no such layer, and RunError for scores that are not finite.
+    there is no such layer, RunError for scores that are not finite, and OutOfMemory.
     """
     lengths = [np.array([len(pair[side]) + 1 for pair in pairs], np.int32) for side in (0, 1)]
     order = np.lexsort(lengths)
     most = max(batch_tokens, *(int(side.max(initial=0)) for side in lengths))
     scores: dict[int, PairScore] = {}
     for run in cut(order, [side[order] for side in lengths], most):
-        batch = forced([pairs[index] for index in run]).to(model.output_weight.device)
-        hidden_MD, weights = model.with_attention(batch, layer) if attention else (model(batch), [None] * len(run))
-        log_probs = token_log_probs(model, hidden_MD, batch.target_out)
+        batch = forced([pairs[index] for index in run])
+        tokens = max(batch.source_layout.total, batch.target_layout.total)
+        with telling_what_fits(len(run), tokens, batch_tokens):
+            batch = batch.to(model.output_weight.device)
+            hidden_MD, weights = model.with_attention(batch, layer) if attention else (model(batch), [None] * len(run))
+            log_probs = token_log_probs(model, hidden_MD, batch.target_out)
         if not log_probs.isfinite().all():
             raise RunError(
                 "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"

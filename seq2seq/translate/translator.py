@@ -27,7 +27,7 @@ from seq2seq.support.devices import choose_device, choose_format
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import read_json
 from seq2seq.support.progress import bar
-from seq2seq.translate.batching import batches
+from seq2seq.translate.batching import batches, telling_what_fits
 from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.scoring import PairScore, score_pairs
 from seq2seq.translate.tasks import Part, Task, parts_of, tasks_of
@@ -197,7 +197,7 @@ class Translator:
         steps = self._beam_search().steps(self._together(), *self._packed([task]), [task.constraints])
         while True:
             # Never across a yield: what the caller computes meanwhile is its own matter.
-            with self._invariant():
+            with self._invariant(), self._telling_what_fits([task]):
                 beams = next(steps, None)
             if beams is None:
                 return
@@ -270,7 +270,7 @@ class Translator:
 
     def _search_batch(self, tasks: list[Task]) -> list[list[Hypothesis]]:
         constraints = [task.constraints for task in tasks]
-        with self._invariant():
+        with self._invariant(), self._telling_what_fits(tasks):
             found = self._beam_search()(self._together(), *self._packed(tasks), constraints)
         if not self.search.coverage_penalty:
             return found
@@ -287,6 +287,9 @@ class Translator:
             if attention_TL is not None
         ]
         return sorted(scored, key=lambda one: -one.score)[: self.search.n_best]
+
+    def _telling_what_fits(self, tasks: list[Task]) -> AbstractContextManager[None]:
+        return telling_what_fits(len(tasks), sum(len(task.source) for task in tasks), self.batch_tokens)
 
     def _invariant(self) -> AbstractContextManager[None]:
         return batch_invariant(self.deterministic and self._can_be_batch_invariant())

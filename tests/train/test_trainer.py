@@ -18,6 +18,7 @@ from seq2seq.config.compose import compose
 from seq2seq.data.batches import Batch
 from seq2seq.data.prepare import prepare
 from seq2seq.model.translation import TranslationModel
+from seq2seq.search.beam import BeamSearch
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.support.files import sha256_of
 from seq2seq.train.fitting import worst_part
@@ -310,10 +311,13 @@ def test_changed_training_data_are_refused(make: Make) -> None:
         trainer.run()
 
 
-def test_running_out_of_memory_says_what_to_type(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", [(Trainer, "_update"), (BeamSearch, "__call__")])
+def test_running_out_of_memory_says_what_to_type(
+    make: Make, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str]
+) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(Trainer, "_update", full)
+    monkeypatch.setattr(*place, full)
     with pytest.raises(RunError, match=r"500 tokens a side in 1 parts does not fit .*data\.micro_batches=2"):
         make("run").run()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from seq2seq.translate.batching import FIXED, batches
+from seq2seq.support.errors import OutOfMemory
+from seq2seq.translate.batching import FIXED, batches, telling_what_fits
 
 ROOM = 10_000
 
@@ -57,3 +59,19 @@ def test_texts_of_other_widths_are_not_together() -> None:
     lengths, _ = texts(100)
     widths = np.arange(100, dtype=np.int32) % 3
     assert all(len(set(widths[run].tolist())) == 1 for run in batches(lengths, widths, 2, 500, ROOM))
+
+
+@pytest.mark.parametrize(
+    ("count", "tokens", "advice"),
+    [(40, 8000, "--batch-tokens 4096"), (9, 4096, "--batch-tokens 2048"), (2, 2, "--batch-tokens 1")],
+)
+def test_a_batch_that_does_not_fit_is_told_with_one_that_has_fewer(count: int, tokens: int, advice: str) -> None:
+    with telling_what_fits(count, tokens, 8192):
+        pass
+    with pytest.raises(OutOfMemory, match=f"{count} texts, .*; type {advice}$"), telling_what_fits(count, tokens, 8192):
+        raise torch.OutOfMemoryError
+    # A text cannot be parted.
+    with pytest.raises(OutOfMemory, match=r"1 texts, .*; type --device cpu$"), telling_what_fits(1, tokens, 8192):
+        raise torch.OutOfMemoryError
+    with pytest.raises(ValueError, match="other"), telling_what_fits(count, tokens, 8192):
+        raise ValueError("other")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -16,7 +16,9 @@ from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.translation import build_model
 from seq2seq.ops.batch_invariance import is_batch_invariant
 from seq2seq.ops.packing import Layout
-from seq2seq.support.errors import UserError
+from seq2seq.search.beam import _Beams
+from seq2seq.support.errors import OutOfMemory, UserError
+from seq2seq.translate import translator as translator_module
 from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.scoring import described
 from seq2seq.translate.translator import Translator
@@ -182,6 +184,23 @@ def test_devices_share_the_work_in_order(tiny_model: Path, sentences: list[str])
     assert translator.translate(texts) == loaded(tiny_model).translate(texts)
     assert translator._started is not None and len(translator._started.processes) == 2
     translator._started.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_does_not_fit_the_memory_is_told_with_what_would(
+    tiny_model: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(_Beams, "advance", full)
+    monkeypatch.setattr(translator_module, "TOKENS_OF_A_WORKER", 1)
+    translator = loaded(tiny_model, beam_size=1)
+    translator.workers = workers
+    with pytest.raises(OutOfMemory, match=r"\d texts, .* does not fit .* 8192\); type --batch-tokens (32|64|128|256)$"):
+        translator.translate(sentences)
+    with pytest.raises(OutOfMemory, match=r"of 1 texts, .*; type --device cpu$"):
+        list(translator.stream(sentences[0]))
 
 
 def test_token_scores_add_up_to_the_score(tiny_model: Path, sentences: list[str]) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from seq2seq.data.tokenizer import BOS, EOS
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
-from seq2seq.support.errors import RunError, UserError
+from seq2seq.support.errors import OutOfMemory, RunError, UserError
 from seq2seq.train.loss import batch_loss
 from seq2seq.translate import scoring
 from seq2seq.translate.scoring import PairScore, Scorer, forced, perplexity, score_pairs
@@ -192,6 +192,19 @@ def test_nothing_is_cut(scorer: Scorer) -> None:
         limited.score(pairs)
     limited.limits = (10, None)
     assert len(limited.score(pairs)) == 2
+
+
+def test_what_does_not_fit_the_memory_is_told_with_what_would(
+    scorer: Scorer, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(scoring, "token_log_probs", full)
+    with pytest.raises(OutOfMemory, match=r"--batch-tokens 4096\); type --batch-tokens 2048$"):
+        scorer.score(toy_pairs)
+    with pytest.raises(OutOfMemory, match=r"a batch of 1 texts, .*; type --device cpu$"):
+        scorer.score(toy_pairs[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
