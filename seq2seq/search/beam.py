@@ -219,14 +219,11 @@ class _Beams:
     def decided(self) -> Tensor:
         """Sentences [S] for which no live hypothesis can still be better than the n-th finished one."""
         worst_S, length = self.finished.scores[:, -1], self.prefixes.shape[2]
-        if self.beam == 1:
-            # Greedy search goes where the first eos is; it does not look behind it.
-            done_S = worst_S > -math.inf
-        else:
-            # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come.
-            done_S = worst_S >= self.scores[:, 0] / self.last_penalties
-            if self.search.config.stop == "beam":
-                done_S |= self.ended >= self.beam
+        # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come. Of a
+        # beam of one nothing is live after its eos: it does not look behind it.
+        done_S = worst_S >= self.scores[:, 0] / self.last_penalties
+        if self.search.config.stop == "beam":
+            done_S |= self.ended >= self.beam
         if self.rules.first_limit <= length:
             done_S |= self.rules.limits <= length
         return done_S

@@ -64,3 +64,14 @@ def test_it_does_not_depend_on_the_batch() -> None:
     config = SearchConfig(4, n_best=2, diversity_groups=2, max_length_offset=6)
     together = run(ToyModel(5), SOURCES, config)
     assert [run(ToyModel(5), [source], config)[0] for source in SOURCES] == together
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_groups_of_one_end_at_their_eos_however_many_outputs_are_asked_for(seed: int) -> None:
+    config = SearchConfig(2, n_best=2, diversity_groups=2, diversity_penalty=100.0, max_length_offset=40, min_length=2)
+    model = ToyModel(seed)
+    (found,) = run(model, [SOURCES[0]], config)
+    assert len(found) == 2
+    # Slots of groups that have ended are closed up; the last one ends with the longer of both outputs.
+    assert model.state is not None
+    assert len(model.state.slots) == max(len(hypothesis.tokens) + 1 for hypothesis in found)
