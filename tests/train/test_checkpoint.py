@@ -155,9 +155,11 @@ def test_all_changed_keys_are_named(tmp_path: Path) -> None:
         ["trainer.max_steps=77"],
         ["trainer.max_minutes=3", "trainer.save_every=5", "data.workers=1"],
         ["data.train.sha256=" + "1f" * 32],
+        ["trainer.timeout_minutes=60", "trainer.log_seconds=1", "trainer.samples=0"],
+        ["trainer.keep_checkpoints=9", "trainer.max_skipped=7"],
     ],
 )
-def test_what_only_says_how_far_to_go_may_change(tmp_path: Path, overrides: Sequence[str]) -> None:
+def test_what_only_says_how_far_to_go_or_what_to_show_may_change(tmp_path: Path, overrides: Sequence[str]) -> None:
     trained = training(1)
     advance(trained, 1)
     Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of())
