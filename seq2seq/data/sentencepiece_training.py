@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from seq2seq.support.errors import RunError
 from seq2seq.support.progress import bar
 
 PROGRAM = "import json, sys, sentencepiece; sentencepiece.SentencePieceTrainer.train(**json.loads(sys.argv[1]))"
@@ -22,7 +24,10 @@ MILESTONES = {
 
 
 def train_sentencepiece(lines: list[str], *, model_type: str, vocab_size: int, **settings: object) -> bytes:
-    """Train on the lines and return the model file's content. Raises RuntimeError with SentencePiece's own message."""
+    """Train on the lines and return the model file's content.
+
+    Raises RuntimeError with SentencePiece's own message, and RunError where a signal killed it.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (folder / "lines").open("w", encoding="utf-8", newline="\n") as file:
@@ -44,6 +49,12 @@ def train_sentencepiece(lines: list[str], *, model_type: str, vocab_size: int, *
                 except BaseException:
                     trainer.kill()
                     raise
+        if trainer.returncode < 0:
+            raise RunError(
+                f"training the vocabulary on {len(lines):,} lines was killed by "
+                f"{signal.Signals(-trainer.returncode).name}, probably out of memory; "
+                f"type tokenizer.max_lines={max(1, len(lines) // 2)}"
+            )
         if trainer.returncode:
             raise RuntimeError(log.read_text("utf-8", "replace").rpartition("RuntimeError: ")[2].strip())
         return (folder / "vocabulary.model").read_bytes()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from seq2seq.config.schema import TokenizerConfig
 from seq2seq.data.sentencepiece_training import share_done, train_sentencepiece
+from seq2seq.data.tokenizer import train_tokenizer
+from seq2seq.support.errors import RunError
 
 BPE = """\
 trainer_interface.cc:466] Normalizing sentences...
@@ -52,3 +55,11 @@ def test_the_milestones_are_those_of_the_installed_version(kind: str, monkeypatc
 def test_the_message_of_a_failure_is_sentencepieces_own() -> None:
     with pytest.raises(RuntimeError, match=r"^INTERNAL: .*Vocabulary size too high"):
         train_sentencepiece(["a b c"], model_type="bpe", vocab_size=5000)
+
+
+def test_a_trainer_that_is_killed_is_no_matter_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr("seq2seq.data.sentencepiece_training.PROGRAM", program)
+    expected = r"on 1,000 lines was killed by SIGKILL, probably out of memory; type tokenizer\.max_lines=500$"
+    with pytest.raises(RunError, match=expected):
+        train_tokenizer(["a b c"] * 1000, TokenizerConfig())
