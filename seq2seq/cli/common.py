@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import seq2seq
 from seq2seq.cli.search_options import add_search_options, chosen
 from seq2seq.support.errors import UserError
+from seq2seq.support.processors import available_processors
 from seq2seq.support.progress import say
 
 if TYPE_CHECKING:
@@ -123,15 +125,12 @@ def load_translator(arguments: argparse.Namespace) -> Translator:
     if arguments.workers and one_process:
         raise UserError("--workers is for processes of one thread on the CPU; leave it, or --threads and --device, out")
     if not one_process:
-        translator.workers = arguments.workers or available_processors()
+        # Elsewhere what the system's libraries hold may not live through a fork.
+        default = available_processors() if sys.platform.startswith("linux") else 1
+        translator.workers = arguments.workers or default
     # What a command has loaded stays to its end: looking through it would copy what the workers share.
     gc.freeze()
     return translator
-
-
-def available_processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def find_model(given: str | None) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import Explained, UserError
+from seq2seq.support.processors import available_processors
 
 
 class RankFailed(Explained):
@@ -45,7 +46,7 @@ def launch(config: Config) -> None:
         require_shareable(config.data.micro_batches, ranks)
     if gpus and config.trainer.device != "cpu" and ranks > gpus:
         raise UserError(f"trainer.devices={ranks}: this machine has {gpus} GPUs; type trainer.devices={gpus}")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_processors() // ranks)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="seq2seq-ranks-") as name:
         stored = Path(name) / "config.yaml"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import shutil
 import tempfile
 from collections import deque
@@ -32,6 +31,7 @@ from seq2seq.data.store import FORMAT, Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import in_turn, read_json, remove_leftovers, sha256_of, write_json
+from seq2seq.support.processors import available_processors
 from seq2seq.support.progress import bar, bars_of_datasets, say
 
 BLOCK = 2_000
@@ -248,7 +248,7 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
     kept = [np.zeros(0, bool)]
 
     def blocks() -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        for texts, sources, targets in _encoded(table, tokenizer, data.workers or os.cpu_count() or 1):
+        for texts, sources, targets in _encoded(table, tokenizer, data.workers or available_processors()):
             if split == "valid":
                 yield sources, targets
                 continue

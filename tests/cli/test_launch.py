@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from seq2seq.cli.launch import RankFailed, _first_failure
+from seq2seq.cli.launch import RankFailed, _first_failure, launch
+from seq2seq.config.compose import compose
 from seq2seq.support.errors import LONGEST, RunError, explain
 from seq2seq.support.files import write_json
 
@@ -20,3 +22,12 @@ def test_the_error_of_a_rank_is_told_as_if_it_were_alone(error: Exception, tmp_p
     assert explain(_first_failure(tmp_path, {1: exit_code}, RankFailed("unknown", 3))) == told
     is_defect = isinstance(error, ValueError)
     assert ("\n" in message, LONG in message) == (is_defect, is_defect)
+
+
+def test_ranks_share_the_processors_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: lambda *_: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launch(compose(["+recipe=quickstart", f"run_dir={tmp_path}", "trainer.devices=3", "trainer.device=cpu"]))
+    assert os.environ["OMP_NUM_THREADS"] == "2"

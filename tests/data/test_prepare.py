@@ -336,6 +336,23 @@ def test_the_number_of_threads_does_not_show(
     assert most[0] == 1 < most[1] <= 3
 
 
+def test_as_many_threads_encode_as_there_are_processors_to_use(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "available_processors", lambda: 3)
+    asked, encoded = [], preparing._encoded
+
+    def noted(table: Any, tokenizer: Tokenizer, workers: int) -> Any:
+        asked.append(workers)
+        return encoded(table, tokenizer, workers)
+
+    monkeypatch.setattr(preparing, "_encoded", noted)
+    settings = config(tmp_path, toy_pairs, toy_pairs[:20])
+    settings.data.workers = None
+    prepare(settings)
+    assert asked == [3, 3]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_threads_keep_the_order_and_do_not_run_ahead(workers: int) -> None:
     asked = []
