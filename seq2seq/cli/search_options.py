@@ -6,23 +6,27 @@ import argparse
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.schema import SAMPLING_ALONE, SearchConfig
 
 
 def add_search_options(options: argparse.ArgumentParser) -> None:
-    """Add `--beam-size`, `--length-penalty` and so on; one that is not given is None."""
+    """Add `--beam-size`, `--length-penalty`, `--sampling` with `--no-sampling` and so on; one not given is None."""
     group = options.add_argument_group("search", "Where nothing is given, the model's own settings (config.yaml) hold.")
     kinds = get_type_hints(SearchConfig)
     for key in fields(SearchConfig):
         flag, text = f"--{key.name.replace('_', '-')}", key.metadata["help"]
         kind = next(iter(get_args(kinds[key.name])), kinds[key.name])
         if kind is bool:
-            group.add_argument(flag, action="store_true", default=None, help=text)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             group.add_argument(flag, type=kind, metavar={int: "N", float: "X"}.get(kind, "NAME"), help=text)
 
 
 def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given. One hypothesis a sentence is the default, whatever the model's own setting."""
-    given = {key.name: getattr(arguments, key.name) for key in fields(SearchConfig)}
-    return {"n_best": 1, **{name: value for name, value in given.items() if value is not None}}
+    """The settings that were given. One hypothesis a sentence is the default, whatever the model's own setting.
+
+    With `--no-sampling` the model's own settings of sampling are off too.
+    """
+    values = {key.name: getattr(arguments, key.name) for key in fields(SearchConfig)}
+    given = {name: value for name, value in values.items() if value is not None}
+    return {"n_best": 1, **(SAMPLING_ALONE if given.get("sampling") is False else {}), **given}

@@ -227,6 +227,10 @@ def _told(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+SAMPLING_ALONE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+"""The settings of search that only sampling may change."""
+
+
 @dataclass
 class SearchConfig:
     """Beam search (a beam of one is greedy), or sampling. Lengths in pieces, eos counted.
@@ -285,7 +289,7 @@ class SearchConfig:
                 if getattr(self, name) != off:
                     raise UserError(f"search.{name}={getattr(self, name)}: not with search.sampling; leave one out")
             return
-        for name, off in {"temperature": 1.0, "top_k": 0, "top_p": 1.0}.items():
+        for name, off in SAMPLING_ALONE.items():
             if getattr(self, name) != off:
                 raise UserError(f"search.{name}={getattr(self, name)}: for sampling alone; add search.sampling=true")
         if self.n_best > self.beam_size:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from seq2seq.cli import translate
 from seq2seq.cli.translate import main
+from seq2seq.model.directory import load_model_directory, own_weights, save_model_directory
 from seq2seq.translate.lines import WINDOW
 from seq2seq.translate.translator import Translator
 
@@ -200,6 +202,18 @@ def test_all_settings_of_search_are_options(run: Any, tiny_model: Path) -> None:
     run(main, *model, "--beam-size", "4", "--diversity-groups", "3", stdin=stdin).refused(
         "seq2seq-translate", "search.beam_size=4: must be a multiple of search.diversity_groups=3"
     )
+
+
+def test_a_model_s_own_sampling_can_be_switched_off(run: Any, tiny_model: Path, tmp_path: Path) -> None:
+    config, tokenizer, model = load_model_directory(tiny_model)
+    sampling = replace(config.search, sampling=True, temperature=1.5, top_k=20, top_p=0.9)
+    save_model_directory(tmp_path / "model", replace(config, search=sampling), tokenizer, own_weights(model))
+    stdin = b"the dog\nthe man\n"
+    searched = run(main, "--model", tiny_model, "--device", "cpu", stdin=stdin)
+    sampled = ("--model", tmp_path / "model", "--device", "cpu")
+    assert run(main, *sampled, stdin=stdin).out != searched.out
+    assert run(main, *sampled, "--no-sampling", stdin=stdin) == searched
+    run(main, *sampled, "--no-sampling", "--top-k", "5").refused("seq2seq-translate", "search.top_k=5: for sampling")
 
 
 def test_several_models(run: Any, tiny_model: Path) -> None:
