@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
-from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches, prefetched
+from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches
+from seq2seq.data.prefetch import prefetched
 from seq2seq.data.store import Store
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.compiled import compile_regions

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +19,6 @@ from seq2seq.ops.gpu import power_of_two
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.short_attention import LONGEST
 
-T = TypeVar("T")
-Made = TypeVar("Made")
-AHEAD = 2
-"""Updates made before they are asked for."""
 WINDOW = 1 << 13
 """Pairs worked on at a time, where all at once would take memory that grows with the corpus."""
 
@@ -224,22 +218,6 @@ def micro_batches(
             yield index, Batch.of(store, part), 1.0
     if not len(parts[0][1]):
         yield parts[0][0], Batch.of(store, pairs[:1]), 0.0
-
-
-def prefetched(make: Callable[[T], Made], items: Iterable[T]) -> Generator[Made]:
-    """`make` of each item, in order, made by a thread up to two ahead of what is asked for."""
-    waiting: deque[Future[Made]] = deque()
-    with ThreadPoolExecutor(1, "prefetch") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(make, item))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def in_order(store: Store, batch_tokens: int) -> Iterator[Batch]:

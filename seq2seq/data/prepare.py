@@ -12,12 +12,10 @@ import functools
 import itertools
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +24,7 @@ from seq2seq.config.schema import Config, DataConfig
 from seq2seq.data import corpus
 from seq2seq.data.clean import Report, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
+from seq2seq.data.prefetch import prefetched
 from seq2seq.data.stages import require_sound, stage
 from seq2seq.data.store import FORMAT, Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
@@ -40,9 +39,6 @@ ROWS = "rows.npy"
 COLUMNS = {"source": "large_string", "target": "large_string", "label": "string", "place": "string", "hash": "int64"}
 """Of a corpus as it is read; what is kept of training has neither label nor hash."""
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Prepared:
@@ -280,21 +276,9 @@ def _encoded(table: Any, tokenizer: Tokenizer, workers: int) -> Iterator[_Block]
 
     columns = table.select_columns(["source", "target", "place"])
     with bar("encoding", len(table), unit="pairs") as progress:
-        for block in _in_threads(encode, columns.iter(BLOCK), workers):
+        for block in prefetched(encode, columns.iter(BLOCK), workers):
             yield block
             progress.update(len(block[1]))
-
-
-def _in_threads(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`map(work, items)` by several threads, without running far ahead of whoever takes the results."""
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers) as threads:
-        for item in items:
-            waiting.append(threads.submit(work, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _short_enough(

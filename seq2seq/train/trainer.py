@@ -21,7 +21,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seq2seq.config.compose import to_yaml
 from seq2seq.config.schema import Config
-from seq2seq.data.batches import Batch, Sampler, micro_batches, prefetched
+from seq2seq.data.batches import Batch, Sampler, micro_batches
+from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
 from seq2seq.model.directory import fill, own_weights, save_model_directory

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from seq2seq.data import batches
-from seq2seq.data.batches import Batch, Sampler, cut, in_order, micro_batches, prefetched, sort_by_length
+from seq2seq.data.batches import Batch, Sampler, cut, in_order, micro_batches, sort_by_length
 from seq2seq.data.store import Store, write_store
 from seq2seq.data.tokenizer import BOS, EOS
 
@@ -190,31 +190,6 @@ def test_in_order_is_everything_once_shortest_first(store: Store) -> None:
     targets = store.lengths[1][numbers].tolist()
     assert targets == sorted(targets)
     assert max(max(batch.source_layout.total, batch.target_layout.total) for batch in everything) <= 300
-
-
-def test_what_is_prefetched_comes_in_order_and_only_so_far_ahead() -> None:
-    made = []
-
-    def square(number: int) -> int:
-        made.append(number)
-        return number * number
-
-    squares = prefetched(square, range(10))
-    assert next(squares) == 0
-    assert [*squares] == [number * number for number in range(1, 10)]
-    assert made == [*range(10)]
-    made.clear()
-    squares = prefetched(square, range(100))
-    next(squares)
-    squares.close()
-    assert len(made) <= 3
-
-
-def test_an_error_in_prefetching_comes_out_at_its_place() -> None:
-    inverses = prefetched(lambda number: 1 / number, [2, 0, 1])
-    assert next(inverses) == 0.5
-    with pytest.raises(ZeroDivisionError):
-        next(inverses)
 
 
 def test_rounded_batches_end_in_filler_that_is_not_predicted(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -351,27 +350,6 @@ def test_as_many_threads_encode_as_there_are_processors_to_use(
     settings.data.workers = None
     prepare(settings)
     assert asked == [3, 3]
-
-
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_threads_keep_the_order_and_do_not_run_ahead(workers: int) -> None:
-    asked = []
-
-    def items() -> Iterator[int]:
-        for item in range(40):
-            asked.append(item)
-            yield item
-
-    found = []
-    for result in preparing._in_threads(lambda item: item * item, items(), workers):
-        found.append(result)
-        assert len(asked) <= len(found) + 2 * workers
-    assert found == [item * item for item in range(40)]
-
-
-def test_an_error_in_a_thread_ends_the_stage() -> None:
-    with pytest.raises(ZeroDivisionError):
-        list(preparing._in_threads(lambda item: 1 // item, [1, 0, 1], 2))
 
 
 def test_who_prepares_beside_another_waits_and_leaves_its_work_alone(
