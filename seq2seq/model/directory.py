@@ -6,7 +6,7 @@ import os
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -46,13 +46,31 @@ def save_model_directory(
         write_json(folder / "manifest.json", manifest)
 
 
+class ModelDirectory(NamedTuple):
+    """What a model directory holds: its model in float32, on the CPU.
+
+    `longest_source` is the longest source that it was trained on, in pieces; None: not known.
+    """
+
+    config: Config
+    tokenizer: Tokenizer
+    model: TranslationModel
+    longest_source: int | None
+
+
 def load_model_directory(directory: Path) -> tuple[Config, Tokenizer, TranslationModel]:
-    """The configuration, tokenizer and model (float32, on the CPU) of a directory.
+    """The configuration, tokenizer and model of a directory; see `read_model_directory`."""
+    return read_model_directory(directory)[:3]
+
+
+def read_model_directory(directory: Path) -> ModelDirectory:
+    """All that a directory holds, each file of it read once it is verified.
 
     Raises UserError when it is missing, incomplete, changed since it was written, of a format of another version, or
     made to do harm: nothing in it is run, no link is followed out of it, and what it says of sizes is not believed.
     """
-    for name, sha256 in _hashes(directory).items():
+    hashes, longest_source = _manifest(directory)
+    for name, sha256 in hashes.items():
         _require_own_file(directory / name)
         if sha256_of(directory / name) != sha256:
             raise UserError(
@@ -70,11 +88,11 @@ def load_model_directory(directory: Path) -> tuple[Config, Tokenizer, Translatio
     with _Undrawn():
         model = TranslationModel(config.model, tokenizer.vocab_size)
     fill(model, weights, path)
-    return config, tokenizer, model
+    return ModelDirectory(config, tokenizer, model, longest_source)
 
 
-def _hashes(directory: Path) -> dict[str, str]:
-    """The sha256 of each file by the manifest. Raises UserError where it cannot be believed."""
+def _manifest(directory: Path) -> tuple[dict[str, str], int | None]:
+    """The sha256 of each file by the manifest, and `longest_source`. Raises UserError where it cannot be believed."""
     path = directory / "manifest.json"
     if not path.is_file():
         raise UserError(
@@ -98,7 +116,7 @@ def _hashes(directory: Path) -> dict[str, str]:
         )
     if type(longest) is not int or longest < 1:
         raise UserError(f"{path}: longest_source={longest!r}: must be a whole number of at least 1")
-    return hashes
+    return hashes, manifest.get("longest_source")
 
 
 def _require_own_file(path: Path) -> None:

@@ -23,12 +23,11 @@ from torch.nn import functional as F
 from seq2seq.data.batches import Batch, cut
 from seq2seq.data.text_files import BLANKS
 from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
-from seq2seq.model.directory import load_model_directory
+from seq2seq.model.directory import read_model_directory
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.packing import Layout
 from seq2seq.support.devices import choose_device, choose_format
 from seq2seq.support.errors import RunError, UserError
-from seq2seq.support.files import read_json
 from seq2seq.translate.alignment import pharaoh, word_links, words_of
 from seq2seq.translate.batching import telling_what_fits
 
@@ -140,12 +139,12 @@ class Scorer:
     @classmethod
     def load(cls, directory: str | Path, *, device: str = "auto", dtype: torch.dtype | str = torch.float32) -> Scorer:
         """Load a model directory; `dtype` is float32, bfloat16 or int8 (on a CPU), or its name. Raises UserError."""
-        config, tokenizer, model = load_model_directory(Path(directory))
+        config, tokenizer, model, longest_source = read_model_directory(Path(directory))
         return cls(
             model.placed(choose_device(device), choose_format(dtype)),
             tokenizer,
             limits=(config.model.encoder.max_length, config.model.decoder.max_length),
-            longest_source=read_json(Path(directory) / "manifest.json").get("longest_source"),
+            longest_source=longest_source,
         )
 
     def score(

@@ -15,7 +15,7 @@ import torch
 from seq2seq.config.schema import Config, SearchConfig
 from seq2seq.data.text_files import BLANKS
 from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
-from seq2seq.model.directory import load_model_directory
+from seq2seq.model.directory import read_model_directory
 from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.batch_invariance import batch_invariant
@@ -25,7 +25,6 @@ from seq2seq.search.hypotheses import Constraints, Hypothesis
 from seq2seq.search.penalties import coverage_penalty
 from seq2seq.support.devices import choose_device, choose_format
 from seq2seq.support.errors import RunError, UserError
-from seq2seq.support.files import read_json
 from seq2seq.support.progress import bar
 from seq2seq.translate.batching import batches, telling_what_fits
 from seq2seq.translate.glossary import Glossary
@@ -123,11 +122,10 @@ class Translator:
 
     @classmethod
     def _load(cls, directory: Path, places: list[torch.device], dtype: torch.dtype) -> Translator:
-        config, tokenizer, model = load_model_directory(directory)
-        trained = read_json(directory / "manifest.json").get("longest_source", LONGEST)
+        config, tokenizer, model, trained = read_model_directory(directory)
         # Of several devices each gets a copy, in a process of its own.
         model = model.placed(places[0], dtype) if len(places) == 1 else model.eval()
-        return cls.of(model, tokenizer, config, trained)
+        return cls.of(model, tokenizer, config, trained or LONGEST)
 
     @classmethod
     def of(

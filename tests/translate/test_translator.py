@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +19,14 @@ import seq2seq
 from seq2seq.config.compose import load
 from seq2seq.config.schema import SearchConfig
 from seq2seq.data.tokenizer import BOS, EOS
+from seq2seq.model import directory
 from seq2seq.model.translation import build_model
 from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.support.errors import UserError
+from seq2seq.support.files import read_json
+from seq2seq.translate.scoring import Scorer
 from seq2seq.translate.tasks import Task, parts_of, tasks_of
 from seq2seq.translate.translator import Translator
 
@@ -233,6 +239,21 @@ def test_bfloat16_gives_scores_near_those_of_float32(
         translator.translate_n_best(sentences[:5]), halved.translate_n_best(sentences[:5]), strict=True
     ):
         assert one.scores == pytest.approx(other.scores, abs=0.2)
+
+
+def test_what_was_verified_is_what_is_used(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = shutil.copytree(tiny_model, tmp_path / "model") / "manifest.json"
+    written = json.dumps({**read_json(manifest), "longest_source": 17})
+
+    def read_and_exchanged(path: Path) -> Any:
+        path.write_text(written)
+        found = read_json(path)
+        path.write_text("{}")
+        return found
+
+    monkeypatch.setattr(directory, "read_json", read_and_exchanged)
+    assert Translator.load(manifest.parent, device="cpu").longest == 17
+    assert Scorer.load(manifest.parent, device="cpu").longest_source == 17
 
 
 def test_a_missing_model_says_what_to_type(tmp_path: Path) -> None:
