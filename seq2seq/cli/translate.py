@@ -133,7 +133,7 @@ def _render(
         rows = [{"text": text, "score": score} for text, score in hypotheses]
         for row, more in zip(rows, about, strict=False):
             row |= more
-        flags = [*translation.flags, *["replaced"][: replaced > 0]]
+        flags = [*translation.flags, "replaced"] if replaced else translation.flags
         line = {**rows[0], "status": ",".join(flags) or "ok"}
         if replaced:
             line["replaced"] = replaced

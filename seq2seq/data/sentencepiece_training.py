@@ -45,7 +45,8 @@ def train_sentencepiece(lines: list[str], *, model_type: str, vocab_size: int, *
                         running = trainer.poll() is None
                         done = 100 * share_done(log.read_text("utf-8", "replace"), model_type, vocab_size)
                         progress.update(done - progress.n)
-                        time.sleep(0.05 * running)
+                        if running:
+                            time.sleep(0.05)
                 except BaseException:
                     trainer.kill()
                     raise

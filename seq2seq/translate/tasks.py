@@ -33,7 +33,7 @@ def parts_of(texts: list[str], tokenizer: Tokenizer, longest: int, threads: int 
             pieces = split(text, tokenizer.count, longest)
             parts.append(list(map(Part, pieces, tokenizer.encode(pieces))))
         else:
-            parts.append([Part(text, ids)] * bool(text.strip()))
+            parts.append([Part(text, ids)] if text.strip() else [])
     return parts
 
 

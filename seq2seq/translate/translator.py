@@ -172,8 +172,8 @@ class Translator:
         """
         self.require_streaming()
         (parts,) = parts_of([text.strip(BLANKS)], self.tokenizer, self.longest)
-        tasks = self._tasks(parts, [prefix.strip(BLANKS), *[""] * len(parts)][: len(parts)])
-        for place, task in enumerate(tasks):
+        starts = [prefix.strip(BLANKS) if place == 0 else "" for place, _ in enumerate(parts)]
+        for place, task in enumerate(self._tasks(parts, starts)):
             if place:
                 yield " "
             told = shown = ""
