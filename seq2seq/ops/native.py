@@ -1,8 +1,8 @@
-"""Functions in C++ (`kernels.cpp`) for what a step of search does on a processor, compiled where they are first needed.
+"""Functions in C++ (`kernels.cpp`) for translation on a processor, compiled where they are first needed.
 
-They are compiled for the processor at hand, once: the library stays in `$XDG_CACHE_HOME/seq2seq` (`~/.cache/seq2seq`),
-under a name made of the source, the compiler and the processor. Where there is no compiler (`$CXX`, else `c++`), one
-line says so, and all that calls these functions does the same with PyTorch's operations.
+They are compiled for the processor at hand, once, in some seconds: the library stays in `$XDG_CACHE_HOME/seq2seq`
+(`~/.cache/seq2seq`), under a name made of the source, the compiler and the processor. Where there is no compiler
+(`$CXX`, else `c++`), one line says so, and all that calls these functions does the same with PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 """Formats of weights, as they are numbered in C++."""
 SECONDS = 120
-"""How long the compiler may take: it needs one or two."""
+"""How long the compiler may take: it needs five."""
 
 
 def can_compute(*tensors: Tensor) -> bool:
@@ -116,6 +116,7 @@ def _kept(folder: Path, identity: str) -> ctypes.CDLL | None:
 
 
 def _compiled(compiler: str, options: list[str], folder: Path | None, identity: str) -> ctypes.CDLL:
+    say(f"compiling {SOURCE.name} for this processor, once: some seconds")
     with tempfile.TemporaryDirectory(dir=folder) as building:
         path = Path(building) / "kernels.so"
         command = [compiler, *options, *FLAGS, "-o", str(path), str(SOURCE)]

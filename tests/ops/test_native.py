@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
+import platform
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,12 @@ needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ com
 
 
 @pytest.fixture(autouse=True)
-def _anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nothing compiled so far, and an empty folder to keep it in."""
+def _anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing compiled so far, an empty folder to keep it in, and little to be compiled."""
+    sources = tmp_path_factory.mktemp("sources")
+    (sources / "kernels.cpp").write_text('#include "rows.h"\nextern "C" int nothing() { return 0; }\n')
+    (sources / "rows.h").write_text("")
+    monkeypatch.setattr(native, "SOURCE", sources / "kernels.cpp")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.library.cache_clear()
     yield
@@ -74,18 +79,16 @@ def test_a_damaged_one_is_compiled_anew(what: str, tmp_path: Path, monkeypatch: 
 
 
 @needs_compiler
-@pytest.mark.parametrize("what", ["_processor", "FLAGS", "SOURCE"])
+@pytest.mark.parametrize("what", ["_processor", "FLAGS", "a header"])
 def test_another_processor_other_flags_or_another_source_make_another_library(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native.library()
-    for path in native.SOURCE.parent.glob("*.h"):
-        shutil.copy(path, tmp_path)
-    changed = tmp_path / "kernels.cpp"
-    changed.write_bytes(native.SOURCE.read_bytes())
-    (tmp_path / "rows.h").open("a").write("\n")
-    others = {"_processor": lambda: "another", "FLAGS": [*native.FLAGS, "-g0"], "SOURCE": changed}
-    monkeypatch.setattr(native, what, others[what])
+    if what == "a header":
+        native.SOURCE.with_name("rows.h").write_text("\n")
+    else:
+        others = {"_processor": lambda: "another", "FLAGS": [*native.FLAGS, "-g0"]}
+        monkeypatch.setattr(native, what, others[what])
     native.library.cache_clear()
     native.library()
     assert len(kept(tmp_path)) == 2
@@ -143,7 +146,7 @@ def test_a_compiler_that_fails_is_told_of_in_one_line_and_leaves_nothing(
     compiler.chmod(0o700)
     monkeypatch.setenv("CXX", str(compiler))
     assert native.library() is None
-    [line] = capsys.readouterr().err.splitlines()
+    [_, line] = capsys.readouterr().err.splitlines()
     assert str(compiler) in line and ("cannot do that" in line or "exit 0" in script)
     assert not kept(tmp_path)
 
@@ -166,3 +169,18 @@ def test_what_they_cannot_compute_is_known_beforehand() -> None:
     assert not native.can_compute(weight)
     with torch.no_grad():
         assert native.can_compute(weight)
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are instructions of x86")
+@pytest.mark.parametrize("without", [[], ["avx512f", "avxvnni"]])
+def test_processors_without_these_instructions_compute_the_same(without: list[str], tmp_path: Path) -> None:
+    flags = " ".join(f"-mno-{name}" for name in ("amx-tile", "amx-bf16", "amx-int8", *without))
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "CXX": f"c++ {flags}", "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not processors_without"]
+    tests = [root / "tests/ops/test_panel_linear.py", root / "tests/model/test_native_layers.py"]
+    done = subprocess.run([*command, *tests], env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
+    assert kept(tmp_path), "it was compiled for the test"
