@@ -32,10 +32,13 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.register_buffer("table", torch.empty(0, d_model), persistent=False)
+        self._outgrown: list[Tensor] = []
 
     def forward(self, positions: Tensor | int, max_length: int) -> Tensor:
         """The encodings of `positions` [...], all below `max_length`: [..., d_model]."""
         if max_length > self.table.shape[0]:
+            # A CUDA graph of earlier batches goes on reading it. Tables double, so all are at most as much as the last.
+            self._outgrown.append(self.table)
             self.table = sinusoids(max(512, 2 * max_length), self.table.shape[1]).to(self.table)
         return self.table[positions]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -97,3 +98,11 @@ def test_learned_positions_start_at_the_scale_of_embeddings() -> None:
 def test_a_sequence_longer_than_the_table_is_refused() -> None:
     with pytest.raises(UserError, match=r"^a sequence of 17 .*max_positions=16; set data.*max_pieces=15, or cut"):
         LearnedPositions(8, 16)(torch.arange(17), 17)
+
+
+def test_a_table_that_was_outgrown_stays_where_it_is() -> None:
+    module = SinusoidalPositions(8)
+    module(0, 10)
+    table = weakref.ref(module.table)
+    module(0, 2000)
+    assert module.table is not table() and table() is not None, "a CUDA graph may still read it"
