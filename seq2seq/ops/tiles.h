@@ -37,7 +37,7 @@ class Tiles {
         } layout;
         for (int number = 0; number < 8; number++) {
             layout.bytes[number] = 4 * tile;
-            layout.rows[number] = uint8_t(number < 6 && rows < tile ? rows : tile);
+            layout.rows[number] = uint8_t(number < 6 && 0 < rows && rows < tile ? rows : tile);
         }
         _tile_loadconfig(&layout);
     }

@@ -165,32 +165,32 @@ class _Beams:
 
     def _candidates(self, model: SearchModel, hidden: Tensor) -> Candidates:
         """The continuations of each slot that may be kept."""
-        plain = not self.diversity and not self.search.config.sampling
-        if plain and self.rules.are_plain(self.prefixes.shape[2] + 1):
-            best = model.best(hidden, self.scores, self.count, self.rules.never_generated)
-            if best:
-                return best
         # Slot by slot as far as the cache of a processor reaches: the log-probabilities of all never exist together.
         slots = hidden.shape[0] if hidden.is_cuda else -(-ROWS // hidden.shape[1])
         parts: list[Any] = [slice(start, start + slots) for start in range(0, hidden.shape[0], slots)]
         if self.diversity:
             parts = self.diversity.parts(self.sentences, slots)
-        found = []
-        for part in parts:
-            logits_SKV = model.logits(hidden[part])
-            scores_SKV, sums_SK = self.rules.log_probabilities(logits_SKV, self.prefixes[part], part)
-            found.append(self._choices(scores_SKV, self.scores[part] + sums_SK, part))
-            if self.diversity:
-                scores_SC, _, tokens_SC = found[-1]
-                goes_on_SC = tokens_SC != self.search.eos
-                self.diversity.chosen(scores_SC, tokens_SC, goes_on_SC, self.beam, self.sentences[part])
-        if len(found) == 1:
-            return found[0]
-        scores_SC, places_SC, tokens_SC = (torch.cat(of_parts) for of_parts in zip(*found, strict=True))
+        elif not hidden.is_cuda and not self.search.config.sampling:
+            # Each slot in a way of its own, so that its bits do not depend on its company.
+            plain_S = self.rules.plain(self.prefixes.shape[2] + 1)
+            plain, rest = plain_S.nonzero()[:, 0], (~plain_S).nonzero()[:, 0]
+            given = (hidden[plain], self.scores[plain]) if len(rest) else (hidden, self.scores)
+            best = model.best(*given, self.count, self.rules.never_generated) if len(plain) else None
+            if best:
+                parts = list(rest.split(slots)) if len(rest) else []
+                return _in_order([best, *(self._by_logits(model, hidden, part) for part in parts)], [plain, *parts])
+        return _in_order([self._by_logits(model, hidden, part) for part in parts], parts)
+
+    def _by_logits(self, model: SearchModel, hidden: Tensor, part: Any) -> Candidates:
+        """The same of some slots, from the logits of all continuations."""
+        logits_SKV = model.logits(hidden[part])
+        scores_SKV, sums_SK = self.rules.log_probabilities(logits_SKV, self.prefixes[part], part)
+        found = self._choices(scores_SKV, self.scores[part] + sums_SK, part)
         if self.diversity:
-            order = torch.cat(parts).argsort()
-            return scores_SC[order], places_SC[order], tokens_SC[order]
-        return scores_SC, places_SC, tokens_SC
+            scores_SC, _, tokens_SC = found
+            goes_on_SC = tokens_SC != self.search.eos
+            self.diversity.chosen(scores_SC, tokens_SC, goes_on_SC, self.beam, self.sentences[part])
+        return found
 
     def _choices(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> Candidates:
         """The candidates of some slots."""
@@ -243,6 +243,17 @@ class _Beams:
         self.finished.keep(slots)
         self.rules.keep(slots)
         return slots
+
+
+def _in_order(found: Sequence[Candidates], parts: list[Any]) -> Candidates:
+    """The candidates of all slots, found part by part."""
+    if len(found) == 1:
+        return found[0]
+    scores_SC, places_SC, tokens_SC = (torch.cat(of_parts) for of_parts in zip(*found, strict=True))
+    if isinstance(parts[0], slice):
+        return scores_SC, places_SC, tokens_SC
+    order = torch.cat(parts).argsort()
+    return scores_SC[order], places_SC[order], tokens_SC[order]
 
 
 def _closed_up(live_S: Tensor) -> Tensor:

@@ -46,12 +46,13 @@ class Rules:
         padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in forced]
         self.forced = torch.tensor(padded, dtype=torch.int64, device=limits.device)
 
-    def are_plain(self, length: int) -> bool:
-        """Whether `never_generated` alone must not come as a token of this number, counted from 1."""
+    def plain(self, length: int) -> Tensor:
+        """For which slots [S] `never_generated` alone must not come as a token of this number, counted from 1."""
         config = self.config
-        changing = config.repetition_penalty != 1 or config.no_repeat_ngram or self.forbidden or self.phrases
-        inside = max(self.last_minimum, self.forced.shape[1] + 1) <= length < self.first_limit
-        return inside and not changing
+        if config.repetition_penalty != 1 or config.no_repeat_ngram or self.forbidden or self.phrases:
+            return torch.zeros_like(self.limits, dtype=torch.bool)
+        plain_S = (self.minima <= length) & (self.limits > length)
+        return plain_S & (self.forced[:, length - 1] < 0) if length <= self.forced.shape[1] else plain_S
 
     def log_probabilities(self, logits_SKV: Tensor, prefixes_SKT: Tensor, part: Any) -> tuple[Tensor, Tensor]:
         """For the next token of these slots, −∞ for what must not come: two summands as in `ops.topk`."""

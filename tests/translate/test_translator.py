@@ -98,6 +98,19 @@ def test_deterministic_scores_are_the_same_to_the_last_bit(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("options", [{"max_length_ratio": 0.7, "max_length_offset": 1}, {"min_length_ratio": 1.2}])
+def test_nor_do_they_depend_on_when_others_must_and_must_not_end(
+    tiny_model: Path, sentences: list[str], dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    translator = Translator.load(tiny_model, device="cpu", dtype=dtype, **options)
+    translator.deterministic = True
+    texts, prefixes = sentences[:20], ["das", "", ""] * 7
+    together = translator.translate_n_best(texts, prefixes[:20])
+    for text, prefix, found in zip(texts, prefixes, together, strict=False):
+        assert translator.translate_n_best([text], [prefix])[0] == found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_otherwise_they_are_nearly_the_same(tiny_model: Path, sentences: list[str], dtype: torch.dtype) -> None:
     translator = Translator.load(tiny_model, device="cpu", dtype=dtype)
     together = translator.translate_n_best(sentences)
