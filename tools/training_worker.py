@@ -41,6 +41,7 @@ from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
 from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.recorded import RecordedPasses
+from seq2seq.train.update import ready_for
 from tools.contestants import CONTESTANTS, OURS, learnt_parameters, total_norm
 from tools.flops import update_flops
 
@@ -119,7 +120,7 @@ class TrainingRun:
         batches = (batch for _, batch, _ in micro_batches(store, pairs, count, world.rank, world.size))
         precision = self.precision if self.contestant.is_ours else torch.float32
         recorded = self.recorded is not None
-        return [batch.ready_for(self.device, precision, recorded=recorded) for batch in batches]
+        return [ready_for(batch, self.device, precision, recorded=recorded) for batch in batches]
 
     def update(self, parts: list[Batch]) -> None:
         """One update by the mean loss of its parts; ranks are averaged."""

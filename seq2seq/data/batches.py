@@ -15,9 +15,7 @@ from torch.nn import functional as F
 
 from seq2seq.data.store import Store
 from seq2seq.data.tokenizer import BOS
-from seq2seq.ops.gpu import power_of_two
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.short_attention import LONGEST
 
 WINDOW = 1 << 13
 """Pairs worked on at a time, where all at once would take memory that grows with the corpus."""
@@ -27,8 +25,8 @@ WINDOW = 1 << 13
 class Batch:
     """Packed pairs: token ids [N] of sources, of targets as fed in (bos first) and as predicted (eos last).
 
-    What is fed in may end in filler, as its layouts tell; what is to be predicted has none. A `regular` batch ends in
-    sentences of zeros, for which there is nothing to predict: −1.
+    What is fed in may end in filler, as its layouts tell; what is to be predicted has none. A target of −1
+    is none: there nothing is to be predicted.
     """
 
     source: Tensor
@@ -51,32 +49,6 @@ class Batch:
         source, target = self.source_layout.rounded(), self.target_layout.rounded()
         tokens = F.pad(self.source, (0, source.filler)), F.pad(self.target_in, (0, target.filler))
         return Batch(tokens[0], source, tokens[1], self.target_out, target)
-
-    def regular(self) -> Batch:
-        """The same pairs in one of few shapes, for which `train.recorded` keeps what a GPU has to do."""
-        layouts = self.source_layout, self.target_layout
-        longest = [max(16, power_of_two(layout.max_length)) for layout in layouts]
-        added = max(-(-layout.missing // most) for layout, most in zip(layouts, longest, strict=True))
-        count = power_of_two(self.source_layout.batch_size + added)
-        source, target = (layout.regular(most, count) for layout, most in zip(layouts, longest, strict=True))
-        missing = [layout.missing for layout in layouts]
-        return Batch(
-            F.pad(self.source, (0, missing[0])),
-            source,
-            F.pad(self.target_in, (0, missing[1])),
-            F.pad(self.target_out, (0, missing[1]), value=-1),
-            target,
-        )
-
-    def ready_for(self, device: torch.device, precision: torch.dtype, *, recorded: bool = False) -> Batch:
-        """This batch as training there wants it: page-locked for a GPU, with filler for bfloat16 on a processor.
-
-        What is to be `recorded` is in a regular shape too, unless its sentences are too long for that.
-        """
-        longest = max(self.source_layout.max_length, self.target_layout.max_length)
-        if device.type == "cuda":
-            return (self.regular() if recorded and longest <= LONGEST else self).pinned()
-        return self.rounded() if precision == torch.bfloat16 else self
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -1,8 +1,8 @@
 """Passes of training as CUDA graphs: forward and backward in one call, in place of a thousand launches.
 
 A processor can take longer to launch the kernels of an update than a GPU to compute them. Batches come in few shapes
-(`data.batches.Batch.regular`); of each, the second one is recorded, and those after it only copy their tokens in.
-Gradients are added to tensors that stay where they are.
+(`regular`); of each, the second one is recorded, and those after it only copy their tokens in. Gradients are added to
+tensors that stay where they are.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seq2seq.data.batches import Batch
+from seq2seq.ops.gpu import power_of_two
 from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.short_attention import LONGEST
 
@@ -21,6 +23,30 @@ Loss = Callable[[Batch], tuple[Tensor, Tensor]]
 
 SHAPES = 256
 """Of batches that are recorded: each takes some of a GPU's memory."""
+
+
+def is_short(batch: Batch) -> bool:
+    """Whether attention in these sentences is of a kind that a graph can hold (`ops.short_attention`)."""
+    return max(batch.source_layout.max_length, batch.target_layout.max_length) <= LONGEST
+
+
+def regular(batch: Batch) -> Batch:
+    """The same pairs in one of few shapes, with sentences of zeros at the end; as they are, if they are not short."""
+    if not is_short(batch):
+        return batch
+    layouts = batch.source_layout, batch.target_layout
+    longest = [max(16, power_of_two(layout.max_length)) for layout in layouts]
+    missing = [layout.missing for layout in layouts]
+    added = max(-(-rows // most) for rows, most in zip(missing, longest, strict=True))
+    count = power_of_two(batch.source_layout.batch_size + added)
+    source, target = (layout.regular(most, count) for layout, most in zip(layouts, longest, strict=True))
+    return Batch(
+        F.pad(batch.source, (0, missing[0])),
+        source,
+        F.pad(batch.target_in, (0, missing[1])),
+        F.pad(batch.target_out, (0, missing[1]), value=-1),
+        target,
+    )
 
 
 class RecordedPasses:
@@ -64,8 +90,7 @@ class RecordedPasses:
     def _is_recorded(self, batch: Batch) -> bool:
         """Record what is to be done for batches of this shape, if it comes again and there is room."""
         shape = batch.shape
-        longest = max(batch.source_layout.max_length, batch.target_layout.max_length)
-        if shape not in self._met or len(self.graphs) >= self._room or longest > LONGEST:
+        if shape not in self._met or len(self.graphs) >= self._room or not is_short(batch):
             self._met.add(shape)
             return False
         own = batch.to(self.device)

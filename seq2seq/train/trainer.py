@@ -52,7 +52,7 @@ from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.recorded import RecordedPasses
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
-from seq2seq.train.update import Part, Pending, Update
+from seq2seq.train.update import Part, Pending, Update, ready_for
 from seq2seq.train.validation import validate
 from seq2seq.train.warm_start import starting_weights
 
@@ -216,7 +216,8 @@ class Trainer:
             parts = micro_batches(data, pairs, progress.micro_batches, world.rank, world.size)
             recorded = self.recorded is not None
             ready = [
-                (index, batch.ready_for(self.device, self.precision, recorded=recorded), w) for index, batch, w in parts
+                (index, ready_for(batch, self.device, self.precision, recorded=recorded), weight)
+                for index, batch, weight in parts
             ]
             return Update(pairs.tolist(), (source, target), ready)
 

@@ -15,7 +15,7 @@ from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.packing import Layout
 from seq2seq.train import recorded as module
 from seq2seq.train.loss import batch_loss
-from seq2seq.train.recorded import RecordedPasses
+from seq2seq.train.recorded import RecordedPasses, regular
 from tests.kernels import DEVICE, HAS_GPU, distance, model_and_search
 
 
@@ -63,7 +63,7 @@ def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
         for weight in model.parameters():
             assert weight.grad is not None
             weight.grad.zero_()
-        found = recorded(batch.regular(), 0.25)
+        found = recorded(regular(batch), 0.25)
         torch.testing.assert_close(found, figures, rtol=1e-2 if HAS_GPU else 1e-5, atol=1e-3)
         for own, gradient in zip(gradients_of(model), wanted, strict=True):
             assert distance(own, gradient.double()) <= (3e-2 if HAS_GPU else 1e-4)
@@ -74,7 +74,7 @@ def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
 def test_dropout_of_a_recorded_pass_follows_the_seed() -> None:
     model, _ = model_and_search(dropout=0.5)
     model.train()
-    batch = batch_to_train(torch.Generator().manual_seed(1), [5, 7, 70], [2, 3, 66]).regular()
+    batch = regular(batch_to_train(torch.Generator().manual_seed(1), [5, 7, 70], [2, 3, 66]))
 
     def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=HAS_GPU):
@@ -97,7 +97,7 @@ def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monk
     recorded = RecordedPasses(lambda batch: (layer.weight.sum(), 0.5 * batch.source.sum()), layer, DEVICE)
     generator = torch.Generator().manual_seed(1)
     for lengths in ([3, 4], [300], [5], [3, 4], [5], [5], [300], [2, 5]):
-        batch = batch_to_train(generator, lengths, lengths).regular()
+        batch = regular(batch_to_train(generator, lengths, lengths))
         assert float(recorded(batch, 0.5)) == 0.5 * int(batch.source.sum())
     # [3, 4] and [2, 5] have one shape; [300] is too long, [5] had no room.
     (shape,) = recorded.graphs
@@ -109,7 +109,7 @@ def test_what_a_pass_does_not_use_gets_no_gradient_and_gradients_must_stay_where
     frozen.weight.requires_grad_(False)
     model = torch.nn.ModuleList((used, unused, frozen))
     recorded = RecordedPasses(lambda batch: (3 * used.weight.sum(), batch.source.sum()), model, DEVICE)
-    batch = batch_to_train(torch.Generator().manual_seed(1), [3], [4]).regular()
+    batch = regular(batch_to_train(torch.Generator().manual_seed(1), [3], [4]))
     for _ in range(3):
         recorded(batch, 0.5)
     assert used.weight.grad is not None and unused.weight.grad is not None and frozen.weight.grad is None
@@ -140,7 +140,7 @@ def test_graphs_of_before_are_left_where_a_recording_parted_them_from_the_seed(m
     recorded.device = torch.device("cuda")
     monkeypatch.setattr(Batch, "to", lambda batch, _: batch)
     generator = torch.Generator().manual_seed(1)
-    batches = [batch_to_train(generator, lengths, lengths).regular() for lengths in ([3], [20], [40], [70])]
+    batches = [regular(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [20], [40], [70])]
     for batch in [each for each in batches for _ in range(2)]:
         assert float(recorded(batch, 1.0)) == int(batch.source.sum())
     # The fourth had no chance.
