@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -40,16 +39,20 @@ class TransformerDecoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(d_model, config) for _ in range(config.num_layers))
         self.norm = final_norm(d_model, config.norm)
 
+    @property
+    def _layers(self) -> list[DecoderLayer]:
+        return cast("list[DecoderLayer]", list(self.layers))
+
     def forward(self, tokens: Tensor, layout: Layout, memory: Memory) -> Tensor:
         """Packed target tokens [M] to hidden rows [M, D]."""
         x_MD = self.input(tokens, layout.positions, layout.max_length)
-        for layer in cast("Iterable[DecoderLayer]", self.layers):
+        for layer in self._layers:
             x_MD = layer.whole(x_MD, layout, memory.rows, memory.layout)
         return self.norm(x_MD)
 
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """See `interfaces.Decoder`."""
-        return cast(DecoderLayer, self.layers[0]).self_attention.takes_empty_sentences(device, dtype)
+        return self._layers[0].self_attention.takes_empty_sentences(device, dtype)
 
     def with_attention(
         self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None
@@ -63,7 +66,7 @@ class TransformerDecoder(nn.Module):
             raise UserError(f"attention of layer {chosen}: the decoder has layers 1 to {len(self.layers)}")
         weights: list[Tensor] = []
         x_MD = self.input(tokens, layout.positions, layout.max_length)
-        for number, module in enumerate(cast("Iterable[DecoderLayer]", self.layers), 1):
+        for number, module in enumerate(self._layers, 1):
             if number == chosen:
                 x_MD, weights = module.whole_with_weights(x_MD, layout, memory.rows, memory.layout)
             else:
@@ -77,9 +80,8 @@ class TransformerDecoder(nn.Module):
 
     def start(self, memory: Memory) -> Cache:
         """The cache before the first step: keys and values of the source, computed once."""
-        layers = list(cast("Iterable[DecoderLayer]", self.layers))
-        sources = [layer.cross_attention.key_value(memory.rows) for layer in layers]
-        first = layers[0].cross_attention
+        sources = [layer.cross_attention.key_value(memory.rows) for layer in self._layers]
+        first = self._layers[0].cross_attention
         if not can_attend(*sources):
             return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
         if self._is_final and self._holder.is_free and not native.can_compute(*sources):
@@ -93,7 +95,7 @@ class TransformerDecoder(nn.Module):
         return self.norm(state.computed(self._through_layers, x_SKD))
 
     def _through_layers(self, cache: Attended, x_SKD: Tensor) -> Tensor:
-        for number, layer in enumerate(cast("Iterable[DecoderLayer]", self.layers)):
+        for number, layer in enumerate(self._layers):
             x_SKD = layer.step(x_SKD, cache, number)
         return x_SKD
 

@@ -56,6 +56,14 @@ class TranslationModel(nn.Module):
         self.projection: nn.Module | None = None
 
     @property
+    def _encoder(self) -> Encoder:
+        return cast(Encoder, self.encoder)
+
+    @property
+    def _decoder(self) -> Decoder:
+        return cast(Decoder, self.decoder)
+
+    @property
     def output_weight(self) -> nn.Parameter:
         """The matrix before the softmax, [V, D]; no bias (section 3.4)."""
         return cast(Embedding, getattr(self, "output", self.target_embedding)).weight
@@ -68,42 +76,39 @@ class TranslationModel(nn.Module):
     @property
     def can_be_batch_invariant(self) -> bool:
         """Whether search can give the same bits for a sentence in any company (`ops.batch_invariance`)."""
-        sides = cast(Encoder, self.encoder), cast(Decoder, self.decoder)
-        can = all(side.can_be_batch_invariant for side in sides)
+        can = self._encoder.can_be_batch_invariant and self._decoder.can_be_batch_invariant
         return can and isinstance(self.projection, PanelLinear)
 
     def can_be_recorded(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether its training on a GPU can be a graph of fixed shapes, in which some sentences are empty."""
-        sides = cast(Encoder, self.encoder), cast(Decoder, self.decoder)
-        return all(side.takes_empty_sentences(device, dtype) for side in sides)
+        return all(side.takes_empty_sentences(device, dtype) for side in (self._encoder, self._decoder))
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden rows [M, D], one for each target token to predict."""
-        memory = cast(Encoder, self.encoder)(batch.source, batch.source_layout)
-        return cast(Decoder, self.decoder)(batch.target_in, batch.target_layout, memory)
+        memory = self._encoder(batch.source, batch.source_layout)
+        return self._decoder(batch.target_in, batch.target_layout, memory)
 
     def with_attention(self, batch: Batch, layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
         """The same, and each sentence's attention to its source [T, L]; see `interfaces.Decoder.with_attention`."""
         memory = self.encode(batch.source, batch.source_layout)
-        return cast(Decoder, self.decoder).with_attention(batch.target_in, batch.target_layout, memory, layer)
+        return self._decoder.with_attention(batch.target_in, batch.target_layout, memory, layer)
 
     def encode(self, tokens: Tensor, layout: Layout) -> Memory:
         """The memory of packed source tokens [N]."""
-        encoder = cast(Encoder, self.encoder)
         if tokens.is_cuda or torch.is_grad_enabled() or layout.filler or layout.total <= ROWS:
-            return encoder(tokens, layout)
+            return self._encoder(tokens, layout)
         # Part by part: then what lies between layers stays in the caches of a processor, and fewer pads are computed.
         parts = layout.parts(ROWS)
-        found = map(encoder, tokens.split([part.total for part in parts]), parts)
+        found = map(self._encoder, tokens.split([part.total for part in parts]), parts)
         return Memory(torch.cat([memory.rows for memory in found]), layout)
 
     def start(self, memory: Memory) -> Any:
         """The decoder's state before the first step of search."""
-        return cast(Decoder, self.decoder).start(memory)
+        return self._decoder.start(memory)
 
     def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] after the tokens [S, K]; see `interfaces.Decoder.step`."""
-        return cast(Decoder, self.decoder).step(state, tokens, parents)
+        return self._decoder.step(state, tokens, parents)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows [..., D] to logits [..., V]."""
@@ -121,7 +126,7 @@ class TranslationModel(nn.Module):
 
     def keep(self, state: Any, slots: Tensor) -> None:
         """Let all slots but these go; see `interfaces.Decoder.keep`."""
-        cast(Decoder, self.decoder).keep(state, slots)
+        self._decoder.keep(state, slots)
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> TranslationModel:
         """This model, for translating and scoring there: in float32, bfloat16, or int8 on a CPU. Raises UserError.
@@ -141,8 +146,8 @@ class TranslationModel(nn.Module):
             self.quantize()
         else:
             raise UserError(f"int8 on {device}: it is for the CPU; type --device cpu or --dtype bfloat16")
-        cast(Encoder, self.encoder).finish()
-        cast(Decoder, self.decoder).finish()
+        self._encoder.finish()
+        self._decoder.finish()
         return self.eval()
 
     def pack(self) -> None:
