@@ -32,7 +32,7 @@ Turn = Callable[[list[str]], tuple[list[str], int | None]]
 
 def weights_of(job: dict[str, Any]) -> Translator:
     """The translator of the job's model; with `forced`, of one of size base with random weights and that vocabulary."""
-    config, tokenizer, model = load_model_directory(Path(job["model"]))
+    config, tokenizer, model, _ = load_model_directory(Path(job["model"]))
     if "forced" in job:
         config = compose(["+recipe=files", "model=base"])
         model = build_model(config.model, tokenizer.vocab_size, 1)
@@ -108,7 +108,7 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
     folder = Path(job["folder"]) / ("ctranslate2-base" if "forced" in job else "ctranslate2")
     translator = weights_of({**job, "device": "cpu"})
     if not folder.exists():
-        config = load_model_directory(Path(job["model"]))[0]
+        config = load_model_directory(Path(job["model"])).config
         if "forced" in job:
             config = compose(["+recipe=files", "model=base"])
         write_ctranslate2_model(translator.model, config.model, folder)
@@ -143,7 +143,7 @@ def by_transformers(job: dict[str, Any]) -> Turn:
 
     translator = weights_of({**job, "device": "cpu"})
     config = (
-        compose(["+recipe=files", "model=base"]) if "forced" in job else load_model_directory(Path(job["model"]))[0]
+        compose(["+recipe=files", "model=base"]) if "forced" in job else load_model_directory(Path(job["model"])).config
     )
     device = torch.device(job["device"])
     model = as_marian(translator.model, config.model).to(device, getattr(torch, job["dtype"]))
@@ -206,7 +206,7 @@ def tokens_of(job: dict[str, Any], translations: list[str]) -> int:
     """Target tokens, eos counted: the steps asked for, or the pieces of the translations."""
     if "forced" in job:
         return int(job["forced"]) * len(translations)
-    tokenizer = load_model_directory(Path(job["model"]))[1]
+    tokenizer = load_model_directory(Path(job["model"])).tokenizer
     return sum(len(ids) + 1 for ids in tokenizer.encode(translations))
 
 

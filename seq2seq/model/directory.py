@@ -58,12 +58,7 @@ class ModelDirectory(NamedTuple):
     longest_source: int | None
 
 
-def load_model_directory(directory: Path) -> tuple[Config, Tokenizer, TranslationModel]:
-    """The configuration, tokenizer and model of a directory; see `read_model_directory`."""
-    return read_model_directory(directory)[:3]
-
-
-def read_model_directory(directory: Path) -> ModelDirectory:
+def load_model_directory(directory: Path) -> ModelDirectory:
     """All that a directory holds, each file of it read once it is verified.
 
     Raises UserError when it is missing, incomplete, changed since it was written, of a format of another version, or

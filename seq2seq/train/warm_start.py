@@ -32,4 +32,4 @@ def require_same_model(config: Config) -> None:
 
 def starting_weights(config: Config) -> dict[str, torch.Tensor]:
     """The weights of `config.init_from`, verified as `load_model_directory` does. Raises UserError."""
-    return own_weights(load_model_directory(Path(str(config.init_from)))[2])
+    return own_weights(load_model_directory(Path(str(config.init_from))).model)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from seq2seq.data.batches import Batch, cut
 from seq2seq.data.text_files import BLANKS
 from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
-from seq2seq.model.directory import read_model_directory
+from seq2seq.model.directory import load_model_directory
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.packing import Layout
 from seq2seq.support.devices import choose_device, choose_format
@@ -139,7 +139,7 @@ class Scorer:
     @classmethod
     def load(cls, directory: str | Path, *, device: str = "auto", dtype: torch.dtype | str = torch.float32) -> Scorer:
         """Load a model directory; `dtype` is float32, bfloat16 or int8 (on a CPU), or its name. Raises UserError."""
-        config, tokenizer, model, longest_source = read_model_directory(Path(directory))
+        config, tokenizer, model, longest_source = load_model_directory(Path(directory))
         return cls(
             model.placed(choose_device(device), choose_format(dtype)),
             tokenizer,

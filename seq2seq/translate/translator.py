@@ -15,7 +15,7 @@ import torch
 from seq2seq.config.schema import Config, SearchConfig
 from seq2seq.data.text_files import BLANKS
 from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
-from seq2seq.model.directory import read_model_directory
+from seq2seq.model.directory import load_model_directory
 from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.batch_invariance import batch_invariant
@@ -122,7 +122,7 @@ class Translator:
 
     @classmethod
     def _load(cls, directory: Path, places: list[torch.device], dtype: torch.dtype) -> Translator:
-        config, tokenizer, model, trained = read_model_directory(directory)
+        config, tokenizer, model, trained = load_model_directory(directory)
         # Of several devices each gets a copy, in a process of its own.
         model = model.placed(places[0], dtype) if len(places) == 1 else model.eval()
         return cls.of(model, tokenizer, config, trained or LONGEST)

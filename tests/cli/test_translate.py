@@ -205,7 +205,7 @@ def test_all_settings_of_search_are_options(run: Any, tiny_model: Path) -> None:
 
 
 def test_a_model_s_own_sampling_can_be_switched_off(run: Any, tiny_model: Path, tmp_path: Path) -> None:
-    config, tokenizer, model = load_model_directory(tiny_model)
+    config, tokenizer, model, _ = load_model_directory(tiny_model)
     sampling = replace(config.search, sampling=True, temperature=1.5, top_k=20, top_p=0.9)
     save_model_directory(tmp_path / "model", replace(config, search=sampling), tokenizer, own_weights(model))
     stdin = b"the dog\nthe man\n"

@@ -100,7 +100,7 @@ def test_every_model_comes_back_bit_by_bit(
     model = build_model(config.model, tokenizer.vocab_size, 1)
     save_model_directory(tmp_path / "model", config, tokenizer, own_weights(model))
     shutil.move(tmp_path / "model", tmp_path / "moved")
-    found_config, found_tokenizer, found = load_model_directory(tmp_path / "moved")
+    found_config, found_tokenizer, found, _ = load_model_directory(tmp_path / "moved")
     assert found_config == config
     assert found_tokenizer.model == tokenizer.model
     assert own_weights(found).keys() == own_weights(model).keys()
@@ -127,7 +127,7 @@ def test_saving_again_replaces_the_directory(saved: Path, tokenizer: Tokenizer) 
     config = config_of()
     model = build_model(config.model, tokenizer.vocab_size, 2)
     save_model_directory(saved, config, tokenizer, own_weights(model), steps=80)
-    assert torch.equal(load_model_directory(saved)[2].output_weight, model.output_weight)
+    assert torch.equal(load_model_directory(saved).model.output_weight, model.output_weight)
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 

@@ -133,7 +133,7 @@ def test_every_pairing_composes_and_survives_its_directory(
     config = compose_pairing(encoder, decoder)
     model = build_model(config.model, tokenizer.vocab_size, 1)
     save_model_directory(tmp_path / "model", config, tokenizer, own_weights(model), steps=0)
-    loaded_config, _, loaded = load_model_directory(tmp_path / "model")
+    loaded_config, _, loaded, _ = load_model_directory(tmp_path / "model")
     assert loaded_config == config
     weights, expected = own_weights(loaded), own_weights(model)
     assert weights.keys() == expected.keys()

@@ -26,7 +26,7 @@ def test_validation_is_the_loss_of_the_saved_model(make: Make, tmp_path: Path) -
     trainer = make("run", "trainer.max_steps=3", "trainer.samples=2")
     trainer.run()
     (line,) = log(tmp_path / "run", "valid")
-    _, tokenizer, model = load_model_directory(tmp_path / "run" / "model")
+    _, tokenizer, model, _ = load_model_directory(tmp_path / "run" / "model")
     valid = trainer.data.valid
     with torch.inference_mode():
         (batch,) = in_order(valid, 10_000)

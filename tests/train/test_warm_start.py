@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_weights_and_vocabulary_are_the_models(finished: Path, tmp_path: Path) -> None:
-    _, tokenizer, model = load_model_directory(finished)
+    _, tokenizer, model, _ = load_model_directory(finished)
     trainer = trained(tmp_path / "second", 2, f"init_from={finished}", "model.dropout=0.3", "trainer.max_steps=20")
     assert trainer.data.tokenizer.model == tokenizer.model
     for name, weight in own_weights(model).items():

@@ -114,7 +114,7 @@ def test_samples_hold_no_terms(tiny_model: Path) -> None:
 @pytest.fixture(scope="module")
 def sister(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with the vocabulary of the tiny one and other weights."""
-    config, tokenizer, _ = load_model_directory(tiny_model)
+    config, tokenizer, *_ = load_model_directory(tiny_model)
     folder = tmp_path_factory.mktemp("sister") / "model"
     save_model_directory(folder, config, tokenizer, own_weights(build_model(config.model, tokenizer.vocab_size, 99)))
     return folder
