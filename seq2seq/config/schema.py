@@ -303,7 +303,7 @@ class SearchConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Adam with the paper's numbers (section 5.3); `clip_norm` is off there."""
+    """AdamW (decoupled weight decay) with the paper's numbers (section 5.3); decay and `clip_norm` are off there."""
 
     kind: str = "adam"
     beta1: float = 0.9

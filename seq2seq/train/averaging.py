@@ -29,7 +29,7 @@ def average_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     return {name: (total / len(files)).float() for name, total in sums.items()}
 
 
-def blend(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Step number `step`, from 1, of an exponential moving average: average ← d · average + (1 − d) · model.
 
     d is `decay`, at first the smaller (1 + step) / (10 + step), so that the random weights of the start are soon gone.

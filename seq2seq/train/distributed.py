@@ -95,7 +95,7 @@ class World:
                 module, static_graph=True, gradient_as_bucket_view=True, broadcast_buffers=False
             )
 
-    def alone(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    def no_sync(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Within it, backward passes of a `synchronised` module add to this rank's gradients and send nothing."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 

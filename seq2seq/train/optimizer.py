@@ -9,7 +9,7 @@ from seq2seq.config.schema import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Adam over all weights; the schedule sets its rate before each update."""
+    """AdamW over all weights, without weight decay the paper's Adam; the schedule sets its rate before each update."""
     return torch.optim.AdamW(
         model.parameters(),
         lr=0.0,

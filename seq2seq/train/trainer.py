@@ -40,7 +40,7 @@ from seq2seq.support.devices import (
 from seq2seq.support.errors import Explained, OutOfMemory, RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
-from seq2seq.train.averaging import average_weights, blend
+from seq2seq.train.averaging import average_weights, update_ema
 from seq2seq.train.checkpoint import Checkpoints, Progress, step_of
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, worst_part
@@ -262,7 +262,7 @@ class Trainer:
         change_weights(self.optimizer, rate, skip=~norm.isfinite())
         self.optimizer.zero_grad(set_to_none=self.recorded is None)
         if self.average and self.config.trainer.average_decay is not None:
-            blend(self.average, self.model, self.config.trainer.average_decay, self.progress.step)
+            update_ema(self.average, self.model, self.config.trainer.average_decay, self.progress.step)
         return norm
 
     def _settle(self) -> int:
@@ -296,7 +296,7 @@ class Trainer:
             # Dropout depends on (seed, update, micro-batch) alone: neither on stops nor on the number of ranks.
             torch.manual_seed(_seed_of(self.config.seed, self.progress.step, index))
             last = index == parts[-1][0]
-            with contextlib.nullcontext() if last else self.world.alone(self.loss):
+            with contextlib.nullcontext() if last else self.world.no_sync(self.loss):
                 # Ranks are averaged, not summed.
                 compute = self.recorded or self._backward
                 sums += weight * compute(batch, weight * self.world.size / target_tokens)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.support.errors import UserError
-from seq2seq.train.averaging import average_weights, blend
+from seq2seq.train.averaging import average_weights, update_ema
 
 
 def written(folder: Path, *models: dict[str, Tensor]) -> list[Path]:
@@ -73,6 +73,6 @@ def test_a_moving_average_by_hand() -> None:
         nn.init.constant_(module.weight, value)
     # (1 + 1) / (10 + 1) at the first step, 0.9 once that is the smaller
     for step, expected in ((1, 2 - 2 / 11), (1000, 2 - 0.9 * 2 / 11)):
-        blend(average, model, 0.9, step)
+        update_ema(average, model, 0.9, step)
         assert average.weight.item() == pytest.approx(expected)
     assert model.weight.item() == 2.0
