@@ -23,11 +23,6 @@ class Ensemble:
         self.members = members
         self.widths = [member.output_weight.shape[1] for member in members]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the members compute."""
-        return self.members[0].device
-
     def encode(self, tokens: Tensor, layout: Layout) -> list[Any]:
         """The memory of each member."""
         return [member.encode(tokens, layout) for member in self.members]
