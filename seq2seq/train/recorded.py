@@ -81,10 +81,9 @@ class RecordedPasses:
 
     def _add_gradients(self, batch: Batch) -> Tensor:
         loss, figures = self.loss(batch)
-        found = torch.autograd.grad(loss * self.scale, self.weights, allow_unused=True)
-        pairs = [(own, new) for own, new in zip(self.gradients, found, strict=True) if new is not None]
+        found = torch.autograd.grad(loss * self.scale, self.weights)
         # All at once: a backward pass would add each by itself, in three times the time.
-        torch._foreach_add_([own for own, _ in pairs], [new for _, new in pairs])
+        torch._foreach_add_(self.gradients, list(found))
         return figures
 
     def _is_recorded(self, batch: Batch) -> bool:
