@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,17 +18,9 @@ from seq2seq.config.schema import CorpusConfig, DataConfig
 from seq2seq.data import phrasebook
 from seq2seq.data.clean import text_hash
 from seq2seq.data.text_files import BLANKS, SUFFIXES, read_lines, require
-from seq2seq.support.errors import UserError
+from seq2seq.support.errors import UserError, first_line
 from seq2seq.support.files import sha256_of
 from seq2seq.support.progress import bar, bars_of_datasets
-
-_MISMATCHES = {
-    "ExpectedMoreSplitsError": "split {} is missing",
-    "UnexpectedSplitsError": "split {} is not recorded",
-    "ExpectedMoreDownloadedFilesError": "file {} is missing",
-    "UnexpectedDownloadedFileError": "file {} is not recorded",
-    "NonMatchingChecksumError": "the checksum of {} differs",
-}
 
 
 class Pair(NamedTuple):
@@ -230,14 +221,14 @@ def _loaded(corpus: CorpusConfig, split: str) -> Any:
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
     if corpus.split not in loaded:
-        raise _no_split(corpus, split, loaded)
+        raise _no_split(corpus, split, ", ".join(sorted(loaded)))
     return loaded[corpus.split]
 
 
-def _no_split(corpus: CorpusConfig, split: str, known: Iterable[str]) -> UserError:
+def _no_split(corpus: CorpusConfig, split: str, known: str) -> UserError:
     return UserError(
         f"data.{split}.split={corpus.split or 'null'}: no such split in data set {corpus.dataset}; "
-        f"type data.{split}.split=NAME, one of {', '.join(sorted(known))}"
+        f"type data.{split}.split=NAME, one of {known}"
     )
 
 
@@ -245,32 +236,19 @@ def _unloadable(error: Exception, corpus: CorpusConfig, split: str) -> UserError
     """What `datasets` said, in one line with the way out."""
     from datasets import exceptions
 
-    said, name = str(error), str(corpus.dataset)
-    unknown = re.match(r'Unknown split ".*"\. Should be one of \[(.*)\]', said)
-    if unknown:
-        return _no_split(corpus, split, _quoted(unknown[1]))
+    # Of a split in many files it lists the length of each, after which the way out would be cut off.
+    name, said = str(corpus.dataset), first_line(error)[:1000].rstrip(":")
+    _, _, known = said.partition("Should be one of ")
+    if said.startswith("Unknown split") and known:
+        return _no_split(corpus, split, known.removesuffix("."))
+    said = f"{type(error).__name__}: {said}"
     files = (
         f"for files of your own type data.{split}.source=FILE data.{split}.target=FILE, and the other splits likewise"
     )
-    first_line = said.partition("\n")[0]
     if not isinstance(error, (exceptions.SplitsVerificationError, exceptions.ChecksumVerificationError)):
         return UserError(
-            f"data set {name} (subset {corpus.subset}, split {corpus.split}) cannot be loaded: "
-            f"{type(error).__name__}: {first_line}; {files}"
+            f"data set {name} (subset {corpus.subset}, split {corpus.split}) cannot be loaded: {said}; {files}"
         )
-    # What is recorded and what was found, by turns: SplitInfo(name='train', num_bytes=…, num_examples=…, …).
-    sizes = re.findall(r"name='([^']*)'[^()]*?num_examples=(\d+)", said)
-    wrong = [
-        f"split {wrong_split} has {found} rows, and {recorded} are recorded"
-        for (wrong_split, recorded), (_, found) in zip(sizes[::2], sizes[1::2], strict=True)
-    ]
-    listed = re.search(r"[\[{](.*)[\]}]", said)
-    if not wrong and listed:
-        wrong = [_MISMATCHES[type(error).__name__].format(", ".join(sorted(_quoted(listed[1]))))]
     local = Path(name).is_dir()
     again = "correct its README.md" if local else "put HF_HOME=NEW_FOLDER before the command to download it anew"
-    return UserError(f"data set {name} is not as recorded: {'; '.join(wrong)}; {again}, or {files}")
-
-
-def _quoted(text: str) -> list[str]:
-    return re.findall(r"'([^']+)'", text)
+    return UserError(f"data set {name} is not as described: {said}; {again}, or {files}")
