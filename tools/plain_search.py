@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seq2seq.data.batches import Batch
 from seq2seq.data.text_files import read_lines
+from seq2seq.model.directory import load_model_directory
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.packing import Layout
 from seq2seq.translate.translator import Translator
@@ -81,7 +82,9 @@ def main() -> None:
     arguments = options.parse_args()
     texts = list(itertools.islice(read_lines(arguments.source), arguments.lines))
     fast, plain = (Translator.load(arguments.model, device="cpu", beam_size=arguments.beam_size) for _ in range(2))
-    plain._together = lambda: Uncached(plain.model)  # type: ignore[method-assign, assignment, return-value]
+    # Not laid out for translation: PyTorch's own operations, as in training.
+    model = load_model_directory(arguments.model).model.eval()
+    plain._together = lambda: Uncached(model)  # type: ignore[method-assign, assignment, return-value]
     found = list(zip(fast.translate_n_best(texts), plain.translate_n_best(texts), strict=True))
     same = sum(one.texts == other.texts for one, other in found)
     apart = max(abs(one.scores[0] - other.scores[0]) for one, other in found)
