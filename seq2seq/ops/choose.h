@@ -100,18 +100,24 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
                                           highest.get() + range * rows);
         }
     });
+    std::vector<float> of_row(count);
+    std::vector<int64_t> outputs_of_row(count);
+    const Highest all = {of_row.data(), outputs_of_row.data(), count};
     for (int64_t slot = 0; slot < slots; slot++) {
         std::vector<int64_t> places(count);
         const Highest best = {found + slot * count, places.data(), count};
         best.clear();
         for (int64_t i = 0; i < count; i++) places[i] = i;
         for (int64_t row = slot * width; row < (slot + 1) * width; row++) {
+            // All ranges of a row first: of sums that are equal only when rounded, the higher logit comes before.
+            all.clear();
+            for (int64_t range = 0; range < ranges; range++) {
+                const Highest& own = highest[range * rows + row];
+                for (int64_t i = 0; i < count && own.logits[i] > -infinity; i++) all.add(own.logits[i], own.outputs[i]);
+            }
             const float total = scores[row] - log_of_all(masses.get() + row * parts, parts);
-            for (int64_t range = 0; range < ranges; range++)
-                for (int64_t i = 0; i < count; i++) {
-                    const Highest& own = highest[range * rows + row];
-                    best.add(total + own.logits[i], (row - slot * width) * output.outputs + own.outputs[i]);
-                }
+            for (int64_t i = 0; i < count && all.logits[i] > -infinity; i++)
+                best.add(total + all.logits[i], (row - slot * width) * output.outputs + all.outputs[i]);
         }
         for (int64_t i = 0; i < count; i++)
             hypotheses[slot * count + i] = places[i] / output.outputs, tokens[slot * count + i] = places[i] % output.outputs;

@@ -1,6 +1,6 @@
 // What translation does on processors: the layers of a Transformer, and their parts. Each function has its plain
 // reference in PyTorch beside the Python function that calls it (`native.call`): in row_attention.py, topk.py,
-// add_norm.py, panels.py and model/native_layers.py.
+// add_norm.py, panel_linear.py, quantized_linear.py and model/native_layers.py.
 //
 // What comes out for a row does not depend on which others there are, nor on `threads`.
 
@@ -87,11 +87,11 @@ void linear_rows(const T* x, const Linear& layer, T* out, int64_t rows, bool rec
 
 // Calls `compute` with rows in float32, and writes down what it makes of them.
 template <class T, class Compute>
-void in_float32_meanwhile(T* x, int64_t count, Compute compute) {
-    const auto wide = room_for<float>(count);
-    for (int64_t i = 0; i < count; i++) wide[i] = widen(x[i]);
+void in_float32_meanwhile(T* x, int64_t rows, int64_t columns, Compute compute) {
+    const auto wide = room_for<float>(rows * columns);
+    for (int64_t i = 0; i < rows * columns; i++) wide[i] = widen(x[i]);
     compute(wide.get());
-    narrow_row(wide.get(), x, count);
+    for (int64_t row = 0; row < rows; row++) narrow_row(wide.get() + row * columns, x + row * columns, columns);
 }
 
 template <class T>
@@ -99,7 +99,7 @@ void encoder_layers(T* x, const EncoderLayer* layers, const Lists& sentences, co
                     int64_t rows, int64_t columns) {
     const auto queries = room_for<float>(rows * shape.keys());
     const auto table = room_for<T>(rows * (shape.keys() + shape.values()));
-    in_float32_meanwhile(x, rows * columns, [&](float* wide) {
+    in_float32_meanwhile(x, rows, columns, [&](float* wide) {
         for (int64_t i = 0; i < number; i++)
             encoder_layer(layers[i], shape, queries.get(), table.get(), sentences, wide, rows, columns);
     });
@@ -109,7 +109,7 @@ template <class T>
 void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const* sources, const Lists& past,
                   const Lists& of_source, const Shape& shape, int64_t number, int64_t rows, int64_t columns,
                   int64_t filled) {
-    in_float32_meanwhile(x, rows * columns, [&](float* wide) {
+    in_float32_meanwhile(x, rows, columns, [&](float* wide) {
         for (int64_t i = 0; i < number; i++)
             for_each_block(rows, shape.threads, [&](int64_t first, int64_t some) {
                 T* own = targets[i] + (filled + first) * (shape.keys() + shape.values());

@@ -13,7 +13,7 @@
 
 namespace {
 
-// A layer as panels.py lays it out: words of 32 bits [outputs / panel, groups, panel], each with one weight in float32,
+// A layer as panel_linear.py lays it out: words of 32 bits [outputs / panel, groups, panel], each with one weight in float32,
 // two in bfloat16, four in int8, of as many inputs; the last panel and the last groups are filled up with zeros. In int8
 // `scales` are the steps of the weights of each output, `sums` their sums.
 struct Linear {

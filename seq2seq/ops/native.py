@@ -116,7 +116,8 @@ def _kept(folder: Path, identity: str) -> ctypes.CDLL | None:
 
 
 def _compiled(compiler: str, options: list[str], folder: Path | None, identity: str) -> ctypes.CDLL:
-    say(f"compiling {SOURCE.name} for this processor, once: some seconds")
+    how_often = "once" if folder else "at each start, as there is no folder of this user's own to keep it in"
+    say(f"compiling {SOURCE.name} for this processor, {how_often}: some seconds")
     with tempfile.TemporaryDirectory(dir=folder) as building:
         path = Path(building) / "kernels.so"
         command = [compiler, *options, *FLAGS, "-o", str(path), str(SOURCE)]

@@ -39,6 +39,8 @@ class Tiles {
             layout.bytes[number] = 4 * tile;
             layout.rows[number] = uint8_t(number < 6 && 0 < rows && rows < tile ? rows : tile);
         }
+        // Compilers are not told that what follows reads all of it.
+        __asm__ volatile("" : : "m"(layout) : "memory");
         _tile_loadconfig(&layout);
     }
     ~Tiles() {
@@ -60,6 +62,8 @@ class Tiles {
 template <bool two, class Row, class Sum>
 void multiply_tiles(const Row* x, const uint32_t* weight, int64_t groups, Sum* found) {
     constexpr int64_t group = 4 / sizeof(Row), stride = 4 * panel;
+    // Nor that tiles are loaded from rows that were just written.
+    __asm__ volatile("" : : : "memory");
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -82,6 +86,7 @@ void multiply_tiles(const Row* x, const uint32_t* weight, int64_t groups, Sum* f
         _tile_stored(2, found + tile * panel, stride);
         _tile_stored(3, found + tile * panel + tile, stride);
     }
+    __asm__ volatile("" : : : "memory");
 }
 
 #undef ADD_PRODUCTS

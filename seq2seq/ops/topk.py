@@ -23,7 +23,7 @@ BLOCK = 64
 MANY = 64
 """Continuations up to which inserting each into a sorted list is quick."""
 FEW = 1 << 14
-"""Scores up to which one `topk` is quicker: those of a single hypothesis."""
+"""Scores of a slot up to which one `topk` is quicker: those of a single hypothesis."""
 LOGITS_OF_GPU = 4096
 """Logits of a row that a GPU's kernels read together."""
 FEW_OF_GPU, BLOCKS_OF_GPU = 16, 8192
@@ -76,7 +76,7 @@ def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> 
     on_gpu, blocks = gpu.can_compute(log_probs_SKV), -(-vocabulary // BLOCK)
     if on_gpu and count <= min(width * blocks, FEW_OF_GPU) and width * blocks <= BLOCKS_OF_GPU:
         return best_continuations_on_gpu(log_probs_SKV, scores_SK, count)
-    if count > width * (vocabulary // BLOCK) or log_probs_SKV.numel() <= FEW:
+    if count > width * (vocabulary // BLOCK) or log_probs_SKV[0].numel() <= FEW:
         return best_continuations_reference(log_probs_SKV, scores_SK, count)
     maxima_SKN = block_maxima_on_gpu(log_probs_SKV) if on_gpu else block_maxima(log_probs_SKV)
     chosen_SC = (scores_SK[:, :, None] + maxima_SKN).flatten(1).topk(count, sorted=False)[1]

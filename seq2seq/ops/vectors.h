@@ -11,7 +11,7 @@
 namespace {
 
 // How many 32-bit numbers the processor takes at once.
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
 constexpr int64_t lanes = 16;
 #elif defined(__AVX2__)
 constexpr int64_t lanes = 8;
@@ -34,7 +34,7 @@ inline void store_wide(wide_floats x, float* out) { std::memcpy(out, &x, sizeof 
 
 // `narrow`, but what is nearly zero may become zero.
 inline void store_wide(wide_floats x, bfloat16* out) {
-#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#if defined(__AVX512BW__) && defined(__AVX512BF16__)
     const __m256bh narrowed = _mm512_cvtneps_pbh((__m512)x);
     std::memcpy(out, &narrowed, sizeof narrowed);
 #else
@@ -43,10 +43,10 @@ inline void store_wide(wide_floats x, bfloat16* out) {
 }
 
 // Whether sums of two products of bytes must fit into 16 bits.
-#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-constexpr bool adds_in_16_bits = true;
-#else
+#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512BW__)) || !defined(__AVX2__)
 constexpr bool adds_in_16_bits = false;
+#else
+constexpr bool adds_in_16_bits = true;
 #endif
 
 // Adds the products of four positive bytes with those in each word.

@@ -39,9 +39,10 @@ def finished(
     d_k: int | None,
     dtype: torch.dtype,
     make: Callable[..., nn.Module] = PanelLinear.of,
+    sizes: tuple[int, int] = (WIDTH, 40),
 ) -> TransformerDecoder | TransformerEncoder:
-    config = TransformerConfig(num_layers=3, num_heads=4, d_k=d_k, d_ff=40, norm=norm, dropout=0.0)
-    found = side(config, Embedding(VOCABULARY, WIDTH))
+    config = TransformerConfig(num_layers=3, num_heads=4, d_k=d_k, d_ff=sizes[1], norm=norm, dropout=0.0)
+    found = side(config, Embedding(VOCABULARY, sizes[0]))
     randomise(found)
     found.to(dtype).eval()
     replace_linears(found, make)
@@ -53,13 +54,15 @@ def decoder_of(randomise: Randomise, norm: str = "post", d_k: int | None = None,
     return cast(TransformerDecoder, finished(TransformerDecoder, randomise, norm, d_k, *(others or (torch.float32,))))  # type: ignore[arg-type]
 
 
-def steps(decoder: TransformerDecoder, dtype: torch.dtype, sentences: int = 3) -> list[Tensor]:
+def steps(
+    decoder: TransformerDecoder, dtype: torch.dtype, sentences: int = 3, width_of_model: int = WIDTH
+) -> list[Tensor]:
     """The rows of some steps of three sentences, of which one goes away, with more and fewer hypotheses of each."""
     generator = torch.Generator().manual_seed(2)
     layout = Layout.of([1 + number * 2 % 7 for number in range(sentences)])
     found = []
     with torch.no_grad():
-        state = decoder.start(Memory(torch.randn(layout.total, WIDTH, generator=generator).to(dtype), layout))
+        state = decoder.start(Memory(torch.randn(layout.total, width_of_model, generator=generator).to(dtype), layout))
         assert isinstance(state, RowCache)
         slots, before = sentences, 1
         for number, width in enumerate([1, 4, 4, 2, 5, 1, 3]):
@@ -142,18 +145,19 @@ def test_an_encoder_is_its_layers_one_part_at_a_time(
 
 
 @pytest.mark.parametrize(("dtype", "make"), [(dtype, make) for dtype, make, _ in FORMATS])
+@pytest.mark.parametrize(("sizes", "sentences"), [((WIDTH, 40), 100), ((512, 2048), 3)])
 def test_with_several_threads_it_is_the_same_to_the_last_bit(
-    dtype: torch.dtype, make: Callable[..., nn.Module], randomise: Randomise
+    sizes: tuple[int, int], sentences: int, dtype: torch.dtype, make: Callable[..., nn.Module], randomise: Randomise
 ) -> None:
-    decoder = decoder_of(randomise, "post", None, dtype, make)
-    encoder, layout = finished(TransformerEncoder, randomise, "post", None, dtype, make), Layout.of([3] * 100)
-    tokens = torch.arange(300) % VOCABULARY
+    decoder = decoder_of(randomise, "post", None, dtype, make, sizes)
+    encoder = finished(TransformerEncoder, randomise, "post", None, dtype, make, sizes)
+    layout, tokens = Layout.of([3] * sentences), torch.arange(3 * sentences) % VOCABULARY
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             with torch.no_grad():
-                found.append([*steps(decoder, dtype, 100), encoder(tokens, layout).rows])
+                found.append([*steps(decoder, dtype, sentences, sizes[0]), encoder(tokens, layout).rows])
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:

@@ -173,8 +173,12 @@ def test_what_they_cannot_compute_is_known_beforehand() -> None:
 
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these are instructions of x86")
-@pytest.mark.parametrize("without", [[], ["avx512f", "avxvnni"]])
-def test_processors_without_these_instructions_compute_the_same(without: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("without", "levels"), [([], None), (["avx512vnni", "avxvnni"], 63), (["avx512f", "avxvnni"], 63)]
+)
+def test_processors_without_these_instructions_compute_the_same(
+    without: list[str], levels: int | None, tmp_path: Path
+) -> None:
     flags = " ".join(f"-mno-{name}" for name in ("amx-tile", "amx-bf16", "amx-int8", *without))
     root = Path(__file__).parents[2]
     environment = {**os.environ, "CXX": f"c++ {flags}", "XDG_CACHE_HOME": str(tmp_path)}
@@ -183,4 +187,7 @@ def test_processors_without_these_instructions_compute_the_same(without: list[st
     done = subprocess.run([*command, *tests], env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout
-    assert kept(tmp_path), "it was compiled for the test"
+    [path] = kept(tmp_path)
+    loads_layout_of_tiles = b"\xc4\xe2\x78\x49"
+    assert loads_layout_of_tiles not in path.read_bytes()
+    assert levels is None or ctypes.CDLL(str(path)).levels_of_rows() == levels

@@ -49,6 +49,15 @@ def test_it_finds_the_same_in_bfloat16(count: int) -> None:
     assert all(len(set(own)) == count for own in places.tolist())
 
 
+@pytest.mark.parametrize("count", [8, 80])
+def test_which_of_equal_ones_is_chosen_does_not_depend_on_other_slots(count: int) -> None:
+    log_probs = torch.randn(5, 1, 10_000, generator=torch.Generator().manual_seed(1)).bfloat16()
+    scores = torch.zeros(5, 1)
+    together = best_continuations(log_probs, scores, count)
+    alone = best_continuations(log_probs[:1], scores[:1], count)
+    assert all(torch.equal(own[0], of_all[0]) for own, of_all in zip(alone, together, strict=True))
+
+
 @pytest.mark.parametrize("place", [0, BLOCK - 1, BLOCK, 10 * BLOCK - 1, 10 * BLOCK, 10 * BLOCK + 4])
 def test_the_best_may_stand_anywhere_and_many_in_one_block(place: int) -> None:
     log_probs = torch.zeros(1, 2, 10 * BLOCK + 5)
