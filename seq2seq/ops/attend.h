@@ -7,13 +7,20 @@
 namespace {
 
 // Numbers in a vector: of 512 bits they are no quicker, and processors without such would do each in two halves.
-#ifdef __AVX__
+#ifdef __AVX2__
 constexpr int64_t vector = 8;
 #else
 constexpr int64_t vector = 4;
 #endif
 typedef float floats __attribute__((vector_size(4 * vector)));
 typedef uint32_t words __attribute__((vector_size(4 * vector)));
+
+#ifdef __AVX512BW__
+// `add_product` for these, of which else the wide ones are the same.
+inline floats add_product(floats sums, floats x, floats y) {
+    return (floats)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)sums);
+}
+#endif
 
 inline floats load(const float* x) {
     floats found;
@@ -112,7 +119,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
             floats products[queries] = {};
             for (int v = 0; v < vectors; v++) {
                 const floats part = load(key + v * vector);
-                for (int q = 0; q < queries; q++) products[q] += scaled[q][v] * part;
+                for (int q = 0; q < queries; q++) products[q] = add_product(products[q], scaled[q][v], part);
             }
             for (int q = 0; q < queries; q++) weights[q * filled + t] = sum_of(products[q]);
         }
@@ -129,7 +136,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
             const T* value = keys_values + seen[t] * (2 * keys) + keys + head * width;
             for (int v = 0; v < vectors; v++) {
                 const floats part = load(value + v * vector);
-                for (int q = 0; q < queries; q++) sums[q][v] += weights[q * filled + t] * part;
+                for (int q = 0; q < queries; q++) sums[q][v] = add_product(sums[q][v], weights[q * filled + t] - floats{}, part);
             }
         }
         for (int q = 0; q < queries; q++)

@@ -48,7 +48,7 @@ struct Float32 {
     static constexpr int64_t group = 1;
     static constexpr bool tiled = false;
     static wide_floats add(wide_floats sums, const Row* x, wide_words weights) {
-        return sums + x[0] * (wide_floats)weights;
+        return add_product(sums, spread(x[0]), (wide_floats)weights);
     }
 };
 
@@ -58,8 +58,8 @@ struct Bfloat16 {
     static constexpr int64_t group = 2;
     static constexpr bool tiled = false;
     static wide_floats add(wide_floats sums, const Row* x, wide_words weights) {
-        sums = sums + x[0] * (wide_floats)(weights << 16);
-        return sums + x[1] * (wide_floats)(weights & 0xffff0000u);
+        sums = add_product(sums, spread(x[0]), (wide_floats)(weights << 16));
+        return add_product(sums, spread(x[1]), (wide_floats)(weights & 0xffff0000u));
     }
 };
 

@@ -1,8 +1,7 @@
 """Linear layers for translation on processors, by functions in C++ (`linear.h`), in float32, bfloat16 and int8.
 
-They are for where `native.multiplies()`.
-Weights are laid out once, as products read them. What comes out for a row does not depend on its company. The plain
-references are `F.linear` and `quantized_linear.quantized_linear_reference`.
+They are for where `native.multiplies()`. Weights are laid out once, as products read them; what comes out for a row
+does not depend on its company. Plain references: `F.linear` and `quantized_linear.quantized_linear_reference`.
 
 Shapes: ... any, R rows, I inputs, O outputs; panels of `PANEL` outputs, G groups of as many inputs as fit into 32 bits.
 """

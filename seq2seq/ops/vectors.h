@@ -42,6 +42,21 @@ inline void store_wide(wide_floats x, bfloat16* out) {
 #endif
 }
 
+// To take away nothing costs nothing.
+inline wide_floats spread(float x) { return x - wide_floats{}; }
+
+// sums + x·y, rounded once where the processor can. Compilers decide that anew at each place, and for some processors
+// differently from place to place: then a row's bits would depend on how many are computed with it.
+inline wide_floats add_product(wide_floats sums, wide_floats x, wide_floats y) {
+#if defined(__AVX512BW__)
+    return (wide_floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)sums);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (wide_floats)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)sums);
+#else
+    return sums + x * y;
+#endif
+}
+
 // Whether sums of two products of bytes must fit into 16 bits.
 #if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512BW__)) || !defined(__AVX2__)
 constexpr bool adds_in_16_bits = false;
