@@ -6,12 +6,8 @@
 
 namespace {
 
-// Numbers in a vector: of 512 bits they are no quicker, and processors without such would do each in two halves.
-#ifdef __AVX2__
-constexpr int64_t vector = 8;
-#else
-constexpr int64_t vector = 4;
-#endif
+// Numbers in a vector: of 512 bits they are no quicker.
+constexpr int64_t vector = std::min<int64_t>(lanes, 8);
 typedef float floats __attribute__((vector_size(4 * vector)));
 typedef uint32_t words __attribute__((vector_size(4 * vector)));
 
