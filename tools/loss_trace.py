@@ -15,11 +15,11 @@ import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seq2seq.config.compose import compose
 from seq2seq.config.schema import Config
@@ -27,7 +27,7 @@ from seq2seq.data.batches import Batch, Sampler
 from seq2seq.data.prepare import Prepared, prepare
 from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.model.translation import build_model
-from seq2seq.ops import dropout
+from seq2seq.ops import dropout, native
 from seq2seq.ops.attention import attention_reference
 from seq2seq.ops.linear_cross_entropy import linear_cross_entropy_reference
 from seq2seq.support.devices import autocast, choose_device, choose_precision
@@ -44,14 +44,24 @@ def plain_path() -> Iterator[None]:
     def attention(*arguments: Any, **settings: Any) -> Tensor:
         return attention_reference(*arguments, **settings)[0]
 
+    def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
+        if not native.serves(x):
+            return cast(Tensor, norm(x + dropout.dropout(y, p)))
+        # The mask of the fast path: what it makes of ones, added to nothing.
+        seed, ones = torch.randint(1 << 31, (1,)), torch.ones_like(y)
+        with torch.no_grad():
+            _, mask = torch.ops.seq2seq.residual_norm(ones - ones, ones, norm.weight, norm.bias, seed, p, norm.eps)
+        return cast(Tensor, norm(x + y * mask))
+
     def projected(self: MultiHeadAttention, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._heads(self.query(x_ND)), *self.keys_values(memory_MD)
 
     with (
         mock.patch("seq2seq.model.attention.attention", attention),
+        mock.patch("seq2seq.model.attention.suits_sentences", lambda *_: False),
         mock.patch.object(MultiHeadAttention, "_projected", projected),
         mock.patch("seq2seq.train.loss.linear_cross_entropy", linear_cross_entropy_reference),
-        mock.patch.object(dropout, "add_dropout", lambda x, y, p: x + dropout.dropout(y, p)),
+        mock.patch("seq2seq.model.layers.residual_norm", residual_norm),
     ):
         yield
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from seq2seq.ops.attention import attention, attention_reference
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import lists_of_sentences, row_attention, suits_rows
+from seq2seq.ops.sentence_attention import Kind, sentence_attention, suits_sentences
 from seq2seq.ops.short_attention import takes_short_sentences
 
 
@@ -44,6 +45,10 @@ class MultiHeadAttention(nn.Module):
             lists_BL, sentences_B = lists_of_sentences(keys.lengths), torch.arange(keys.batch_size, dtype=torch.int32)
             lists_of_N, rows_ME = sentences_B.repeat_interleave(queries.lengths), self.key_value(memory_MD)
             return self.output(row_attention(self.query(x_ND), rows_ME, lists_BL, lists_of_N, self.num_heads))
+        if suits_sentences(x_ND, queries, keys):
+            rows = (self._joined(x_ND),) if memory_MD is x_ND else (self.query(x_ND), self.key_value(memory_MD))
+            kind = Kind(self.num_heads, self.widths, causal)
+            return self.output(sentence_attention(rows, queries, keys, kind))
         q_NHE, k_MHE, v_MHE = self._projected(x_ND, memory_MD)
         return self.output(attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=causal).flatten(1))
 
@@ -70,14 +75,16 @@ class MultiHeadAttention(nn.Module):
         # One by one also in translation, where these may be layers in int8.
         if memory_MD is not x_ND or not torch.is_grad_enabled():
             return self._heads(self.query(x_ND)), *self.keys_values(memory_MD)
-        # Self-attention in training: one product for all three, whose input is read once.
-        joined = F.linear(
-            x_ND,
-            torch.cat((self.query.weight, self.key_value.weight)),
-            torch.cat((self.query.bias, self.key_value.bias)),
-        )
-        queries, keys, values = joined.split((self.widths[0], *self.widths), -1)
+        queries, keys, values = self._joined(x_ND).split((self.widths[0], *self.widths), -1)
         return self._heads(queries), self._heads(keys), self._heads(values)
+
+    def _joined(self, x: Tensor) -> Tensor:
+        # Self-attention in training: one product for all three, whose input is read once.
+        weight, bias = (
+            torch.cat(pair)
+            for pair in ((self.query.weight, self.key_value.weight), (self.query.bias, self.key_value.bias))
+        )
+        return F.linear(x, weight, bias)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))

@@ -1,20 +1,16 @@
-// What translation does on processors: the layers of a Transformer, and their parts. Each function has its plain
-// reference in PyTorch beside the Python function that calls it (`native.call`): in row_attention.py, topk.py,
-// add_norm.py, panel_linear.py, quantized_linear.py and model/native_layers.py.
+// What translation and training do on processors: the layers of a Transformer, and their parts. Each function has its
+// plain reference in PyTorch beside the Python function that calls it (`native.call`): for translation in
+// row_attention.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and model/native_layers.py, for training
+// in attention.py, residual_norm.py and linear_cross_entropy.py.
 //
 // What comes out for a row does not depend on which others there are, nor on `threads`.
 
 #include "choose.h"
 #include "layers.h"
+#include "threads.h"
+#include "training.h"
 
 namespace {
-
-template <class Compute>
-void for_each(int64_t count, int64_t threads, Compute compute, int64_t least = 64) {
-    // A handful takes less time than waking another thread.
-#pragma omp parallel for num_threads(int(threads)) if (threads > 1 && count >= least)
-    for (int64_t i = 0; i < count; i++) compute(i);
-}
 
 template <class T>
 void attend(const T* queries, const T* keys_values, const int32_t* lists, const int32_t* list_of, T* out, int64_t rows,
@@ -160,6 +156,38 @@ void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const*
                                int64_t number, int64_t rows, int64_t columns, int64_t filled, int64_t threads) {       \
         decoder_step(x, layers, targets, sources, {pasts, nullptr, steps}, {lists, list_of, longest},                  \
                      {heads, d_k, d_v, norm_first != 0, threads}, number, rows, columns, filled);                      \
+    }                                                                                                                  \
+    void attend_sentences_##format(T* out, const T* queries, const T* keys_values, const int32_t* cu_queries,          \
+                                   const int32_t* cu_keys, int64_t sentences, int64_t heads, int64_t d_k, int64_t d_v, \
+                                   int64_t query_row, int64_t first_key, int64_t key_row, int64_t causal,              \
+                                   int64_t threads) {                                                                  \
+        attend_sentences(out, queries, keys_values,                                                                    \
+                         {cu_queries, cu_keys, sentences, heads, d_k, d_v, query_row, first_key, key_row}, causal != 0,\
+                         threads);                                                                                     \
+    }                                                                                                                  \
+    void gradients_of_sentences_##format(T* d_queries, T* d_keys_values, const T* d_out, const T* queries,             \
+                                         const T* keys_values, const int32_t* cu_queries, const int32_t* cu_keys,      \
+                                         int64_t sentences, int64_t heads, int64_t d_k, int64_t d_v,                   \
+                                         int64_t query_row, int64_t first_key, int64_t key_row, int64_t causal,        \
+                                         int64_t threads) {                                                            \
+        gradients_of_sentences(d_queries, d_keys_values, d_out, queries, keys_values,                                  \
+                               {cu_queries, cu_keys, sentences, heads, d_k, d_v, query_row, first_key, key_row},       \
+                               causal != 0, threads);                                                                  \
+    }                                                                                                                  \
+    void residual_norm_##format(const T* x, const T* y, const float* weight, const float* bias, const int64_t* seed,   \
+                                T* out, T* total, int64_t rows, int64_t columns, int64_t dropped, float larger,        \
+                                float epsilon, int64_t threads) {                                                      \
+        residual_norm(x, y, weight, bias, seed, out, total, rows, columns, dropped, larger, epsilon, threads);         \
+    }                                                                                                                  \
+    void residual_norm_gradients_##format(const T* d_out, const T* total, const float* weight, const int64_t* seed,    \
+                                          T* d_x, T* d_y, float* sums, int64_t rows, int64_t columns, int64_t dropped, \
+                                          float larger, float epsilon, int64_t threads) {                              \
+        residual_norm_gradients(d_out, total, weight, seed, d_x, d_y, sums, rows, columns, dropped, larger, epsilon,   \
+                                threads);                                                                              \
+    }                                                                                                                  \
+    void logits_to_gradients_##format(T* logits, const int64_t* targets, float* nll, float* lse, int64_t rows,         \
+                                      int64_t vocabulary, float confidence, int64_t threads) {                         \
+        logits_to_gradients(logits, targets, nll, lse, rows, vocabulary, confidence, threads);                         \
     }
 
 extern "C" {

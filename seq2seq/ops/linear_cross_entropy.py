@@ -4,7 +4,7 @@ The loss of a row is −Σ_v q_v · log softmax(h·Wᵀ)_v with q = (1−ε)·on
 the paper). The fused form takes the rows in chunks and makes the gradients at once, so that the logits of all rows
 [N, V] never exist together.
 
-On GPUs a target of −1 counts nothing.
+With kernels of our own (on GPUs, and where there is a C++ compiler) a target of −1 counts nothing.
 
 Shapes: N rows, the first T of them with a target, those after them counting nothing; C rows of a chunk, the first U of
 them with a target; D d_model, V vocabulary.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seq2seq.ops import native
 from seq2seq.ops.gpu import power_of_two, runs_kernels
 from seq2seq.support.devices import compute_dtype
 
@@ -60,13 +61,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             mean_D = w_VD.float().mean(0)
             uniform_D = torch.zeros_like(mean_D)
             chunk = CHUNK if device == "cpu" else CHUNK_OF_GPU
-            by_kernel = runs_kernels(h_ND.device)
+            by_kernel = runs_kernels(h_ND.device) or native.serves(weight)
+            to_gradients = _to_gradients_by_kernel if by_kernel else _to_gradients
             for start in range(0, h_ND.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 h_CD, target_U = h_ND[rows].to(dtype), target_T[rows]
                 logits_CV = F.linear(h_CD, weight)
-                make = _to_gradients_by_kernel if by_kernel else _to_gradients
-                nll, lse = make(logits_CV, target_U, smoothing)
+                nll, lse = to_gradients(logits_CV, target_U, smoothing)
                 # Σ_v of the logits needs no pass over them: it is V times h · mean(W).
                 counted_UD = h_ND[rows][: len(target_U)].float()
                 counts_U1: Tensor | float = 1.0
@@ -123,12 +124,14 @@ def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tupl
 
 
 def _to_gradients_by_kernel(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The same on a GPU, where a row is read twice and written once; the second reading is from its cache."""
-    from seq2seq.ops import gpu_kernels
-
+    """The same by our own kernels, which read a row twice and write it once; the second reading is from a cache."""
     rows, vocabulary = len(target_U), logits_CV.shape[1]
     nll_U, lse_U = torch.empty(2, rows, device=logits_CV.device)
-    if rows:
+    if native.serves(logits_CV):
+        native.call("logits_to_gradients", logits_CV, target_U, nll_U, lse_U, rows, vocabulary, 1 - smoothing)
+    elif rows:
+        from seq2seq.ops import gpu_kernels
+
         sizes = {"V": vocabulary, "BLOCK": min(BLOCK, power_of_two(vocabulary)), "num_warps": 32}
         gpu_kernels.logits_to_gradients[(rows,)](
             logits_CV, target_U, nll_U, lse_U, logits_CV.stride(0), 1 - smoothing, **sizes

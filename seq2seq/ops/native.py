@@ -1,4 +1,4 @@
-"""Functions in C++ (`kernels.cpp`) for translation on a processor, compiled where they are first needed.
+"""Functions in C++ (`kernels.cpp`) for training and translation on a processor, compiled where they are first needed.
 
 They are compiled for the processor at hand, once, in some seconds: the library stays in `$XDG_CACHE_HOME/seq2seq`
 (`~/.cache/seq2seq`), under a name made of the source, the compiler and the processor. Where there is no compiler
@@ -39,8 +39,15 @@ SECONDS = 120
 """How long the compiler may take: it needs five."""
 
 
+def serves(x: Tensor) -> bool:
+    """Whether the functions are there for tensors of this format on this device; code that is compiled has its own."""
+    if torch.compiler.is_compiling():
+        return False
+    return x.dtype in FORMATS and x.device.type == "cpu" and library() is not None
+
+
 def can_compute(*tensors: Tensor) -> bool:
-    """Whether the functions are there, for tensors of this kind: on a processor, of one format, without gradients."""
+    """The same for several of one format, that want no gradients."""
     kind = tensors[0].dtype
     if kind not in FORMATS:
         return False
@@ -51,21 +58,21 @@ def can_compute(*tensors: Tensor) -> bool:
     return library() is not None
 
 
-def call(name: str, *arguments: Tensor | int) -> None:
-    """Call a function of `kernels.cpp`, in the format of the first tensor, with whole numbers and addresses of tensors.
+def call(name: str, *arguments: Tensor | float) -> None:
+    """Call a function of `kernels.cpp`, in the format of the first tensor, with numbers and addresses of tensors.
 
-    Tensors must be contiguous: nothing there knows strides.
+    Tensors must be contiguous; of others the address is given, and their strides.
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
-    values = []
+    values: list[float] = []
     for x in arguments:
         if isinstance(x, Tensor):
             assert x.is_contiguous()
             values.append(x.data_ptr())
         else:
             values.append(x)
-    _function(name, first.dtype, len(values))(*values, torch.get_num_threads())
+    _function(name, first.dtype, tuple(map(type, values)))(*values, torch.get_num_threads())
 
 
 def multiplies() -> bool:
@@ -80,9 +87,10 @@ def levels_of_rows() -> int:
 
 
 @functools.cache
-def _function(name: str, kind: torch.dtype, arguments: int) -> Callable[..., None]:
+def _function(name: str, kind: torch.dtype, types: tuple[type, ...]) -> Callable[..., None]:
     function = getattr(library(), f"{name}_{FORMATS[kind]}")
-    function.argtypes, function.restype = [ctypes.c_int64] * (arguments + 1), None
+    function.argtypes = [ctypes.c_float if each is float else ctypes.c_int64 for each in (*types, int)]
+    function.restype = None
     return cast(Callable[..., None], function)
 
 
@@ -94,7 +102,7 @@ def library() -> ctypes.CDLL | None:
         name, *options = shlex.split(given)
         compiler = shutil.which(name)
         if compiler is None:
-            say(f"no C++ compiler ({name}): translating on this processor is slower without; install g++, or set CXX")
+            say(f"no C++ compiler ({name}): computing on this processor is slower without; install g++, or set CXX")
             return None
         for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
             # One pool of threads for PyTorch and these functions: a second would be in its way.
@@ -103,7 +111,7 @@ def library() -> ctypes.CDLL | None:
         return (folder and _kept(folder, identity)) or _compiled(compiler, options, folder, identity)
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         why = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        say(f"{given} cannot compile {SOURCE.name} ({why}): translating on this processor is slower without")
+        say(f"{given} cannot compile {SOURCE.name} ({why}): computing on this processor is slower without")
         return None
 
 

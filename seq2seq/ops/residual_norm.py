@@ -1,8 +1,8 @@
 """LayerNorm(x + Dropout(y)) in training (sections 3.1, 5.4 of the paper), in one pass, beside the plain reference.
 
-On GPUs one kernel draws, adds and normalises, and one gives all gradients: four rows of memory are read and written for
-each row of a pass, where PyTorch's compiler needs twice the time (docs/log.md, 2026-11-26). The mask is not kept: the
-backward pass draws the same from the same seed, 16 random bits an element. All sums are in a fixed order.
+A kernel draws, adds and normalises, and another gives all gradients: four rows of memory are read and written for each
+row of a pass, where PyTorch's compiler needs twice the time on a GPU (docs/log.md, 2026-11-26). The mask is not kept:
+the backward pass draws the same from the same seed, 16 random bits an element. All sums are in a fixed order.
 
 Shapes: N rows, D d_model.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seq2seq.ops import native
 from seq2seq.ops.dropout import LEVELS, add_dropout
 from seq2seq.ops.gpu import power_of_two, runs_kernels
 
@@ -22,6 +23,9 @@ OF_A_WARP = 512
 """Elements of a row that a warp computes."""
 WARPS = 16
 """Of a multiprocessor, in the backward pass, and so of a row at most."""
+
+ROWS_OF_SUMS = 128
+"""Rows whose gradients by weight and bias a processor adds up together: `rows_of_sums` in training.h."""
 
 
 def residual_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
@@ -33,7 +37,7 @@ def residual_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) 
 
 def residual_norm(x_ND: Tensor, y_ND: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
     """The same."""
-    if not runs_kernels(x_ND.device):
+    if not runs_kernels(x_ND.device) and not (native.serves(x_ND) and norm.weight.dtype is torch.float32):
         return residual_norm_reference(x_ND, y_ND, norm, p)
     seed = torch.randint(1 << 31, (1,), device=x_ND.device)
     out_ND: Tensor = torch.ops.seq2seq.residual_norm(x_ND, y_ND, norm.weight, norm.bias, seed, p, norm.eps)[0]
@@ -75,6 +79,31 @@ def _backward(
     return d_x, d_y, sums.sum(0)
 
 
+def _forward_on_processor(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, seed: Tensor, p: float, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    if not native.serves(x):
+        # In Triton's interpreter: so the tests run it.
+        return _forward(x, y, weight, bias, seed, p, epsilon)
+    out, total = x.new_empty(x.shape), x.new_empty(x.shape)
+    tensors = x.contiguous(), y.contiguous(), weight, bias, seed, out, total
+    native.call("residual_norm", *tensors, *x.shape, round(p * LEVELS), 1 / (1 - p), epsilon)
+    return out, total
+
+
+def _backward_on_processor(
+    d_out: Tensor, total: Tensor, weight: Tensor, seed: Tensor, p: float, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not native.serves(d_out):
+        return _backward(d_out, total, weight, seed, p, epsilon)
+    rows, width = total.shape
+    d_x, d_y = total.new_empty(total.shape), total.new_empty(total.shape)
+    sums = torch.empty(-(-rows // ROWS_OF_SUMS), 2, width)
+    tensors = d_out.contiguous(), total, weight, seed, d_x, d_y, sums
+    native.call("residual_norm_gradients", *tensors, rows, width, round(p * LEVELS), 1 / (1 - p), epsilon)
+    return d_x, d_y, sums.sum(0)
+
+
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
@@ -102,9 +131,10 @@ _library.define(
     "residual_norm_backward(Tensor d_out, Tensor total, Tensor weight, Tensor seed, float p, float epsilon)"
     " -> (Tensor, Tensor, Tensor)"
 )
-for _key in ("CUDA", "CPU"):
-    _library.impl("residual_norm", _forward, _key)
-    _library.impl("residual_norm_backward", _backward, _key)
+_library.impl("residual_norm", _forward, "CUDA")
+_library.impl("residual_norm", _forward_on_processor, "CPU")
+_library.impl("residual_norm_backward", _backward, "CUDA")
+_library.impl("residual_norm_backward", _backward_on_processor, "CPU")
 torch.library.register_fake(
     "seq2seq::residual_norm", lambda x, *_: (x.new_empty(x.shape), x.new_empty(x.shape)), lib=_library
 )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from seq2seq.ops import linear_cross_entropy, short_attention, topk
+from seq2seq.ops import linear_cross_entropy, native, short_attention, topk
 from seq2seq.ops.add_norm import add_norm_on_gpu, add_norm_reference
 from seq2seq.ops.attention import attention_reference
 from seq2seq.ops.packing import Layout
@@ -18,6 +18,11 @@ from tests.kernels import DEVICE, HAS_GPU, distance
 # The interpreter has no bfloat16.
 FORMATS = [torch.float16, *([torch.bfloat16] if HAS_GPU else [torch.float32])]
 LONGEST = short_attention.LONGEST if HAS_GPU else 40
+
+
+@pytest.fixture(autouse=True)
+def _not_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "serves", lambda _: False)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

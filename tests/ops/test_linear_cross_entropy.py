@@ -11,9 +11,19 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from seq2seq.ops import linear_cross_entropy as module
+from seq2seq.ops import native
 from seq2seq.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 19
+
+
+@pytest.fixture(autouse=True, params=["in C++", "by PyTorch"])
+def _language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits become gradients in a function of our own, or by PyTorch's operations where there is no compiler."""
+    if request.param == "by PyTorch":
+        monkeypatch.setattr(native, "serves", lambda _: False)
+    elif native.library() is None:
+        pytest.skip("no C++ compiler here")
 
 
 def draw(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,6 +66,19 @@ def test_rows_without_a_target_count_nothing(monkeypatch: pytest.MonkeyPatch, co
     gradients = torch.autograd.grad(found[0], inputs)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected[0], inputs), atol=1e-5, rtol=0)
     assert not gradients[0][count:].any()
+
+
+def test_a_target_below_zero_counts_nothing_in_c() -> None:
+    if not native.serves(torch.ones(1)):
+        pytest.skip("PyTorch's operations know no such target")
+    h, w, target = draw()
+    target[2:5] = -1
+    rest = torch.tensor([0, 1, *range(5, ROWS)])
+    found = linear_cross_entropy(h.requires_grad_(), w.requires_grad_(), target, 0.1)
+    expected = linear_cross_entropy_reference(h[rest], w, target[rest], 0.1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-6)
+    gradients = (torch.autograd.grad(each[0], (h, w)) for each in (found, expected))
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=0)
 
 
 def test_smoothing_spreads_over_the_whole_vocabulary_by_hand() -> None:

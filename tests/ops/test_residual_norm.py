@@ -1,4 +1,5 @@
-"""Residual connection, dropout and norm in one, against the plain formula; without a GPU, in Triton's interpreter."""
+"""Residual connection, dropout and norm in one, against the plain formula: in C++, and on a GPU or, without one, in
+Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -8,17 +9,25 @@ import torch._dynamo.testing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seq2seq.ops import native
 from seq2seq.ops import residual_norm as module
 from seq2seq.ops.residual_norm import residual_norm, residual_norm_reference
 from tests.kernels import DEVICE, HAS_GPU, distance
 
-FORMATS = [torch.float16, torch.float32, *([torch.bfloat16] if HAS_GPU else [])]
+FORMATS = [torch.float16, torch.float32, torch.bfloat16]
 LIMITS = {torch.float16: 2e-3, torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "runs_kernels", lambda _: True)
+@pytest.fixture(autouse=True, params=["gpu", "cpu"])
+def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Kernels in Triton, or functions in C++."""
+    in_triton = request.param == "gpu"
+    if not in_triton and (HAS_GPU or native.library() is None):
+        pytest.skip("a GPU computes" if HAS_GPU else "no C++ compiler here")
+    monkeypatch.setattr(module, "runs_kernels", lambda _: in_triton)
+    if in_triton:
+        monkeypatch.setattr(native, "serves", lambda _: False)
+    return str(request.param)
 
 
 def norm_of(width: int) -> nn.LayerNorm:
@@ -40,8 +49,12 @@ def kept(seed: int, rows: int, width: int, p: float) -> Tensor:
 
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize(("rows", "width"), [(1, 16), (7, 5), (21, 520)])
-def test_outputs_and_gradients_are_the_formula_s(rows: int, width: int, p: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (7, 5), (21, 520), (300, 20)])
+def test_outputs_and_gradients_are_the_formula_s(
+    rows: int, width: int, p: float, dtype: torch.dtype, language: str
+) -> None:
+    if dtype == (torch.float16 if language == "cpu" else torch.bfloat16) and not HAS_GPU:
+        pytest.skip("the interpreter has no bfloat16, the functions in C++ no float16")
     norm = norm_of(width)
     # Rows that do not lie one after another, as those of a joint projection.
     x, y, upstream = torch.randn(rows, 3, width, device=DEVICE).to(dtype).unbind(1)
@@ -94,7 +107,9 @@ def test_no_rows_give_none() -> None:
     assert not torch.stack(gradients).any()
 
 
-def test_it_is_compiled_once_for_all_numbers_of_rows() -> None:
+def test_it_is_compiled_once_for_all_numbers_of_rows(language: str) -> None:
+    if language == "cpu":
+        pytest.skip("compiled code draws and adds by itself on a processor")
     norm = norm_of(16)
     counted = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled, numbers = torch.compile(residual_norm, backend=counted, fullgraph=True, dynamic=True), set()

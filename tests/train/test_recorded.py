@@ -11,7 +11,7 @@ from torch import Tensor
 from seq2seq.config.schema import ModelConfig, TransformerConfig
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import TranslationModel, build_model
-from seq2seq.ops import attention, linear_cross_entropy, residual_norm
+from seq2seq.ops import attention, linear_cross_entropy, native, residual_norm
 from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.packing import Layout
 from seq2seq.train import recorded as module
@@ -32,6 +32,7 @@ def kernels_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(attention, "takes_short_sentences", lambda *_: True)
         for operation in (linear_cross_entropy, residual_norm):
             monkeypatch.setattr(operation, "runs_kernels", lambda _: True)
+        monkeypatch.setattr(native, "serves", lambda _: False)
 
 
 def gradients_of(model: TranslationModel) -> list[Tensor]:

@@ -1,0 +1,208 @@
+// Attention within packed sentences and its gradients, for training on processors: one head of one sentence at a time,
+// in float32, with all that it needs in a core's cache.
+//
+// Shapes: L queries, S keys, E and V widths of a head in keys and in values. Rows of matrices here are whole vectors,
+// filled up. Queries are columns of weights and of scores, so that vectors go over queries.
+
+#pragma once
+
+#include "linear.h"
+
+namespace {
+
+constexpr int64_t whole_vectors(int64_t count) { return (count + lanes - 1) / lanes * lanes; }
+
+// Queries whose weights are in the cache together.
+constexpr int64_t queries_at_once = 64;
+
+// A matrix in float32; element (i, j) lies at i * row + j * column.
+struct Matrix {
+    float* at;
+    int64_t row, column = 1;
+    float* operator[](int64_t i) const { return at + i * row; }
+    Matrix transposed() const { return {at, column, row}; }
+};
+
+// Memory of a thread for what it computes meanwhile. It is kept: to ask for it takes as long as a small product.
+class Room {
+  public:
+    Matrix rows(int64_t count, int64_t columns) {
+        auto& all = kept();
+        if (used == all.size()) all.emplace_back();
+        auto& own = all[used++];
+        const int64_t row = whole_vectors(columns);
+        if (int64_t(own.size()) < count * row) own.resize(count * row);
+        return {own.data(), row};
+    }
+
+  private:
+    static std::vector<std::vector<float>>& kept() {
+        thread_local std::vector<std::vector<float>> all;
+        return all;
+    }
+    size_t used = 0;
+};
+
+template <int rows, int width>
+void multiply_block(const Matrix& x, const Matrix& y, int64_t inner, const Matrix& out, bool add) {
+    wide_floats sums[rows][width] = {};
+    if (add)
+        for (int r = 0; r < rows; r++)
+            for (int w = 0; w < width; w++) sums[r][w] = load_wide<wide_floats>(out[r] + w * lanes);
+    for (int64_t i = 0; i < inner; i++) {
+        wide_floats parts[width];
+        for (int w = 0; w < width; w++) parts[w] = load_wide<wide_floats>(y[i] + w * lanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            const wide_floats own = spread(x.at[r * x.row + i * x.column]);
+#pragma GCC unroll 8
+            for (int w = 0; w < width; w++) sums[r][w] = add_product(sums[r][w], own, parts[w]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int w = 0; w < width; w++) store_wide(sums[r][w], out[r] + w * lanes);
+}
+
+// out [rows, columns] = x [rows, inner] · y [inner, columns], or added to what stands there.
+inline void matrix_product(const Matrix& x, const Matrix& y, int64_t rows, int64_t inner, int64_t columns, const Matrix& out,
+                     bool add = false) {
+    // As many sums as fit into registers: 32 with 512 bits, else 16.
+    constexpr bool many = lanes == 16;
+    const auto some_vectors = [&](int64_t vector, auto width) {
+        const int64_t column = vector * lanes;
+        const auto some_rows = [&](int64_t row, auto count) {
+            multiply_block<count, width>({x.at + row * x.row, x.row, x.column}, {y.at + column, y.row}, inner,
+                                         {out[row] + column, out.row}, add);
+        };
+        constexpr int most = width == 1 ? 12 : 6;
+        by_rows<many ? most : most / 2, 3, 1>(0, rows, some_rows);
+    };
+    by_rows<many ? 4 : 2, 2, 1>(0, (columns + lanes - 1) / lanes, some_vectors);
+}
+
+// One head's rows of a projection; `row` is the distance of two rows in memory.
+template <class T>
+struct Rows {
+    T* first;
+    int64_t row, count, width;
+    Rows from(int64_t start, int64_t some) const { return {first + start * row, row, some, width}; }
+};
+
+// Rows in float32: themselves where they are such, in whole vectors.
+template <class T>
+Matrix as_rows(const Rows<const T>& from, Room& room) {
+    if constexpr (std::is_same_v<T, float>)
+        if (from.width % lanes == 0) return {const_cast<float*>(from.first), from.row};
+    const Matrix found = room.rows(from.count, from.width);
+    for (int64_t r = 0; r < from.count; r++) {
+        const T* own = from.first + r * from.row;
+        for (int64_t i = 0; i < from.width; i++) found[r][i] = widen(own[i]);
+        std::fill(found[r] + from.width, found[r + 1], 0.0f);
+    }
+    return found;
+}
+
+// So many rows as columns; those that fill up the last vector are zeros.
+inline Matrix as_columns(const Matrix& from, int64_t count, int64_t width, Room& room) {
+    const Matrix found = room.rows(width, count);
+    for (int64_t r = 0; r < found.row; r++)
+        for (int64_t i = 0; i < width; i++) found[i][r] = r < count ? from[r][i] : 0.0f;
+    return found;
+}
+
+template <class T>
+void store(const Matrix& from, float scale, const Rows<T>& to) {
+    for (int64_t r = 0; r < to.count; r++) {
+        for (int64_t i = 0; i < to.width; i++) from[r][i] *= scale;
+        narrow_row(from[r], to.first + r * to.row, to.width);
+    }
+}
+
+inline float scale_of(int64_t width) { return 1.0f / std::sqrt(float(width)); }
+
+// softmax(q·kᵀ / √E) of the queries from `start` on, [S, L]: query l sees keys up to start + l only if `causal`.
+inline Matrix weights_of(const Matrix& queries_LE, const Matrix& keys_SE, int64_t width, int64_t start, int64_t count,
+                         int64_t keys, bool causal, Room& room) {
+    const Matrix weights = room.rows(keys, count), state = room.rows(2, count);
+    const auto unseen = [=](int64_t s) { return causal ? std::clamp<int64_t>(s - start, 0, count) : 0; };
+    matrix_product(keys_SE, as_columns(queries_LE, count, width, room), keys, width, count, weights);
+    float *most = state[0], *totals = state[1];
+    const float scale = scale_of(width);
+    std::fill_n(most, weights.row, -infinity);
+    std::fill_n(totals, weights.row, 0.0f);
+    for (int64_t s = 0; s < keys; s++) {
+        float* own = weights[s];
+        for (int64_t l = 0; l < weights.row; l++) own[l] *= scale;
+        std::fill_n(own, unseen(s), -infinity);
+        for (int64_t l = 0; l < weights.row; l++) most[l] = most[l] < own[l] ? own[l] : most[l];
+    }
+    for (int64_t s = 0; s < keys; s++) {
+        float* own = weights[s];
+        for (int64_t l = 0; l < weights.row; l++) own[l] = exponential(own[l] - most[l]);
+        // Nearly so already, but products with such numbers may be denormal, which takes a hundred times as long.
+        std::fill_n(own, unseen(s), 0.0f);
+        for (int64_t l = 0; l < weights.row; l++) totals[l] += own[l];
+    }
+    // Not by one over the total, whose error all weights of a query would share: their sum would not be 1.
+    for (int64_t s = 0; s < keys; s++)
+        for (int64_t l = 0; l < weights.row; l++) weights[s][l] /= totals[l];
+    return weights;
+}
+
+// Gradients by weights [S, L] become those by scores.
+inline void softmax_gradients(const Matrix& weights, int64_t keys, const Matrix& gradients, float* means) {
+    std::fill_n(means, weights.row, 0.0f);
+    for (int64_t s = 0; s < keys; s++)
+        for (int64_t l = 0; l < weights.row; l++) means[l] += weights[s][l] * gradients[s][l];
+    for (int64_t s = 0; s < keys; s++)
+        for (int64_t l = 0; l < weights.row; l++) gradients[s][l] = weights[s][l] * (gradients[s][l] - means[l]);
+}
+
+template <class T>
+void attend_sentence(const Rows<const T>& q, const Rows<const T>& k, const Rows<const T>& v, const Rows<T>& out,
+                     bool causal) {
+    Room room;
+    const Matrix keys_SE = as_rows(k, room), values_SV = as_rows(v, room);
+    for (int64_t start = 0; start < q.count; start += queries_at_once) {
+        Room meanwhile = room;
+        const int64_t count = std::min(queries_at_once, q.count - start);
+        const int64_t seen = causal ? std::min(k.count, start + count) : k.count;
+        const Matrix queries_LE = as_rows(q.from(start, count), meanwhile);
+        const Matrix weights_SL = weights_of(queries_LE, keys_SE, q.width, start, count, seen, causal, meanwhile);
+        const Matrix out_LV = meanwhile.rows(count, v.width);
+        matrix_product(weights_SL.transposed(), values_SV, count, seen, v.width, out_LV);
+        store(out_LV, 1.0f, out.from(start, count));
+    }
+}
+
+// The gradients by queries, keys and values; the weights are computed again, so that none need be kept.
+template <class T>
+void sentence_gradients(const Rows<const T>& q, const Rows<const T>& k, const Rows<const T>& v,
+                        const Rows<const T>& d_out, const Rows<T>& d_q, const Rows<T>& d_k, const Rows<T>& d_v,
+                        bool causal) {
+    Room room;
+    const Matrix keys_SE = as_rows(k, room), values_SV = as_rows(v, room);
+    const Matrix d_keys_SE = room.rows(k.count, k.width), d_values_SV = room.rows(k.count, v.width);
+    std::fill_n(d_keys_SE.at, k.count * d_keys_SE.row, 0.0f);
+    std::fill_n(d_values_SV.at, k.count * d_values_SV.row, 0.0f);
+    for (int64_t start = 0; start < q.count; start += queries_at_once) {
+        Room meanwhile = room;
+        const int64_t count = std::min(queries_at_once, q.count - start);
+        const int64_t seen = causal ? std::min(k.count, start + count) : k.count;
+        const Matrix queries_LE = as_rows(q.from(start, count), meanwhile);
+        const Matrix d_out_LV = as_rows(d_out.from(start, count), meanwhile);
+        const Matrix weights_SL = weights_of(queries_LE, keys_SE, q.width, start, count, seen, causal, meanwhile);
+        const Matrix d_scores_SL = meanwhile.rows(seen, count);
+        matrix_product(values_SV, as_columns(d_out_LV, count, v.width, meanwhile), seen, v.width, count, d_scores_SL);
+        softmax_gradients(weights_SL, seen, d_scores_SL, meanwhile.rows(1, count).at);
+        const Matrix d_queries_LE = meanwhile.rows(count, q.width);
+        matrix_product(d_scores_SL.transposed(), keys_SE, count, seen, q.width, d_queries_LE);
+        store(d_queries_LE, scale_of(q.width), d_q.from(start, count));
+        matrix_product(d_scores_SL, queries_LE, seen, count, k.width, d_keys_SE, true);
+        matrix_product(weights_SL, d_out_LV, seen, count, v.width, d_values_SV, true);
+    }
+    store(d_keys_SE, scale_of(q.width), d_k);
+    store(d_values_SV, 1.0f, d_v);
+}
+
+}  // namespace

@@ -1,0 +1,73 @@
+"""Attention within packed sentences in training on processors, forward and backward, beside its plain reference.
+
+One head of one sentence after another, with all that it needs in a core's cache (`attend_sentences.h`): no padded grid
+is written, nor are the weights kept. Projections lie as one product gave them, and their gradients as the next one
+wants them. The plain reference is `ops.attention.attention_reference`.
+
+Shapes: N, M packed rows of queries and of keys; H heads; Q the width of all heads of a query, H · d_k, V that of
+values, H · d_v, and E that of keys and values, Q + V.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from seq2seq.ops import native
+from seq2seq.ops.packing import Layout
+
+LONGEST = {torch.float32: 2048, torch.bfloat16: 64}
+"""Rows of a sentence up to which this is quicker than products over a padded grid (docs/log.md, 2026-11-26)."""
+
+
+class Kind(NamedTuple):
+    """What attention there is: of how many heads, with queries and values so wide, Q and V."""
+
+    heads: int
+    widths: tuple[int, int]
+    causal: bool
+
+
+def suits_sentences(x: Tensor, queries: Layout, keys: Layout) -> bool:
+    """Whether this is the way for such sentences: on a processor, where gradients are wanted and they are not long."""
+    if not (torch.is_grad_enabled() and native.serves(x)):
+        return False
+    return max(queries.max_length, keys.max_length) <= LONGEST[x.dtype]
+
+
+def sentence_attention(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
+    """softmax(q·kᵀ / √d_k)·v within each sentence, [N, V]; if causal, row i sees keys up to position i only.
+
+    `rows` are queries [N, Q] with keys and values [M, E], or those of self-attention in one matrix [N, Q + E].
+    """
+    out_NV: Tensor = _SentenceAttention.apply(kind, queries, keys, *rows)  # type: ignore[no-untyped-call]
+    return out_NV
+
+
+class _SentenceAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kind: Kind, queries: Layout, keys: Layout, *rows: Tensor) -> Tensor:
+        ctx.kind, ctx.layouts = kind, (queries, keys)
+        ctx.save_for_backward(*rows)
+        out = rows[0].new_empty(rows[0].shape[0], kind.widths[1])
+        _call("attend_sentences", [out], rows, ctx)
+        out[queries.total - queries.filler :] = 0
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        rows = ctx.saved_tensors
+        gradients = [torch.empty_like(x) for x in rows]
+        _call("gradients_of_sentences", [gradients[0], gradients[-1], d_out.contiguous()], rows, ctx)
+        for x, layout in zip(gradients, ctx.layouts, strict=False):
+            x[layout.total - layout.filler :] = 0
+        return None, None, None, *gradients
+
+
+def _call(name: str, given: list[Tensor], rows: tuple[Tensor, ...], ctx: Any) -> None:
+    (heads, (width, values), causal), (queries, keys) = ctx.kind, ctx.layouts
+    sizes = queries.batch_size, heads, width // heads, values // heads
+    distances = rows[0].shape[1], width if len(rows) == 1 else 0, rows[-1].shape[1]
+    native.call(name, *given, rows[0], rows[-1], queries.cu_lengths, keys.cu_lengths, *sizes, *distances, causal)

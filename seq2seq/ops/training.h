@@ -1,0 +1,189 @@
+// What training does on processors between its matrix products: residual connections with dropout and norm, the loss.
+
+#pragma once
+
+#include "attend_sentences.h"
+#include "threads.h"
+
+namespace {
+
+// Steele et al., 2014, SplitMix64.
+inline uint64_t mixed(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+// What dropout multiplies the elements of a row by: `larger`, or 0 where 16 random bits are below `dropped`. `out` has
+// room for an even number. The same row of the same seed is drawn alike.
+inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, float larger, float* out) {
+    constexpr uint64_t golden = 0x9e3779b97f4a7c15u;
+    const uint64_t key = mixed(mixed(seed + golden) + uint64_t(row) * golden);
+    const uint32_t before = uint32_t(key), between = uint32_t(key >> 32), least = uint32_t(dropped);
+    const int64_t half = (columns + 1) / 2;
+    for (int64_t i = 0; i < half; i++) {
+        // Appleby's finalizer of MurmurHash3.
+        uint32_t x = uint32_t(i) * uint32_t(golden >> 32) + before;
+        x = (x ^ (x >> 16)) * 0x85ebca6bu;
+        x = ((x ^ (x >> 13)) + between) * 0xc2b2ae35u;
+        x ^= x >> 16;
+        out[i] = (x & 0xffff) < least ? 0.0f : larger;
+        out[half + i] = (x >> 16) < least ? 0.0f : larger;
+    }
+}
+
+// A row less its mean, by its standard deviation; returns one by the latter.
+inline float standardise(float* x, int64_t columns, float epsilon) {
+    float total = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < columns; i++) total += x[i];
+    const float mean = total / float(columns);
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < columns; i++) squares += (x[i] - mean) * (x[i] - mean);
+    const float scale = 1.0f / std::sqrt(squares / float(columns) + epsilon);
+    for (int64_t i = 0; i < columns; i++) x[i] = (x[i] - mean) * scale;
+    return scale;
+}
+
+// Rows that one thread computes after another, and whose gradients by weight and bias it adds up, in a fixed order.
+constexpr int64_t rows_of_sums = 128;
+
+// total = x + dropout(y), out = LayerNorm(total).
+template <class T>
+void residual_norm(const T* x, const T* y, const float* weight, const float* bias, const int64_t* seed, T* out, T* total,
+                   int64_t rows, int64_t columns, int64_t dropped, float larger, float epsilon, int64_t threads) {
+    for_each((rows + rows_of_sums - 1) / rows_of_sums, threads, [=](int64_t number) {
+        const auto factors = room_for<float>(columns + 1), room = room_for<float>(columns);
+        float* found = room.get();
+        for (int64_t row = number * rows_of_sums; row < std::min(rows, (number + 1) * rows_of_sums); row++) {
+            const T *own_x = x + row * columns, *own_y = y + row * columns;
+            T* sums = total + row * columns;
+            draw(uint64_t(*seed), row, columns, dropped, larger, factors.get());
+#pragma omp simd
+            for (int64_t i = 0; i < columns; i++) found[i] = widen(own_x[i]) + widen(own_y[i]) * factors[i];
+            narrow_row(found, sums, columns);
+            // As it will be read.
+            if (!std::is_same_v<T, float>)
+                for (int64_t i = 0; i < columns; i++) found[i] = widen(sums[i]);
+            standardise(found, columns, epsilon);
+#pragma omp simd
+            for (int64_t i = 0; i < columns; i++) found[i] = found[i] * weight[i] + bias[i];
+            narrow_row(found, out + row * columns, columns);
+        }
+    }, 2);
+}
+
+// The gradients by x and y; `sums` [rows / rows_of_sums, 2, columns] get those by weight and by bias.
+template <class T>
+void residual_norm_gradients(const T* d_out, const T* total, const float* weight, const int64_t* seed, T* d_x, T* d_y,
+                             float* sums, int64_t rows, int64_t columns, int64_t dropped, float larger, float epsilon,
+                             int64_t threads) {
+    for_each((rows + rows_of_sums - 1) / rows_of_sums, threads, [=](int64_t number) {
+        const auto factors = room_for<float>(columns + 1), room = room_for<float>(2 * columns);
+        float *normed = room.get(), *gradient = normed + columns;
+        float *d_weight = sums + number * 2 * columns, *d_bias = d_weight + columns;
+        std::fill_n(d_weight, 2 * columns, 0.0f);
+        for (int64_t row = number * rows_of_sums; row < std::min(rows, (number + 1) * rows_of_sums); row++) {
+            const T *own_out = d_out + row * columns, *own_total = total + row * columns;
+            for (int64_t i = 0; i < columns; i++) normed[i] = widen(own_total[i]);
+            const float scale = standardise(normed, columns, epsilon);
+            float mean = 0.0f, along = 0.0f;
+#pragma omp simd reduction(+ : mean, along)
+            for (int64_t i = 0; i < columns; i++) {
+                const float own = widen(own_out[i]);
+                d_weight[i] += own * normed[i];
+                d_bias[i] += own;
+                gradient[i] = own * weight[i];
+                mean += gradient[i];
+                along += gradient[i] * normed[i];
+            }
+            mean /= float(columns), along /= float(columns);
+#pragma omp simd
+            for (int64_t i = 0; i < columns; i++) gradient[i] = (gradient[i] - mean - normed[i] * along) * scale;
+            narrow_row(gradient, d_x + row * columns, columns);
+            draw(uint64_t(*seed), row, columns, dropped, larger, factors.get());
+            for (int64_t i = 0; i < columns; i++) gradient[i] *= factors[i];
+            narrow_row(gradient, d_y + row * columns, columns);
+        }
+    }, 2);
+}
+
+// Rows of logits become softmax(logits) - confidence · onehot(target), in place; `nll` gets -log p(target), `lse` the
+// logarithm of the sum of exponentials. All zeros without a target, which is below 0.
+template <class T>
+void logits_to_gradients(T* logits, const int64_t* targets, float* nll, float* lse, int64_t rows, int64_t vocabulary,
+                         float confidence, int64_t threads) {
+    for_each(rows, threads, [=](int64_t row) {
+        T* own = logits + row * vocabulary;
+        const int64_t target = targets[row];
+        nll[row] = lse[row] = 0.0f;
+        if (target < 0) {
+            std::fill_n(own, vocabulary, T{});
+            return;
+        }
+        const float most = largest(own, vocabulary);
+        const auto found = room_for<float>(vocabulary);
+        float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+        for (int64_t i = 0; i < vocabulary; i++) total += found[i] = exponential(widen(own[i]) - most);
+        lse[row] = most + std::log(total);
+        nll[row] = lse[row] - widen(own[target]);
+        const float share = 1.0f / total;
+        for (int64_t i = 0; i < vocabulary; i++) found[i] *= share;
+        found[target] -= confidence;
+        narrow_row(found.get(), own, vocabulary);
+    }, 2);
+}
+
+// Packed sentences, and how their projections lie in memory: queries at the beginning of rows of so many numbers, keys
+// from `first_key` on and then values in other such rows, or the same.
+struct Sentences {
+    const int32_t *cu_queries, *cu_keys;
+    int64_t count, heads, d_k, d_v, query_row, first_key, key_row;
+
+    template <class T>
+    Rows<T> queries(T* rows, int64_t number) const {
+        return part(rows, cu_queries, query_row, number, d_k);
+    }
+    template <class T>
+    Rows<T> keys(T* rows, int64_t number) const {
+        return part(rows + first_key, cu_keys, key_row, number, d_k);
+    }
+    template <class T>
+    Rows<T> values(T* rows, int64_t number) const {
+        return part(rows + first_key + heads * d_k, cu_keys, key_row, number, d_v);
+    }
+    template <class T>
+    Rows<T> outputs(T* rows, int64_t number) const {
+        return part(rows, cu_queries, heads * d_v, number, d_v);
+    }
+
+  private:
+    // What sentence and head number `number` has.
+    template <class T>
+    Rows<T> part(T* rows, const int32_t* cu, int64_t row, int64_t number, int64_t width) const {
+        const int32_t* own = cu + number / heads;
+        return {rows + own[0] * row + number % heads * width, row, own[1] - own[0], width};
+    }
+};
+
+template <class T>
+void attend_sentences(T* out, const T* queries, const T* keys_values, const Sentences& all, bool causal,
+                      int64_t threads) {
+    for_each(all.count * all.heads, threads, [=](int64_t i) {
+        attend_sentence(all.queries(queries, i), all.keys(keys_values, i), all.values(keys_values, i),
+                        all.outputs(out, i), causal);
+    }, 2);
+}
+
+template <class T>
+void gradients_of_sentences(T* d_queries, T* d_keys_values, const T* d_out, const T* queries, const T* keys_values,
+                            const Sentences& all, bool causal, int64_t threads) {
+    for_each(all.count * all.heads, threads, [=](int64_t i) {
+        sentence_gradients(all.queries(queries, i), all.keys(keys_values, i), all.values(keys_values, i),
+                           all.outputs(d_out, i), all.queries(d_queries, i), all.keys(d_keys_values, i),
+                           all.values(d_keys_values, i), causal);
+    }, 2);
+}
+
+}  // namespace
