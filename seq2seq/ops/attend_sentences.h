@@ -64,8 +64,8 @@ void multiply_block(const Matrix& x, const Matrix& y, int64_t inner, const Matri
 }
 
 // out [rows, columns] = x [rows, inner] · y [inner, columns], or added to what stands there.
-inline void matrix_product(const Matrix& x, const Matrix& y, int64_t rows, int64_t inner, int64_t columns, const Matrix& out,
-                     bool add = false) {
+inline void matrix_product(const Matrix& x, const Matrix& y, int64_t rows, int64_t inner, int64_t columns,
+                           const Matrix& out, bool add = false) {
     // As many sums as fit into registers: 32 with 512 bits, else 16.
     constexpr bool many = lanes == 16;
     const auto some_vectors = [&](int64_t vector, auto width) {
