@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -10,7 +9,6 @@ from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.search.beam import BeamSearch
 
-pytest.importorskip("triton", reason="Triton is not installed here")
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 

@@ -29,6 +29,7 @@ from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.model.translation import build_model
 from seq2seq.ops import dropout, native
 from seq2seq.ops.attention import attention_reference
+from seq2seq.ops.gpu import runs_kernels
 from seq2seq.ops.linear_cross_entropy import linear_cross_entropy_reference
 from seq2seq.support.devices import autocast, choose_device, choose_precision
 from seq2seq.train.loss import batch_loss
@@ -45,10 +46,10 @@ def plain_path() -> Iterator[None]:
         return attention_reference(*arguments, **settings)[0]
 
     def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
-        if not native.serves(x):
+        if not (native.serves(x) or runs_kernels(x.device)):
             return cast(Tensor, norm(x + dropout.dropout(y, p)))
         # The mask of the fast path: what it makes of ones, added to nothing.
-        seed, ones = torch.randint(1 << 31, (1,)), torch.ones_like(y)
+        seed, ones = torch.randint(1 << 31, (1,), device=x.device), torch.ones_like(y)
         with torch.no_grad():
             _, mask = torch.ops.seq2seq.residual_norm(ones - ones, ones, norm.weight, norm.bias, seed, p, norm.eps)
         return cast(Tensor, norm(x + y * mask))
@@ -58,10 +59,11 @@ def plain_path() -> Iterator[None]:
 
     with (
         mock.patch("seq2seq.model.attention.attention", attention),
-        mock.patch("seq2seq.model.attention.suits_sentences", lambda *_: False),
+        mock.patch("seq2seq.model.attention.suits_sentences", lambda *_, **__: False),
         mock.patch.object(MultiHeadAttention, "_projected", projected),
         mock.patch("seq2seq.train.loss.linear_cross_entropy", linear_cross_entropy_reference),
         mock.patch("seq2seq.model.layers.residual_norm", residual_norm),
+        mock.patch.object(dropout, "add_dropout", lambda x, y, p: x + dropout.dropout(y, p)),
     ):
         yield
 

@@ -45,7 +45,7 @@ class MultiHeadAttention(nn.Module):
             lists_BL, sentences_B = lists_of_sentences(keys.lengths), torch.arange(keys.batch_size, dtype=torch.int32)
             lists_of_N, rows_ME = sentences_B.repeat_interleave(queries.lengths), self.key_value(memory_MD)
             return self.output(row_attention(self.query(x_ND), rows_ME, lists_BL, lists_of_N, self.num_heads))
-        if suits_sentences(x_ND, queries, keys):
+        if suits_sentences(x_ND, queries, keys, causal=causal):
             rows = (self._joined(x_ND),) if memory_MD is x_ND else (self.query(x_ND), self.key_value(memory_MD))
             kind = Kind(self.num_heads, self.widths, causal)
             return self.output(sentence_attention(rows, queries, keys, kind))

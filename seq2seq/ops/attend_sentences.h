@@ -138,10 +138,10 @@ inline Matrix weights_of(const Matrix& queries_LE, const Matrix& keys_SE, int64_
     }
     for (int64_t s = 0; s < keys; s++) {
         float* own = weights[s];
-        for (int64_t l = 0; l < weights.row; l++) own[l] = exponential(own[l] - most[l]);
-        // Nearly so already, but products with such numbers may be denormal, which takes a hundred times as long.
-        std::fill_n(own, unseen(s), 0.0f);
-        for (int64_t l = 0; l < weights.row; l++) totals[l] += own[l];
+        for (int64_t l = 0; l < weights.row; l++) {
+            own[l] = unless_vanishing(exponential(own[l] - most[l]));
+            totals[l] += own[l];
+        }
     }
     // Not by one over the total, whose error all weights of a query would share: their sum would not be 1.
     for (int64_t s = 0; s < keys; s++)

@@ -3,7 +3,8 @@
 // row_attention.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and model/native_layers.py, for training
 // in attention.py, residual_norm.py and linear_cross_entropy.py.
 //
-// What comes out for a row does not depend on which others there are, nor on `threads`.
+// What comes out for a row does not depend on which others there are (but for sums over rows, and for dropout, whose mask
+// is that of the row's number), and nothing depends on `threads`.
 
 #include "choose.h"
 #include "layers.h"
@@ -180,10 +181,10 @@ void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const*
         residual_norm(x, y, weight, bias, seed, out, total, rows, columns, dropped, larger, epsilon, threads);         \
     }                                                                                                                  \
     void residual_norm_gradients_##format(const T* d_out, const T* total, const float* weight, const int64_t* seed,    \
-                                          T* d_x, T* d_y, float* sums, int64_t rows, int64_t columns, int64_t dropped, \
-                                          float larger, float epsilon, int64_t threads) {                              \
-        residual_norm_gradients(d_out, total, weight, seed, d_x, d_y, sums, rows, columns, dropped, larger, epsilon,   \
-                                threads);                                                                              \
+                                          T* d_x, T* d_y, float* sums, int64_t rows, int64_t columns, int64_t some,    \
+                                          int64_t dropped, float larger, float epsilon, int64_t threads) {             \
+        residual_norm_gradients(d_out, total, weight, seed, d_x, d_y, sums, rows, columns, some, dropped, larger,      \
+                                epsilon, threads);                                                                     \
     }                                                                                                                  \
     void logits_to_gradients_##format(T* logits, const int64_t* targets, float* nll, float* lse, int64_t rows,         \
                                       int64_t vocabulary, float confidence, int64_t threads) {                         \

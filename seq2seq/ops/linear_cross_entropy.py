@@ -126,9 +126,12 @@ def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tupl
 def _to_gradients_by_kernel(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """The same by our own kernels, which read a row twice and write it once; the second reading is from a cache."""
     rows, vocabulary = len(target_U), logits_CV.shape[1]
-    nll_U, lse_U = torch.empty(2, rows, device=logits_CV.device)
+    nll_U, lse_U = torch.empty(2, rows, device=logits_CV.device, dtype=torch.float32)
     if native.serves(logits_CV):
-        native.call("logits_to_gradients", logits_CV, target_U, nll_U, lse_U, rows, vocabulary, 1 - smoothing)
+        if rows and int(target_U.max()) >= vocabulary:
+            raise IndexError(f"target {int(target_U.max())} of a vocabulary of {vocabulary}")
+        tensors = logits_CV, target_U.long(), nll_U, lse_U
+        native.call("logits_to_gradients", *tensors, rows, vocabulary, float(1 - smoothing))
     elif rows:
         from seq2seq.ops import gpu_kernels
 

@@ -61,7 +61,7 @@ def can_compute(*tensors: Tensor) -> bool:
 def call(name: str, *arguments: Tensor | float) -> None:
     """Call a function of `kernels.cpp`, in the format of the first tensor, with numbers and addresses of tensors.
 
-    Tensors must be contiguous; of others the address is given, and their strides.
+    Tensors must be contiguous: nothing there knows strides. What is a float there must be one here.
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
@@ -88,7 +88,8 @@ def levels_of_rows() -> int:
 
 @functools.cache
 def _function(name: str, kind: torch.dtype, types: tuple[type, ...]) -> Callable[..., None]:
-    function = getattr(library(), f"{name}_{FORMATS[kind]}")
+    # Not as an attribute, which would be one object for calls of all kinds.
+    function = cast(ctypes.CDLL, library())[f"{name}_{FORMATS[kind]}"]
     function.argtypes = [ctypes.c_float if each is float else ctypes.c_int64 for each in (*types, int)]
     function.restype = None
     return cast(Callable[..., None], function)

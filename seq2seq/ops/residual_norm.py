@@ -24,24 +24,26 @@ OF_A_WARP = 512
 WARPS = 16
 """Of a multiprocessor, in the backward pass, and so of a row at most."""
 
-ROWS_OF_SUMS = 128
-"""Rows whose gradients by weight and bias a processor adds up together: `rows_of_sums` in training.h."""
+OF_A_SUM = 128
+"""Rows whose gradients by weight and bias a processor adds up one after another."""
 
 
 def residual_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
-    """LayerNorm(x + Dropout(y)), in the format of `x`: [N, D] each; `y` has its shape and format."""
+    """LayerNorm(x + Dropout(y)), in the format of `x`: [..., D] each; `y` has its shape and format."""
     x = add_dropout(x, y, p)
     # autocast leaves the norm in float32 on a GPU
     return norm(x).to(x.dtype)
 
 
-def residual_norm(x_ND: Tensor, y_ND: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
+def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
     """The same."""
-    if not runs_kernels(x_ND.device) and not (native.serves(x_ND) and norm.weight.dtype is torch.float32):
-        return residual_norm_reference(x_ND, y_ND, norm, p)
-    seed = torch.randint(1 << 31, (1,), device=x_ND.device)
-    out_ND: Tensor = torch.ops.seq2seq.residual_norm(x_ND, y_ND, norm.weight, norm.bias, seed, p, norm.eps)[0]
-    return out_ND
+    in_c = native.serves(x) and x.dtype is y.dtype and norm.weight.dtype is torch.float32
+    if not (in_c or runs_kernels(x.device)):
+        return residual_norm_reference(x, y, norm, p)
+    seed = torch.randint(1 << 31, (1,), device=x.device)
+    rows = (each.reshape(-1, each.shape[-1]) for each in (x, y))
+    out_ND: Tensor = torch.ops.seq2seq.residual_norm(*rows, norm.weight, norm.bias, seed, p, norm.eps)[0]
+    return out_ND.view(x.shape)
 
 
 def _sizes(width: int, p: float) -> dict[str, int]:
@@ -87,7 +89,8 @@ def _forward_on_processor(
         return _forward(x, y, weight, bias, seed, p, epsilon)
     out, total = x.new_empty(x.shape), x.new_empty(x.shape)
     tensors = x.contiguous(), y.contiguous(), weight, bias, seed, out, total
-    native.call("residual_norm", *tensors, *x.shape, round(p * LEVELS), 1 / (1 - p), epsilon)
+    rows, width = x.shape
+    native.call("residual_norm", *tensors, rows, width, round(p * LEVELS), 1 / (1 - p), epsilon)
     return out, total
 
 
@@ -98,9 +101,9 @@ def _backward_on_processor(
         return _backward(d_out, total, weight, seed, p, epsilon)
     rows, width = total.shape
     d_x, d_y = total.new_empty(total.shape), total.new_empty(total.shape)
-    sums = torch.empty(-(-rows // ROWS_OF_SUMS), 2, width)
+    sums = torch.empty(-(-rows // OF_A_SUM), 2, width, dtype=torch.float32)
     tensors = d_out.contiguous(), total, weight, seed, d_x, d_y, sums
-    native.call("residual_norm_gradients", *tensors, rows, width, round(p * LEVELS), 1 / (1 - p), epsilon)
+    native.call("residual_norm_gradients", *tensors, rows, width, OF_A_SUM, round(p * LEVELS), 1 / (1 - p), epsilon)
     return d_x, d_y, sums.sum(0)
 
 

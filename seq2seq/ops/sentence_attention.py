@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
+from seq2seq.support.devices import compute_dtype
 
 LONGEST = {torch.float32: 2048, torch.bfloat16: 64}
-"""Rows of a sentence up to which this is quicker than products over a padded grid (docs/log.md, 2026-11-26)."""
+"""Rows of a sentence up to which this is quicker than products over a padded grid, unless it is causal, for then half
+of these products is for nothing (docs/log.md, 2026-11-26: in bfloat16 with AMX; pads are not counted there)."""
 
 
 class Kind(NamedTuple):
@@ -30,11 +33,12 @@ class Kind(NamedTuple):
     causal: bool
 
 
-def suits_sentences(x: Tensor, queries: Layout, keys: Layout) -> bool:
-    """Whether this is the way for such sentences: on a processor, where gradients are wanted and they are not long."""
+def suits_sentences(x: Tensor, queries: Layout, keys: Layout, *, causal: bool) -> bool:
+    """Whether this is the way for projections of such rows: on a processor, where gradients are wanted."""
     if not (torch.is_grad_enabled() and native.serves(x)):
         return False
-    return max(queries.max_length, keys.max_length) <= LONGEST[x.dtype]
+    longest = LONGEST.get(compute_dtype(x), 0)
+    return bool(longest) and (causal or max(queries.max_length, keys.max_length) <= longest)
 
 
 def sentence_attention(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
@@ -57,6 +61,7 @@ class _SentenceAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         rows = ctx.saved_tensors
         gradients = [torch.empty_like(x) for x in rows]

@@ -17,6 +17,10 @@ inline uint64_t mixed(uint64_t x) {
 // What dropout multiplies the elements of a row by: `larger`, or 0 where 16 random bits are below `dropped`. `out` has
 // room for an even number. The same row of the same seed is drawn alike.
 inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, float larger, float* out) {
+    if (dropped <= 0) {
+        std::fill_n(out, columns, larger);
+        return;
+    }
     constexpr uint64_t golden = 0x9e3779b97f4a7c15u;
     const uint64_t key = mixed(mixed(seed + golden) + uint64_t(row) * golden);
     const uint32_t before = uint32_t(key), between = uint32_t(key >> 32), least = uint32_t(dropped);
@@ -32,88 +36,78 @@ inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, f
     }
 }
 
-// A row less its mean, by its standard deviation; returns one by the latter.
-inline float standardise(float* x, int64_t columns, float epsilon) {
-    float total = 0.0f, squares = 0.0f;
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < columns; i++) total += x[i];
-    const float mean = total / float(columns);
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < columns; i++) squares += (x[i] - mean) * (x[i] - mean);
-    const float scale = 1.0f / std::sqrt(squares / float(columns) + epsilon);
-    for (int64_t i = 0; i < columns; i++) x[i] = (x[i] - mean) * scale;
-    return scale;
+// Calls `compute` with the number of each row, and with room for so many numbers in float32; some rows, of the same part
+// of all, one after another.
+template <class Compute>
+void for_each_row(int64_t rows, int64_t some, int64_t room, int64_t threads, Compute compute) {
+    for_each((rows + some - 1) / some, threads, [=](int64_t part) {
+        const auto numbers = room_for<float>(room);
+        for (int64_t row = part * some; row < std::min(rows, (part + 1) * some); row++) compute(row, numbers.get());
+    }, 2);
 }
-
-// Rows that one thread computes after another, and whose gradients by weight and bias it adds up, in a fixed order.
-constexpr int64_t rows_of_sums = 128;
 
 // total = x + dropout(y), out = LayerNorm(total).
 template <class T>
 void residual_norm(const T* x, const T* y, const float* weight, const float* bias, const int64_t* seed, T* out, T* total,
                    int64_t rows, int64_t columns, int64_t dropped, float larger, float epsilon, int64_t threads) {
-    for_each((rows + rows_of_sums - 1) / rows_of_sums, threads, [=](int64_t number) {
-        const auto factors = room_for<float>(columns + 1), room = room_for<float>(columns);
-        float* found = room.get();
-        for (int64_t row = number * rows_of_sums; row < std::min(rows, (number + 1) * rows_of_sums); row++) {
-            const T *own_x = x + row * columns, *own_y = y + row * columns;
-            T* sums = total + row * columns;
-            draw(uint64_t(*seed), row, columns, dropped, larger, factors.get());
+    for_each_row(rows, 64, 2 * columns + 1, threads, [=](int64_t row, float* found) {
+        const T *own_x = x + row * columns, *own_y = y + row * columns;
+        T* sums = total + row * columns;
+        float* factors = found + columns;
+        draw(uint64_t(*seed), row, columns, dropped, larger, factors);
 #pragma omp simd
-            for (int64_t i = 0; i < columns; i++) found[i] = widen(own_x[i]) + widen(own_y[i]) * factors[i];
-            narrow_row(found, sums, columns);
-            // As it will be read.
-            if (!std::is_same_v<T, float>)
-                for (int64_t i = 0; i < columns; i++) found[i] = widen(sums[i]);
-            standardise(found, columns, epsilon);
+        for (int64_t i = 0; i < columns; i++) found[i] = widen(own_x[i]) + widen(own_y[i]) * factors[i];
+        narrow_row(found, sums, columns);
+        // As it will be read.
+        if (!std::is_same_v<T, float>)
+            for (int64_t i = 0; i < columns; i++) found[i] = widen(sums[i]);
+        const Moments of(found, columns, epsilon);
 #pragma omp simd
-            for (int64_t i = 0; i < columns; i++) found[i] = found[i] * weight[i] + bias[i];
-            narrow_row(found, out + row * columns, columns);
-        }
-    }, 2);
+        for (int64_t i = 0; i < columns; i++) found[i] = (found[i] - of.mean) * of.scale * weight[i] + bias[i];
+        narrow_row(found, out + row * columns, columns);
+    });
 }
 
-// The gradients by x and y; `sums` [rows / rows_of_sums, 2, columns] get those by weight and by bias.
+// The gradients by x and y; `sums` [rows / some, 2, columns], rounded up, get those by weight and by bias, added up over
+// `some` rows in a fixed order.
 template <class T>
 void residual_norm_gradients(const T* d_out, const T* total, const float* weight, const int64_t* seed, T* d_x, T* d_y,
-                             float* sums, int64_t rows, int64_t columns, int64_t dropped, float larger, float epsilon,
-                             int64_t threads) {
-    for_each((rows + rows_of_sums - 1) / rows_of_sums, threads, [=](int64_t number) {
-        const auto factors = room_for<float>(columns + 1), room = room_for<float>(2 * columns);
-        float *normed = room.get(), *gradient = normed + columns;
-        float *d_weight = sums + number * 2 * columns, *d_bias = d_weight + columns;
-        std::fill_n(d_weight, 2 * columns, 0.0f);
-        for (int64_t row = number * rows_of_sums; row < std::min(rows, (number + 1) * rows_of_sums); row++) {
-            const T *own_out = d_out + row * columns, *own_total = total + row * columns;
-            for (int64_t i = 0; i < columns; i++) normed[i] = widen(own_total[i]);
-            const float scale = standardise(normed, columns, epsilon);
-            float mean = 0.0f, along = 0.0f;
+                             float* sums, int64_t rows, int64_t columns, int64_t some, int64_t dropped, float larger,
+                             float epsilon, int64_t threads) {
+    for_each_row(rows, some, 3 * columns + 1, threads, [=](int64_t row, float* normed) {
+        const T *own_out = d_out + row * columns, *own_total = total + row * columns;
+        float *gradient = normed + columns, *factors = gradient + columns;
+        float *d_weight = sums + row / some * 2 * columns, *d_bias = d_weight + columns;
+        if (row % some == 0) std::fill_n(d_weight, 2 * columns, 0.0f);
+        for (int64_t i = 0; i < columns; i++) normed[i] = widen(own_total[i]);
+        const Moments of(normed, columns, epsilon);
+        float mean = 0.0f, along = 0.0f;
 #pragma omp simd reduction(+ : mean, along)
-            for (int64_t i = 0; i < columns; i++) {
-                const float own = widen(own_out[i]);
-                d_weight[i] += own * normed[i];
-                d_bias[i] += own;
-                gradient[i] = own * weight[i];
-                mean += gradient[i];
-                along += gradient[i] * normed[i];
-            }
-            mean /= float(columns), along /= float(columns);
-#pragma omp simd
-            for (int64_t i = 0; i < columns; i++) gradient[i] = (gradient[i] - mean - normed[i] * along) * scale;
-            narrow_row(gradient, d_x + row * columns, columns);
-            draw(uint64_t(*seed), row, columns, dropped, larger, factors.get());
-            for (int64_t i = 0; i < columns; i++) gradient[i] *= factors[i];
-            narrow_row(gradient, d_y + row * columns, columns);
+        for (int64_t i = 0; i < columns; i++) {
+            const float own = widen(own_out[i]);
+            normed[i] = (normed[i] - of.mean) * of.scale;
+            d_weight[i] += own * normed[i];
+            d_bias[i] += own;
+            gradient[i] = own * weight[i];
+            mean += gradient[i];
+            along += gradient[i] * normed[i];
         }
-    }, 2);
+        mean /= float(columns), along /= float(columns);
+#pragma omp simd
+        for (int64_t i = 0; i < columns; i++) gradient[i] = (gradient[i] - mean - normed[i] * along) * of.scale;
+        narrow_row(gradient, d_x + row * columns, columns);
+        draw(uint64_t(*seed), row, columns, dropped, larger, factors);
+        for (int64_t i = 0; i < columns; i++) gradient[i] *= factors[i];
+        narrow_row(gradient, d_y + row * columns, columns);
+    });
 }
 
 // Rows of logits become softmax(logits) - confidence · onehot(target), in place; `nll` gets -log p(target), `lse` the
-// logarithm of the sum of exponentials. All zeros without a target, which is below 0.
+// logarithm of the sum of exponentials. All zeros without a target, which is below 0; others must be in the vocabulary.
 template <class T>
 void logits_to_gradients(T* logits, const int64_t* targets, float* nll, float* lse, int64_t rows, int64_t vocabulary,
                          float confidence, int64_t threads) {
-    for_each(rows, threads, [=](int64_t row) {
+    for_each_row(rows, 8, vocabulary, threads, [=](int64_t row, float* found) {
         T* own = logits + row * vocabulary;
         const int64_t target = targets[row];
         nll[row] = lse[row] = 0.0f;
@@ -122,17 +116,17 @@ void logits_to_gradients(T* logits, const int64_t* targets, float* nll, float* l
             return;
         }
         const float most = largest(own, vocabulary);
-        const auto found = room_for<float>(vocabulary);
         float total = 0.0f;
 #pragma omp simd reduction(+ : total)
-        for (int64_t i = 0; i < vocabulary; i++) total += found[i] = exponential(widen(own[i]) - most);
+        for (int64_t i = 0; i < vocabulary; i++)
+            total += found[i] = unless_vanishing(exponential(widen(own[i]) - most));
         lse[row] = most + std::log(total);
         nll[row] = lse[row] - widen(own[target]);
         const float share = 1.0f / total;
         for (int64_t i = 0; i < vocabulary; i++) found[i] *= share;
         found[target] -= confidence;
-        narrow_row(found.get(), own, vocabulary);
-    }, 2);
+        narrow_row(found, own, vocabulary);
+    });
 }
 
 // Packed sentences, and how their projections lie in memory: queries at the beginning of rows of so many numbers, keys

@@ -21,6 +21,8 @@ from seq2seq.ops.packing import Layout
 from seq2seq.search.hypotheses import Constraints, Hypothesis
 from tests.kernels import DEVICE, model_and_search
 
+pytest.importorskip("triton", reason="Triton is not installed here")
+
 
 def holder_of(model: TranslationModel) -> Holder:
     return cast(TransformerDecoder, model.decoder)._holder

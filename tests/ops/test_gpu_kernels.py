@@ -15,6 +15,8 @@ from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import row_attention_on_gpu, row_attention_reference
 from tests.kernels import DEVICE, HAS_GPU, distance
 
+pytest.importorskip("triton", reason="Triton is not installed here")
+
 # The interpreter has no bfloat16.
 FORMATS = [torch.float16, *([torch.bfloat16] if HAS_GPU else [torch.float32])]
 LONGEST = short_attention.LONGEST if HAS_GPU else 40

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from seq2seq.ops.graphs import Recorded
 from tests.kernels import DEVICE, HAS_GPU
 
+pytest.importorskip("triton", reason="Triton is not installed here")
+
 
 def test_a_recorded_function_reads_what_its_tensors_hold_now() -> None:
     x = torch.ones(3, device=DEVICE)

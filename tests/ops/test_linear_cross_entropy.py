@@ -81,6 +81,38 @@ def test_a_target_below_zero_counts_nothing_in_c() -> None:
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=0)
 
 
+def test_a_target_beyond_the_vocabulary_is_an_error() -> None:
+    h, w, target = draw()
+    target[3] = VOCABULARY
+    with pytest.raises((IndexError, RuntimeError), match=r"target 19 of a vocabulary of 19|out of bounds"):
+        linear_cross_entropy(h, w, target, 0.1)
+
+
+def test_whole_numbers_are_numbers_too() -> None:
+    h, w, target = draw()
+    inputs = (h.requires_grad_(), w.requires_grad_())
+    results = [linear_cross_entropy(*inputs, target, smoothing) for smoothing in (0, 0.0, 0.1)]
+    torch.testing.assert_close(results[0], results[1])
+    gradients = [torch.autograd.grad(loss, inputs) for loss, _ in results]
+    torch.testing.assert_close(gradients[0], gradients[1])
+    expected = linear_cross_entropy_reference(*inputs, target, 0.1)
+    torch.testing.assert_close(results[2], expected, atol=1e-4, rtol=1e-6)
+
+
+def test_threads_change_no_bit() -> None:
+    if not native.serves(torch.ones(1)):
+        pytest.skip("PyTorch's sums may")
+    h, w, target = (each.repeat(30, *[1] * (each.dim() - 1)) for each in draw())
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        logits = h @ w[:VOCABULARY].T
+        figures = module._to_gradients_by_kernel(logits, target, 0.1)
+        found.append((logits, *figures))
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_smoothing_spreads_over_the_whole_vocabulary_by_hand() -> None:
     # softmax of these logits is 1/10, 2/10, 3/10, 4/10; q is 0.1/4 everywhere, and 0.9 more at the target.
     w = torch.tensor([[math.log(1)], [math.log(2)], [math.log(3)], [math.log(4)]])

@@ -22,6 +22,8 @@ LIMITS = {torch.float16: 2e-3, torch.float32: 1e-6, torch.bfloat16: 1e-2}
 def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Kernels in Triton, or functions in C++."""
     in_triton = request.param == "gpu"
+    if in_triton:
+        pytest.importorskip("triton", reason="Triton is not installed here")
     if not in_triton and (HAS_GPU or native.library() is None):
         pytest.skip("a GPU computes" if HAS_GPU else "no C++ compiler here")
     monkeypatch.setattr(module, "runs_kernels", lambda _: in_triton)
@@ -95,8 +97,33 @@ def test_the_mask_is_as_often_kept_as_asked_and_drawn_anew_for_each_seed() -> No
     assert (mask.mean(1) - (1 - p)).abs().max() <= near / width**0.5
     centred = mask - (1 - p)
     neighbours = [(centred[1:], centred[:-1]), (centred, other - (1 - p))]
-    neighbours += [(centred[:, step:], centred[:, :-step]) for step in (1, 2, 4, 8, 64)]
+    neighbours += [(centred[:, step:], centred[:, :-step]) for step in (1, 2, 4, 8, 64, width // 2)]
     assert all(abs((a * b).mean()) <= 5 * p * (1 - p) / a.numel() ** 0.5 for a, b in neighbours)
+
+
+def test_rows_of_any_number_of_dimensions_and_of_two_formats_are_taken() -> None:
+    norm = norm_of(24)
+    x, y = torch.randn(2, 3, 5, 24, device=DEVICE)
+    expected = residual_norm_reference(x, y, norm, 0.0)
+    torch.testing.assert_close(residual_norm(x, y, norm, 0.0), expected)
+    if not HAS_GPU and native.serves(x):
+        own = residual_norm(x, y.bfloat16(), norm, 0.0)
+        torch.testing.assert_close(own, residual_norm_reference(x, y.bfloat16(), norm, 0.0))
+
+
+def test_threads_change_no_bit(language: str) -> None:
+    if language == "gpu":
+        pytest.skip("there are none")
+    norm, before = norm_of(24), torch.get_num_threads()
+    x, y, upstream = torch.randn(3, 700, 24).requires_grad_().unbind()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)
+        out = residual_norm(x, y, norm, 0.3)
+        found.append((out, *torch.autograd.grad(out, (x, y, norm.weight, norm.bias), upstream)))
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_no_rows_give_none() -> None:

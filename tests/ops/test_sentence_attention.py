@@ -11,17 +11,13 @@ from seq2seq.ops import native, sentence_attention
 from seq2seq.ops.attention import attention_reference
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.sentence_attention import LONGEST, Kind, suits_sentences
+from tests.kernels import distance
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 HEADS = 3
 LIMITS = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 QUERIES = [1, 130, 3, 64, 17]
 KEYS = [5, 33, 65, 1, 16]
-
-
-def distance(own: Tensor, exact: Tensor) -> float:
-    """‖own − exact‖ / ‖exact‖."""
-    return float(((own.double() - exact).norm() / exact.norm()).detach())
 
 
 def textbook(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
@@ -123,8 +119,11 @@ def test_it_is_taken_in_training_for_sentences_that_are_not_long(
         with torch.no_grad():
             layer(x, short, x, short)
     assert taken == [Kind(2, (32, 32), causal=False)]
-    assert suits_sentences(x, short, short) and not suits_sentences(x, long, short)
-    assert not suits_sentences(x.double(), short, short)
+    assert suits_sentences(x, short, short, causal=False) and not suits_sentences(x, long, short, causal=False)
+    assert suits_sentences(x, long, long, causal=True)
+    assert not suits_sentences(x.double(), short, short, causal=False)
+    with torch.autocast("cpu", torch.float16):
+        assert not suits_sentences(x, short, short, causal=False)
 
 
 def test_a_layer_computes_and_learns_the_same_as_by_the_formula() -> None:

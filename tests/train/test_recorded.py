@@ -19,6 +19,8 @@ from seq2seq.train.loss import batch_loss
 from seq2seq.train.recorded import RecordedPasses, regular
 from tests.kernels import DEVICE, HAS_GPU, distance, model_and_search
 
+pytest.importorskip("triton", reason="Triton is not installed here")
+
 
 def batch_to_train(generator: torch.Generator, source: list[int], target: list[int]) -> Batch:
     layouts = Layout.of(source), Layout.of(target)
