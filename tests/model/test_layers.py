@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.model import layers
-from seq2seq.model.layers import FeedForward, Residual, final_norm
+from seq2seq.model.layers import FeedForward, LayerNorm, Residual, final_norm
 from seq2seq.ops.residual_norm import residual_norm_reference
 
 
@@ -36,6 +36,17 @@ def test_post_norm_normalises_the_sum() -> None:
 def test_pre_norm_normalises_what_the_sublayer_reads() -> None:
     x = torch.randn(5, 8)
     torch.testing.assert_close(Residual(8, "pre", 0.0)(x, lambda y: 3 * y.flip(-1)), x + 3 * normalised(x).flip(-1))
+
+
+def test_gradients_of_many_rows_in_bfloat16_are_added_up_in_float32() -> None:
+    norm, rows = LayerNorm(16), torch.randn(8192, 16).bfloat16()
+    upstream = torch.randn(8192, 16) + 0.3
+    with torch.autocast("cpu", torch.bfloat16):
+        out = norm(rows)
+    assert out.dtype == torch.bfloat16
+    found = torch.autograd.grad(out, (norm.weight, norm.bias), upstream.bfloat16())
+    expected = torch.autograd.grad(norm(rows.float()), (norm.weight, norm.bias), upstream)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=2.0)
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
