@@ -80,11 +80,8 @@ class MultiHeadAttention(nn.Module):
 
     def _joined(self, x: Tensor) -> Tensor:
         # Self-attention in training: one product for all three, whose input is read once.
-        weight, bias = (
-            torch.cat(pair)
-            for pair in ((self.query.weight, self.key_value.weight), (self.query.bias, self.key_value.bias))
-        )
-        return F.linear(x, weight, bias)
+        weight = torch.cat((self.query.weight, self.key_value.weight))
+        return F.linear(x, weight, torch.cat((self.query.bias, self.key_value.bias)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
