@@ -59,7 +59,7 @@ export out
 # First what measures no speed, all at once; the compiler keeps what it makes for the benchmarks after it.
 jobs=()
 { step 150 python3 -m pytest $(grep -rl 'mark.gpu' tests --include='*.py') >"$out/tests.log" 2>&1; } & jobs+=($!)
-{ step 150 python3 -m pytest $(grep -rl 'tests.kernels import' tests --include='*.py') tests/ops/test_rectified_linear.py \
+{ step 150 python3 -m pytest $(grep -rl 'tests.kernels import' tests --include='*.py') tests/ops/test_linear.py \
     >"$out/tests-kernels.log" 2>&1; } & jobs+=($!)
 for model in base big; do
   { step 120 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model "$model" "${train[@]}" --rounds 1 --peers \

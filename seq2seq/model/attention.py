@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seq2seq.ops.attention import attention, attention_reference
+from seq2seq.ops.linear import Linear, linear
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import lists_of_sentences, row_attention, suits_rows
 from seq2seq.ops.sentence_attention import Kind, sentence_attention, suits_sentences
@@ -28,14 +28,14 @@ class MultiHeadAttention(nn.Module):
         self.num_heads = num_heads
         keys = d_model if d_k is None else num_heads * d_k
         self.widths = (keys, d_model)
-        self.query = nn.Linear(d_model, keys)
-        self.key_value = nn.Linear(d_model, keys + d_model)
-        self.output = nn.Linear(d_model, d_model)
+        self.query = Linear(d_model, keys)
+        self.key_value = Linear(d_model, keys + d_model)
+        self.output = Linear(d_model, d_model)
         # Each of the three is a projection of its own: together they would get the scale of a matrix twice as wide.
         for weight in (self.query.weight, *self.key_value.weight.split(self.widths), self.output.weight):
             nn.init.xavier_uniform_(weight)
-        for linear in (self.query, self.key_value, self.output):
-            nn.init.zeros_(linear.bias)
+        for layer in (self.query, self.key_value, self.output):
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
@@ -81,7 +81,7 @@ class MultiHeadAttention(nn.Module):
     def _joined(self, x: Tensor) -> Tensor:
         # Self-attention in training: one product for all three, whose input is read once.
         weight = torch.cat((self.query.weight, self.key_value.weight))
-        return F.linear(x, weight, torch.cat((self.query.bias, self.key_value.bias)))
+        return linear(x, weight, torch.cat((self.query.bias, self.key_value.bias)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))

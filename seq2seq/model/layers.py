@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from seq2seq.ops.add_norm import add_norm
 from seq2seq.ops.dropout import Dropout
-from seq2seq.ops.packed_linear import rectified
+from seq2seq.ops.linear import Linear
 from seq2seq.ops.residual_norm import residual_norm
 
 
@@ -18,15 +18,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(d_model, d_ff)
-        self.outer = nn.Linear(d_ff, d_model)
+        self.inner = Linear(d_model, d_ff)
+        self.outer = Linear(d_ff, d_model)
         for linear in (self.inner, self.outer):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] to [..., d_model]."""
-        return self.outer(rectified(self.inner, x))
+        return self.outer(self.inner(x, rectify=True))
 
 
 class LayerNorm(nn.LayerNorm):

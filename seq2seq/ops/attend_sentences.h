@@ -6,79 +6,12 @@
 
 #pragma once
 
-#include "linear.h"
+#include "matrix.h"
 
 namespace {
 
-constexpr int64_t whole_vectors(int64_t count) { return (count + lanes - 1) / lanes * lanes; }
-
 // Queries whose weights are in the cache together.
 constexpr int64_t queries_at_once = 64;
-
-// A matrix in float32; element (i, j) lies at i * row + j * column.
-struct Matrix {
-    float* at;
-    int64_t row, column = 1;
-    float* operator[](int64_t i) const { return at + i * row; }
-    Matrix transposed() const { return {at, column, row}; }
-};
-
-// Memory of a thread for what it computes meanwhile. It is kept: to ask for it takes as long as a small product.
-class Room {
-  public:
-    Matrix rows(int64_t count, int64_t columns) {
-        auto& all = kept();
-        if (used == all.size()) all.emplace_back();
-        auto& own = all[used++];
-        const int64_t row = whole_vectors(columns);
-        if (int64_t(own.size()) < count * row) own.resize(count * row);
-        return {own.data(), row};
-    }
-
-  private:
-    static std::vector<std::vector<float>>& kept() {
-        thread_local std::vector<std::vector<float>> all;
-        return all;
-    }
-    size_t used = 0;
-};
-
-template <int rows, int width>
-void multiply_block(const Matrix& x, const Matrix& y, int64_t inner, const Matrix& out, bool add) {
-    wide_floats sums[rows][width] = {};
-    if (add)
-        for (int r = 0; r < rows; r++)
-            for (int w = 0; w < width; w++) sums[r][w] = load_wide<wide_floats>(out[r] + w * lanes);
-    for (int64_t i = 0; i < inner; i++) {
-        wide_floats parts[width];
-        for (int w = 0; w < width; w++) parts[w] = load_wide<wide_floats>(y[i] + w * lanes);
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            const wide_floats own = spread(x.at[r * x.row + i * x.column]);
-#pragma GCC unroll 8
-            for (int w = 0; w < width; w++) sums[r][w] = add_product(sums[r][w], own, parts[w]);
-        }
-    }
-    for (int r = 0; r < rows; r++)
-        for (int w = 0; w < width; w++) store_wide(sums[r][w], out[r] + w * lanes);
-}
-
-// out [rows, columns] = x [rows, inner] · y [inner, columns], or added to what stands there.
-inline void matrix_product(const Matrix& x, const Matrix& y, int64_t rows, int64_t inner, int64_t columns,
-                           const Matrix& out, bool add = false) {
-    // As many sums as fit into registers: 32 with 512 bits, else 16.
-    constexpr bool many = lanes == 16;
-    const auto some_vectors = [&](int64_t vector, auto width) {
-        const int64_t column = vector * lanes;
-        const auto some_rows = [&](int64_t row, auto count) {
-            multiply_block<count, width>({x.at + row * x.row, x.row, x.column}, {y.at + column, y.row}, inner,
-                                         {out[row] + column, out.row}, add);
-        };
-        constexpr int most = width == 1 ? 12 : 6;
-        by_rows<many ? most : most / 2, 3, 1>(0, rows, some_rows);
-    };
-    by_rows<many ? 4 : 2, 2, 1>(0, (columns + lanes - 1) / lanes, some_vectors);
-}
 
 // One head's rows of a projection; `row` is the distance of two rows in memory.
 template <class T>

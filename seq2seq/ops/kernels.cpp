@@ -1,7 +1,7 @@
 // What translation and training do on processors: the layers of a Transformer, and their parts. Each function has its
 // plain reference in PyTorch beside the Python function that calls it (`native.call`): for translation in
 // row_attention.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and model/native_layers.py, for training
-// in attention.py, residual_norm.py and linear_cross_entropy.py.
+// in attention.py, product.py, residual_norm.py and linear_cross_entropy.py.
 //
 // What comes out for a row does not depend on which others there are (but for sums over rows, and for dropout, whose mask
 // is that of the row's number), and nothing depends on `threads`.
@@ -195,6 +195,14 @@ extern "C" {
 FOR_BOTH_FORMATS(float32, float)
 FOR_BOTH_FORMATS(bfloat16, bfloat16)
 
+// x·y, of matrices whose elements lie at i * row + j * column.
+void product_float32(float* out, float* x, float* y, const float* bias, int64_t rows, int64_t inner, int64_t columns,
+                     int64_t x_row, int64_t x_column, int64_t y_row, int64_t y_column, int64_t add, int64_t rectify,
+                     int64_t threads) {
+    large_product({x, x_row, x_column}, {y, y_row, y_column}, rows, inner, columns, {out, columns},
+                  {bias, add != 0, rectify != 0}, threads);
+}
+
 // Whether products are quicker here than oneDNN's, in all formats.
 int64_t multiplies() {
 #if defined(__AVX2__) && defined(__FMA__)
@@ -203,6 +211,9 @@ int64_t multiplies() {
     return 0;
 #endif
 }
+
+// The same for products of large matrices in float32.
+int64_t multiplies_large() { return lanes == 16; }
 
 // Steps on both sides of zero for rows in int8: sums of two products must fit into 16 bits where that is what is added.
 int64_t levels_of_rows() { return adds_in_16_bits && !have_tiles() ? 63 : 127; }

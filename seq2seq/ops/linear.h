@@ -53,11 +53,14 @@ struct Float32 {
 };
 
 struct Bfloat16 {
-    using Row = float;
+    using Row = std::conditional_t<adds_pairs, bfloat16, float>;
     using Sum = float;
     static constexpr int64_t group = 2;
     static constexpr bool tiled = false;
-    static wide_floats add(wide_floats sums, const Row* x, wide_words weights) {
+    static wide_floats add(wide_floats sums, const bfloat16* x, wide_words weights) {
+        return add_products_of_pairs(sums, x, weights);
+    }
+    static wide_floats add(wide_floats sums, const float* x, wide_words weights) {
         sums = add_product(sums, spread(x[0]), (wide_floats)(weights << 16));
         return add_product(sums, spread(x[1]), (wide_floats)(weights & 0xffff0000u));
     }
@@ -98,6 +101,13 @@ int64_t groups_of(const Linear& layer) {
     return (layer.inputs + whole - 1) / whole * whole / Format::group;
 }
 
+// From one row to the next, in numbers. Twelve rows that are whole pages apart would be in each other's way in the cache.
+template <class Format>
+int64_t stride_of(const Linear& layer) {
+    constexpr int64_t line = 64 / sizeof(typename Format::Row);
+    return groups_of<Format>(layer) * Format::group + (Format::tiled ? 0 : line);
+}
+
 // Rows as the products of a layer read them: in int8 rounded to steps, whose sizes stand beside them.
 class Given {
   public:
@@ -119,14 +129,15 @@ class Given {
     template <class Format, class X>
     void write(const Linear& layer, const X* x) {
         using Row = typename Format::Row;
-        const int64_t width = groups_of<Format>(layer) * Format::group, whole = (rows + tile - 1) / tile * tile;
-        bytes.reset(static_cast<char*>(::operator new(whole * width * sizeof(Row), std::align_val_t(64))));
+        const int64_t width = groups_of<Format>(layer) * Format::group, stride = stride_of<Format>(layer);
+        const int64_t whole = (rows + tile - 1) / tile * tile;
+        bytes.reset(static_cast<char*>(::operator new(whole * stride * sizeof(Row), std::align_val_t(64))));
         Row* out = reinterpret_cast<Row*>(bytes.get());
         const auto wide = room_for<float>(layer.inputs);
         const auto own = room_for<Row>(Format::tiled ? width : 0);
         for (int64_t row = 0; row < rows; row++, x += layer.inputs) {
             const float* given = widened(x, wide.get(), layer.inputs);
-            Row* found = Format::tiled ? own.get() : out + row * width;
+            Row* found = Format::tiled ? own.get() : out + row * stride;
             if constexpr (std::is_same_v<Row, uint8_t>)
                 steps[row] = round_row(given, found, layer.inputs, layer.levels);
             else
@@ -160,7 +171,8 @@ constexpr int vectors = panel / lanes;
 
 // The sums of a panel's products for some rows, [rows, panel].
 template <class Format, int rows>
-void multiply(const typename Format::Row* x, const uint32_t* weight, int64_t groups, typename Format::Sum* found) {
+void multiply(const typename Format::Row* x, int64_t stride, const uint32_t* weight, int64_t groups,
+              typename Format::Sum* found) {
     using Sums = std::conditional_t<std::is_same_v<typename Format::Sum, float>, wide_floats, wide_ints>;
     if constexpr (Format::tiled) {
         multiply_tiles<rows == 2 * tile>(x, weight, groups, found);
@@ -174,7 +186,7 @@ void multiply(const typename Format::Row* x, const uint32_t* weight, int64_t gro
             for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
                 for (int v = 0; v < vectors; v++)
-                    sums[row][v] = Format::add(sums[row][v], x + (row * groups + i) * Format::group, words[v]);
+                    sums[row][v] = Format::add(sums[row][v], x + row * stride + i * Format::group, words[v]);
         }
         std::memcpy(found, sums, sizeof sums);
     }
@@ -229,11 +241,11 @@ void by_rows(int64_t first, int64_t end, Compute compute) {
 // Calls `use` with the number of each row from `first` on, a multiple of `tile`, and the sums of a panel's products.
 template <class Format, class Use>
 void products(const Linear& layer, const Given& given, int64_t start, int64_t first, int64_t end, Use use) {
-    const int64_t groups = groups_of<Format>(layer);
+    const int64_t groups = groups_of<Format>(layer), stride = stride_of<Format>(layer);
     const uint32_t* weight = layer.weight + start * groups;
     const auto at_once = [&](int64_t row, auto some) {
         alignas(64) typename Format::Sum sums[some * panel];
-        multiply<Format, some>(given.values<Format>() + row * groups * Format::group, weight, groups, sums);
+        multiply<Format, some>(given.values<Format>() + row * stride, stride, weight, groups, sums);
         for (int64_t i = 0; i < std::min<int64_t>(some, end - row); i++) use(row + i, sums + i * panel);
     };
     // As many as the sums of fit into registers: 32 with 512 bits, else 16.

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from seq2seq.ops import native
 from seq2seq.ops.gpu import power_of_two, runs_kernels
+from seq2seq.ops.product import add_product, product
 from seq2seq.support.devices import compute_dtype
 
 CHUNK = 2048
@@ -66,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, h_ND.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 h_CD, target_U = h_ND[rows].to(dtype), target_T[rows]
-                logits_CV = F.linear(h_CD, weight)
+                logits_CV = product(h_CD, weight.t())
                 nll, lse = to_gradients(logits_CV, target_U, smoothing)
                 # Σ_v of the logits needs no pass over them: it is V times h · mean(W).
                 counted_UD = h_ND[rows][: len(target_U)].float()
@@ -78,10 +79,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 plain += nll
                 smoothed += (1 - smoothing) * nll + smoothing * (lse - torch.dot(sum_D, mean_D))
                 if grad_h is not None:
-                    grad_h[rows] = logits_CV @ weight
+                    grad_h[rows] = product(logits_CV, weight)
                     grad_h[rows][: len(target_U)] -= (counts_U1 * smoothing * mean_D).to(dtype)
                 if grad_w is not None:
-                    grad_w += logits_CV.T @ h_CD
+                    add_product(grad_w, logits_CV.t(), h_CD)
                     uniform_D += sum_D
             if grad_w is not None:
                 grad_w -= smoothing / w_VD.shape[0] * uniform_D

@@ -81,6 +81,12 @@ def multiplies() -> bool:
     return loaded is not None and bool(loaded.multiplies())
 
 
+def multiplies_large() -> bool:
+    """Whether the library is there and its products of large matrices in float32 are quicker here (`product`)."""
+    loaded = library()
+    return loaded is not None and bool(loaded.multiplies_large())
+
+
 def levels_of_rows() -> int:
     """Steps on both sides of zero that rows must be rounded to for weights in int8, where there is a library."""
     return int(cast(ctypes.CDLL, library()).levels_of_rows())

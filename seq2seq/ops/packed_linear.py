@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.ops.filled_rows import filled_up, whole_steps
-from seq2seq.ops.rectified_linear import rectified_linear
 
 
 class PackedLinear(nn.Module):
@@ -40,14 +39,6 @@ class PackedLinear(nn.Module):
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, after, [], ""))
 
 
-def rectified(linear: nn.Module, x: Tensor) -> Tensor:
-    """max(0, x·Wᵀ + b), in the pass of the product where the layer is laid out for translation.
-
-    There what is not a number becomes 0: weights that are none are refused when they are loaded.
-    """
-    return rectified_linear(x, linear) if type(linear) is nn.Linear else cast(Tensor, linear(x, rectify=True))
-
-
 def can_pack(weight: Tensor) -> bool:
     """Whether this PyTorch has the two operations for weights of this device and format."""
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
@@ -62,7 +53,7 @@ def can_pack(weight: Tensor) -> bool:
 def replace_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
     """Put what `make` makes of weight and bias in the place of all linear layers in `module`."""
     for name, child in module.named_children():
-        if type(child) is nn.Linear:
+        if isinstance(child, nn.Linear):
             setattr(module, name, make(child.weight, child.bias))
         else:
             replace_linears(child, make)

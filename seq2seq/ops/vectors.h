@@ -42,6 +42,14 @@ inline void store_wide(wide_floats x, bfloat16* out) {
 #endif
 }
 
+// Compilers would read it from memory for each use, of which there are more than a processor can read.
+inline wide_floats in_register(wide_floats x) {
+#ifdef __AVX2__
+    __asm__("" : "+v"(x));
+#endif
+    return x;
+}
+
 // To take away nothing costs nothing.
 inline wide_floats spread(float x) { return x - wide_floats{}; }
 
@@ -56,6 +64,21 @@ inline wide_floats add_product(wide_floats sums, wide_floats x, wide_floats y) {
     return sums + x * y;
 #endif
 }
+
+// Adds the products of two numbers with those in each word, where the processor can.
+#if defined(__AVX512BW__) && defined(__AVX512BF16__)
+constexpr bool adds_pairs = true;
+
+inline wide_floats add_products_of_pairs(wide_floats sums, const bfloat16* x, wide_words weights) {
+    int32_t two;
+    std::memcpy(&two, x, sizeof two);
+    return (wide_floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(two), (__m512bh)weights);
+}
+#else
+constexpr bool adds_pairs = false;
+
+inline wide_floats add_products_of_pairs(wide_floats sums, const bfloat16*, wide_words) { return sums; }
+#endif
 
 // Whether sums of two products of bytes must fit into 16 bits.
 #if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512BW__)) || !defined(__AVX2__)

@@ -20,6 +20,7 @@ from seq2seq.model.native_layers import NativeDecoder, NativeEncoder
 from seq2seq.model.row_cache import RowCache
 from seq2seq.ops import native
 from seq2seq.ops.batch_invariance import batch_invariant
+from seq2seq.ops.linear import Linear
 from seq2seq.ops.packed_linear import replace_linears
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
@@ -194,7 +195,7 @@ def test_it_is_for_layers_that_are_laid_out_for_it(randomise: Randomise) -> None
     assert decoder._native
     layer = cast(DecoderLayer, decoder.layers[1])
     linear = layer.self_attention.query
-    layer.self_attention.query = nn.Linear(WIDTH, WIDTH)
+    layer.self_attention.query = Linear(WIDTH, WIDTH)
     decoder.finish()
     assert decoder._native is None
     layer.self_attention.query = linear

@@ -18,6 +18,7 @@ from seq2seq.data.batches import Batch
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops import native
 from seq2seq.ops.compiled import compile_regions
+from seq2seq.ops.linear import Linear
 from seq2seq.ops.packing import Layout
 
 VOCABULARY = 50
@@ -159,7 +160,7 @@ def test_where_the_compiler_fails_one_line_says_why_and_the_code_runs_as_it_is(
 def test_an_error_of_the_code_itself_is_not_taken_for_one_of_the_compiler(capsys: pytest.CaptureFixture[str]) -> None:
     model = build()
     compile_regions(model, "aot_eager")
-    model.encoder.get_submodule("layers.0.feed_forward").inner = nn.Linear(7, 32)
+    model.encoder.get_submodule("layers.0.feed_forward").inner = Linear(7, 32)
     with pytest.raises(RuntimeError, match="shapes"):
         model(batches(1)[0])
     assert capsys.readouterr().err == ""

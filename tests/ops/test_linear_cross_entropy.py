@@ -103,10 +103,11 @@ def test_threads_change_no_bit() -> None:
     if not native.serves(torch.ones(1)):
         pytest.skip("PyTorch's sums may")
     h, w, target = (each.repeat(30, *[1] * (each.dim() - 1)) for each in draw())
+    of_any = h @ w[:VOCABULARY].T
     before, found = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        logits = h @ w[:VOCABULARY].T
+        logits = of_any.clone()
         figures = module._to_gradients_by_kernel(logits, target, 0.1)
         found.append((logits, *figures))
     torch.set_num_threads(before)

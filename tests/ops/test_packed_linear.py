@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from seq2seq.ops.filled_rows import EXACT
-from seq2seq.ops.packed_linear import PackedLinear, can_pack, rectified, replace_linears
+from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.ones(8, 8)), reason="this PyTorch has no oneDNN")
 
@@ -37,15 +37,6 @@ def test_it_is_the_linear_layer(
 def test_rows_of_any_layout_will_do() -> None:
     x, weight = drawn(16, 40).T, drawn(9, 16, seed=2)
     torch.testing.assert_close(PackedLinear(weight)(x), x @ weight.T, atol=1e-5, rtol=0)
-
-
-def test_rectified_is_the_same_with_and_without_packing() -> None:
-    linear, x = nn.Linear(16, 9), drawn(40, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            rectified(PackedLinear(linear.weight, linear.bias), x), rectified(linear, x), atol=1e-5, rtol=0
-        )
-    assert (rectified(linear, x) >= 0).all()
 
 
 def test_all_linear_layers_of_a_module_are_replaced() -> None:

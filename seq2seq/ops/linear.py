@@ -1,0 +1,65 @@
+"""x·Wᵀ + b in training, cut off below zero where that is wanted (section 3.3 of the paper), beside its plain reference.
+
+On processors products in float32 are those of `product`. On GPUs only what is cut off is not PyTorch's own layer: there
+the product itself adds the bias and does so. What is no number may become 0, as in `packed_linear`: the sum with the
+residual connection keeps it.
+
+Shapes: N rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from seq2seq.ops.product import multiplies, product
+from seq2seq.support.devices import compute_dtype
+
+
+def linear_reference(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool = False) -> Tensor:
+    """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
+    out = F.linear(x, weight_OI, bias_O)
+    return out.relu_() if rectify else out
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool = False) -> Tensor:
+    """The same; products in the autocast format where one is active."""
+    in_c = multiplies(x) and compute_dtype(x) is torch.float32
+    if bias_O is None or not (in_c or (rectify and x.is_cuda)):
+        return linear_reference(x, weight_OI, bias_O, rectify=rectify)
+    rows_NI = x.reshape(-1, x.shape[-1])
+    out_NO: Tensor = LinearFunction.apply(rows_NI, weight_OI, bias_O, rectify)  # type: ignore[no-untyped-call]
+    return out_NO.view(*x.shape[:-1], out_NO.shape[-1])
+
+
+class LinearFunction(torch.autograd.Function):
+    """Of rows [N, I], by a weight [O, I] and a bias [O]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor, rectify: bool) -> Tensor:
+        dtype, ctx.format = compute_dtype(x_NI), weight_OI.dtype
+        x_NI, weight_OI = x_NI.to(dtype), weight_OI.to(dtype)
+        out_NO = product(x_NI, weight_OI.t(), bias_O.to(dtype), rectify=rectify)
+        ctx.save_for_backward(x_NI, weight_OI, out_NO if rectify else None)
+        return out_NO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_NO: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x_NI, weight_OI, out_NO = ctx.saved_tensors
+        if out_NO is not None:
+            d_NO = torch.ops.aten.threshold_backward(d_NO, out_NO, 0)
+        d_weight_OI, d_bias_O = product(d_NO.t(), x_NI), d_NO.sum(0, dtype=ctx.format)
+        return product(d_NO, weight_OI), d_weight_OI.to(ctx.format), d_bias_O, None
+
+
+class Linear(nn.Linear):
+    """A layer of it, as layers for translation are called (`panel_linear`, `packed_linear`, `quantized_linear`)."""
+
+    def forward(self, input: Tensor, *, rectify: bool = False) -> Tensor:
+        """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
+        return linear(input, self.weight, self.bias, rectify=rectify)
