@@ -176,12 +176,18 @@ inline void multiply_rows(const Matrix& x, const Matrix& y, int64_t rows, int64_
     }
 }
 
-// The same for all rows, a part of them for each thread; of x and y, rows or columns lie together.
+// The same, shared among threads by rows, and where these are few by columns; of x and y, rows or columns lie together.
 inline void large_product(const Matrix& x, const Matrix& y, int64_t rows, int64_t inner, int64_t columns,
                           const Matrix& out, const Finish& finish, int64_t threads) {
-    for_each(threads, threads, [&](int64_t part) {
-        const int64_t first = rows * part / threads, end = rows * (part + 1) / threads;
-        multiply_rows(x.from(first, 0), y, end - first, inner, columns, out.from(first, 0), finish);
+    const int64_t strips = (columns + strip - 1) / strip;
+    const int64_t high = std::clamp<int64_t>(rows / rows_at_once, 1, threads);
+    const int64_t wide = std::clamp<int64_t>(threads / high, 1, strips);
+    for_each(high * wide, threads, [&](int64_t part) {
+        const int64_t row = part / wide, column = part % wide;
+        const int64_t first = rows * row / high, end = rows * (row + 1) / high;
+        const int64_t left = strips * column / wide * strip, right = std::min(strips * (column + 1) / wide * strip, columns);
+        multiply_rows(x.from(first, 0), y.from(0, left), end - first, inner, right - left, out.from(first, left),
+                      finish.from(left));
     }, 2);
 }
 

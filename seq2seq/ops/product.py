@@ -27,8 +27,8 @@ def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, 
 
 
 def product(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False) -> Tensor:
-    """The same."""
-    if not _serves(x_MK, y_KN):
+    """The same, without gradients."""
+    if not (_serves(x_MK, y_KN, bias_N) and (bias_N is None or bias_N.shape == y_KN.shape[1:])):
         return product_reference(x_MK, y_KN, bias_N, rectify=rectify)
     out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1])
     _compute(out_MN, x_MK, y_KN, bias_N, add=False, rectify=rectify)
@@ -37,7 +37,7 @@ def product(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify
 
 def add_product(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor) -> None:
     """Add x·y to `out`, which is contiguous."""
-    if _serves(x_MK, y_KN) and out_MN.dtype is torch.float32:
+    if _serves(x_MK, y_KN, out_MN) and out_MN.shape == (x_MK.shape[0], y_KN.shape[1]):
         _compute(out_MN, x_MK, y_KN, None, add=True, rectify=False)
     else:
         out_MN += x_MK @ y_KN
@@ -48,18 +48,19 @@ def multiplies(x: Tensor) -> bool:
     return x.dtype is torch.float32 and native.serves(x) and native.multiplies_large()
 
 
-def _serves(x_MK: Tensor, y_KN: Tensor) -> bool:
-    # Sizes last: code that is compiled must not depend on them.
-    if not (multiplies(x_MK) and y_KN.dtype is torch.float32):
+def _serves(x_MK: Tensor, y_KN: Tensor, other: Tensor | None) -> bool:
+    # Sizes last: code that is compiled must not depend on them. Of shapes that do not fit PyTorch tells what is wrong.
+    if not (multiplies(x_MK) and all(each.dtype is torch.float32 for each in (y_KN, other) if each is not None)):
         return False
     (rows, inner), columns = x_MK.shape, y_KN.shape[1]
-    return rows >= FEWEST_ROWS and rows * inner * columns >= FEWEST_SUMMED
+    return y_KN.shape[0] == inner and rows >= FEWEST_ROWS and rows * inner * columns >= FEWEST_SUMMED
 
 
 def _compute(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None, *, add: bool, rectify: bool) -> None:
     x, y = _lying(x_MK), _lying(y_KN)
     (rows, inner), columns = x_MK.shape, y_KN.shape[1]
-    tensors = out_MN, *(each if each.is_contiguous() else each.t() for each in (x, y)), 0 if bias_N is None else bias_N
+    bias = 0 if bias_N is None else bias_N.contiguous()
+    tensors = out_MN, *(each if each.is_contiguous() else each.t() for each in (x, y)), bias
     native.call("product", *tensors, rows, inner, columns, *x.stride(), *y.stride(), int(add), int(rectify))
 
 

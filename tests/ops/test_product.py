@@ -74,6 +74,20 @@ def test_bits_do_not_depend_on_the_number_of_threads(lying: str) -> None:
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    for x, y, bias in [((40, 50), (49, 60), (60,)), ((40, 50), (50, 60), (59,))]:
+        with pytest.raises(RuntimeError):
+            product(drawn(*x), drawn(*y), drawn(*bias))
+    with pytest.raises(RuntimeError):
+        add_product(drawn(39, 60), drawn(40, 50), drawn(50, 60))
+
+
+def test_a_bias_may_lie_anywhere() -> None:
+    x, y = operands(40, 50, 60, "nt")
+    bias = drawn(60, 3)[:, 1]
+    assert_near(product(x, y, bias), x.double() @ y.double() + bias.double(), 50)
+
+
 def test_nothing_is_summed_where_there_is_nothing() -> None:
     assert product(drawn(0, 5), drawn(5, 3)).shape == (0, 3)
     assert product(drawn(4, 0), drawn(0, 3)).tolist() == [[0.0] * 3] * 4
