@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include "linear.h"
 #include "matrix.h"
 
 namespace {

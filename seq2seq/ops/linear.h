@@ -57,12 +57,8 @@ struct Bfloat16 {
     using Sum = float;
     static constexpr int64_t group = 2;
     static constexpr bool tiled = false;
-    static wide_floats add(wide_floats sums, const bfloat16* x, wide_words weights) {
+    static wide_floats add(wide_floats sums, const Row* x, wide_words weights) {
         return add_products_of_pairs(sums, x, weights);
-    }
-    static wide_floats add(wide_floats sums, const float* x, wide_words weights) {
-        sums = add_product(sums, spread(x[0]), (wide_floats)(weights << 16));
-        return add_product(sums, spread(x[1]), (wide_floats)(weights & 0xffff0000u));
     }
 };
 
@@ -229,13 +225,6 @@ __attribute__((always_inline)) inline void finish_row(const Beside& beside, cons
         store_wide(value < least ? least : value, found + v * lanes);
     }
     if (found == all) std::copy_n(all, count, out);
-}
-
-// Calls `compute` with the number of the first row and, as a constant, how many there are, of so many rows at once.
-template <int size, int... smaller, class Compute>
-void by_rows(int64_t first, int64_t end, Compute compute) {
-    for (; first + size <= end; first += size) compute(first, std::integral_constant<int, size>());
-    if constexpr (sizeof...(smaller) > 0) by_rows<smaller...>(first, end, compute);
 }
 
 // Calls `use` with the number of each row from `first` on, a multiple of `tile`, and the sums of a panel's products.

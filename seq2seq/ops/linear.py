@@ -1,8 +1,8 @@
 """x·Wᵀ + b in training, cut off below zero where that is wanted (section 3.3 of the paper), beside its plain reference.
 
-On processors products in float32 are those of `product`. On GPUs only what is cut off is not PyTorch's own layer: there
-the product itself adds the bias and does so. What is no number may become 0, as in `packed_linear`: the sum with the
-residual connection keeps it.
+On processors large layers in float32 are computed by `product`, with gradients that can be had once. On GPUs only what
+is cut off is not PyTorch's own layer: there the product itself adds the bias and does so, and what is no number may
+become 0; the sum with the residual connection keeps it.
 
 Shapes: N rows, I inputs, O outputs.
 """
@@ -28,10 +28,10 @@ def linear_reference(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rec
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool = False) -> Tensor:
     """The same; products in the autocast format where one is active."""
-    in_c = multiplies(x) and compute_dtype(x) is torch.float32
+    rows_NI = x.reshape(-1, x.shape[-1])
+    in_c = compute_dtype(x) is torch.float32 and multiplies(rows_NI, weight_OI.t(), bias_O)
     if bias_O is None or not (in_c or (rectify and x.is_cuda)):
         return linear_reference(x, weight_OI, bias_O, rectify=rectify)
-    rows_NI = x.reshape(-1, x.shape[-1])
     out_NO: Tensor = LinearFunction.apply(rows_NI, weight_OI, bias_O, rectify)  # type: ignore[no-untyped-call]
     return out_NO.view(*x.shape[:-1], out_NO.shape[-1])
 
@@ -49,12 +49,17 @@ class LinearFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_NO: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, d_NO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x_NI, weight_OI, out_NO = ctx.saved_tensors
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         if out_NO is not None:
             d_NO = torch.ops.aten.threshold_backward(d_NO, out_NO, 0)
-        d_weight_OI, d_bias_O = product(d_NO.t(), x_NI), d_NO.sum(0, dtype=ctx.format)
-        return product(d_NO, weight_OI), d_weight_OI.to(ctx.format), d_bias_O, None
+        return (
+            product(d_NO, weight_OI) if of_x else None,
+            product(d_NO.t(), x_NI).to(ctx.format) if of_weight else None,
+            d_NO.sum(0, dtype=ctx.format) if of_bias else None,
+            None,
+        )
 
 
 class Linear(nn.Linear):

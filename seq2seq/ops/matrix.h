@@ -4,8 +4,10 @@
 
 #pragma once
 
-#include "linear.h"
+#include <algorithm>
+
 #include "threads.h"
+#include "vectors.h"
 
 namespace {
 
@@ -66,16 +68,16 @@ void multiply_block(const Matrix& x, const Matrix& y, int64_t inner, const Matri
 inline void matrix_product(const Matrix& x, const Matrix& y, int64_t rows, int64_t inner, int64_t columns,
                            const Matrix& out, bool add = false) {
     // As many sums as fit into registers: 32 with 512 bits, else 16.
-    constexpr bool many = lanes == 16;
+    constexpr bool has_32 = lanes == 16;
     const auto some_vectors = [&](int64_t vector, auto width) {
         const int64_t column = vector * lanes;
         const auto some_rows = [&](int64_t row, auto count) {
             multiply_block<count, width>(x.from(row, 0), y.from(0, column), inner, out.from(row, column), add);
         };
         constexpr int most = width == 1 ? 12 : 6;
-        by_rows<many ? most : most / 2, 3, 1>(0, rows, some_rows);
+        by_rows<has_32 ? most : most / 2, 3, 1>(0, rows, some_rows);
     };
-    by_rows<many ? 4 : 2, 2, 1>(0, (columns + lanes - 1) / lanes, some_vectors);
+    by_rows<has_32 ? 4 : 2, 2, 1>(0, (columns + lanes - 1) / lanes, some_vectors);
 }
 
 // What of a large product is in a core's cache together: rows of x, columns of y, and what is summed over.
@@ -92,7 +94,7 @@ inline void pack(const Matrix& y, int64_t inner, int64_t columns, float* out) {
             for (int64_t i = 0; i < inner; i++) std::copy_n(y.from(i, first).at, count, out + i * strip);
             continue;
         }
-        // Some at a time: in one of the two each is on another line of the cache.
+        // Some at a time, so that of what is read or written lines of the cache are used whole while they are there.
         for (int64_t start = 0; start < inner; start += lanes)
             for (int64_t j = 0; j < count; j++)
                 for (int64_t i = start; i < std::min(start + lanes, inner); i++)
@@ -176,16 +178,18 @@ inline void multiply_rows(const Matrix& x, const Matrix& y, int64_t rows, int64_
     }
 }
 
-// The same, shared among threads by rows, and where these are few by columns; of x and y, rows or columns lie together.
+// The same, shared among threads by rows, and where these are few by columns too. Of x and y, rows or columns lie together;
+// no size is 0.
 inline void large_product(const Matrix& x, const Matrix& y, int64_t rows, int64_t inner, int64_t columns,
                           const Matrix& out, const Finish& finish, int64_t threads) {
     const int64_t strips = (columns + strip - 1) / strip;
-    const int64_t high = std::clamp<int64_t>(rows / rows_at_once, 1, threads);
-    const int64_t wide = std::clamp<int64_t>(threads / high, 1, strips);
-    for_each(high * wide, threads, [&](int64_t part) {
-        const int64_t row = part / wide, column = part % wide;
-        const int64_t first = rows * row / high, end = rows * (row + 1) / high;
-        const int64_t left = strips * column / wide * strip, right = std::min(strips * (column + 1) / wide * strip, columns);
+    const int64_t of_columns = std::clamp((threads * rows_at_once + rows - 1) / rows, int64_t(1), std::min(strips, threads));
+    const int64_t of_rows = threads / of_columns, parts = of_rows * of_columns;
+    for_each(parts, parts, [&](int64_t part) {
+        const int64_t row = part / of_columns, column = part % of_columns;
+        const int64_t first = rows * row / of_rows, end = rows * (row + 1) / of_rows;
+        const int64_t left = strips * column / of_columns * strip;
+        const int64_t right = std::min(strips * (column + 1) / of_columns * strip, columns);
         multiply_rows(x.from(first, 0), y.from(0, left), end - first, inner, right - left, out.from(first, left),
                       finish.from(left));
     }, 2);

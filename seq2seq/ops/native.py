@@ -61,7 +61,7 @@ def can_compute(*tensors: Tensor) -> bool:
 def call(name: str, *arguments: Tensor | float) -> None:
     """Call a function of `kernels.cpp`, in the format of the first tensor, with numbers and addresses of tensors.
 
-    Tensors must be contiguous: nothing there knows strides. What is a float there must be one here.
+    Tensors must be contiguous: strides are numbers of their own (`product`). What is a float there must be one here.
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
@@ -81,8 +81,10 @@ def multiplies() -> bool:
     return loaded is not None and bool(loaded.multiplies())
 
 
+@functools.cache
 def multiplies_large() -> bool:
-    """Whether the library is there and its products of large matrices in float32 are quicker here (`product`)."""
+    """Whether the library is there and its products of large matrices in float32 are quicker than PyTorch's here
+    (`product`)."""
     loaded = library()
     return loaded is not None and bool(loaded.multiplies_large())
 

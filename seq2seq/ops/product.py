@@ -1,5 +1,7 @@
 """Products of large matrices in training on processors, in float32 by functions in C++ (`matrix.h`), beside PyTorch's.
 
+They have no gradients of their own: `linear` and `linear_cross_entropy` compute theirs by them.
+
 Shapes: M rows and N columns of the result, K summed over.
 """
 
@@ -10,8 +12,8 @@ from torch import Tensor
 
 from seq2seq.ops import native
 
-FEWEST_ROWS, FEWEST_SUMMED = 32, 1 << 20
-"""Of products for which it pays to lay out y first."""
+LEAST, FEWEST_SUMMED = 32, 1 << 20
+"""Of each size, and of products, for which it pays to lay out y first."""
 
 
 def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False) -> Tensor:
@@ -27,8 +29,8 @@ def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, 
 
 
 def product(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False) -> Tensor:
-    """The same, without gradients."""
-    if not (_serves(x_MK, y_KN, bias_N) and (bias_N is None or bias_N.shape == y_KN.shape[1:])):
+    """The same."""
+    if not multiplies(x_MK, y_KN, bias_N):
         return product_reference(x_MK, y_KN, bias_N, rectify=rectify)
     out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1])
     _compute(out_MN, x_MK, y_KN, bias_N, add=False, rectify=rectify)
@@ -36,34 +38,29 @@ def product(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify
 
 
 def add_product(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor) -> None:
-    """Add x·y to `out`, which is contiguous."""
-    if _serves(x_MK, y_KN, out_MN) and out_MN.shape == (x_MK.shape[0], y_KN.shape[1]):
+    """Add x·y to `out`."""
+    if multiplies(x_MK, y_KN, out_MN[:1].reshape(-1)) and len(out_MN) == len(x_MK) and out_MN.is_contiguous():
         _compute(out_MN, x_MK, y_KN, None, add=True, rectify=False)
     else:
         out_MN += x_MK @ y_KN
 
 
-def multiplies(x: Tensor) -> bool:
-    """Whether the functions are there for this format on this processor, and are quicker than PyTorch's."""
-    return x.dtype is torch.float32 and native.serves(x) and native.multiplies_large()
-
-
-def _serves(x_MK: Tensor, y_KN: Tensor, other: Tensor | None) -> bool:
-    # Sizes last: code that is compiled must not depend on them. Of shapes that do not fit PyTorch tells what is wrong.
-    if not (multiplies(x_MK) and all(each.dtype is torch.float32 for each in (y_KN, other) if each is not None)):
+def multiplies(x_MK: Tensor, y_KN: Tensor, row_N: Tensor | None) -> bool:
+    """Whether these are for the functions in C++: large, and in float32 on a processor where they are quicker."""
+    # Sizes last: code that is compiled must not depend on them. Of what does not fit PyTorch tells what is wrong.
+    if not (native.serves(x_MK) and native.multiplies_large()):
+        return False
+    given = [x_MK, y_KN] if row_N is None else [x_MK, y_KN, row_N]
+    if any(each.dtype is not torch.float32 or each.device != x_MK.device for each in given):
         return False
     (rows, inner), columns = x_MK.shape, y_KN.shape[1]
-    return y_KN.shape[0] == inner and rows >= FEWEST_ROWS and rows * inner * columns >= FEWEST_SUMMED
+    fits = y_KN.shape[0] == inner and (row_N is None or row_N.shape == (columns,))
+    return fits and min(rows, inner, columns) >= LEAST and rows * inner * columns >= FEWEST_SUMMED
 
 
 def _compute(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None, *, add: bool, rectify: bool) -> None:
-    x, y = _lying(x_MK), _lying(y_KN)
-    (rows, inner), columns = x_MK.shape, y_KN.shape[1]
+    # With rows or columns that lie together.
+    x, y = (each if 1 in each.stride() else each.contiguous() for each in (x_MK, y_KN))
     bias = 0 if bias_N is None else bias_N.contiguous()
-    tensors = out_MN, *(each if each.is_contiguous() else each.t() for each in (x, y)), bias
-    native.call("product", *tensors, rows, inner, columns, *x.stride(), *y.stride(), int(add), int(rectify))
-
-
-def _lying(x: Tensor) -> Tensor:
-    """With its rows or its columns one after another in memory."""
-    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
+    sizes = *x.shape, y.shape[1], *x.stride(), *y.stride()
+    native.call("product", out_MN, x.data_ptr(), y.data_ptr(), bias, *sizes, int(add), int(rectify))

@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #endif
 
+#include <type_traits>
+
 #include "rows.h"
 
 namespace {
@@ -65,19 +67,26 @@ inline wide_floats add_product(wide_floats sums, wide_floats x, wide_floats y) {
 #endif
 }
 
-// Adds the products of two numbers with those in each word, where the processor can.
+// Whether the processor adds the products of two numbers in bfloat16 at once.
 #if defined(__AVX512BW__) && defined(__AVX512BF16__)
 constexpr bool adds_pairs = true;
+#else
+constexpr bool adds_pairs = false;
+#endif
 
+// Adds the products of two numbers with those in each word.
+template <class X>
+wide_floats add_products_of_pairs(wide_floats sums, const X* x, wide_words weights) {
+    sums = add_product(sums, spread(widen(x[0])), (wide_floats)(weights << 16));
+    return add_product(sums, spread(widen(x[1])), (wide_floats)(weights & 0xffff0000u));
+}
+
+#if defined(__AVX512BW__) && defined(__AVX512BF16__)
 inline wide_floats add_products_of_pairs(wide_floats sums, const bfloat16* x, wide_words weights) {
     int32_t two;
     std::memcpy(&two, x, sizeof two);
     return (wide_floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(two), (__m512bh)weights);
 }
-#else
-constexpr bool adds_pairs = false;
-
-inline wide_floats add_products_of_pairs(wide_floats sums, const bfloat16*, wide_words) { return sums; }
 #endif
 
 // Whether sums of two products of bytes must fit into 16 bits.
@@ -106,6 +115,13 @@ inline wide_ints add_products_of_bytes(wide_ints sums, const uint8_t* x, wide_wo
         sums += int32_t(uint8_t(four >> (8 * byte))) * ((wide_ints)(weights << (24 - 8 * byte)) >> 24);
     return sums;
 #endif
+}
+
+// Calls `compute` with the number of the first row and, as a constant, how many there are, of so many rows at once.
+template <int size, int... smaller, class Compute>
+void by_rows(int64_t first, int64_t end, Compute compute) {
+    for (; first + size <= end; first += size) compute(first, std::integral_constant<int, size>());
+    if constexpr (sizeof...(smaller) > 0) by_rows<smaller...>(first, end, compute);
 }
 
 }  // namespace

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from seq2seq.ops import native
 from seq2seq.ops.linear import Linear, LinearFunction, linear_reference
-from seq2seq.ops.product import multiplies
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -23,37 +22,59 @@ def plain(x: Tensor, layer: nn.Linear, rectify: bool = True) -> Tensor:
     return linear_reference(x, layer.weight, layer.bias, rectify=rectify)
 
 
-@pytest.mark.parametrize("rectify", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_output_and_gradients_are_those_of_the_plain_layer(dtype: torch.dtype, rectify: bool) -> None:
-    layer = Linear(12, 20).to(DEVICE, dtype)
-    x = torch.randn(2, 7, 12, device=DEVICE, dtype=dtype, requires_grad=True)
-    inputs = (x, layer.weight, layer.bias)
-    upstream = torch.randn(2, 7, 20, device=DEVICE, dtype=dtype)
-    expected = plain(x, layer, rectify)
-    assert 0 < (expected <= 0).sum() < expected.numel()
-    of_expected = torch.autograd.grad(expected, inputs, upstream)
-    for out in (layer(x, rectify=rectify), applied(x.flatten(0, 1), layer, rectify).view(2, 7, 20)):
-        torch.testing.assert_close((out, *torch.autograd.grad(out, inputs, upstream)), (expected, *of_expected))
+def gradients(out: Tensor, inputs: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(out, inputs, upstream)
 
 
-@pytest.mark.skipif(not multiplies(torch.ones(1)), reason="PyTorch's products are the ones here")
-def test_large_layers_in_float32_are_computed_by_our_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """On all processors our own are taken to be quicker; the names of the functions that are called."""
+    called: list[str] = []
+    call = native.call
 
-    def counted(name: str, *rest: Tensor | float) -> None:
-        calls.append(name)
+    def note(name: str, *rest: Tensor | float) -> None:
+        called.append(name)
         call(name, *rest)
 
-    call = native.call
-    monkeypatch.setattr(native, "call", counted)
-    layer, x = Linear(200, 150), torch.randn(300, 200, requires_grad=True)
-    layer(x, rectify=True).sum().backward()
-    assert calls == ["product"] * 3
+    monkeypatch.setattr(native, "call", note)
+    monkeypatch.setattr(native, "multiplies_large", lambda: True)
+    return called
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "width", "outputs"), [(7, 12, 20), (150, 200, 130)])
+def test_output_and_gradients_are_those_of_the_plain_layer(
+    rows: int, width: int, outputs: int, dtype: torch.dtype, rectify: bool, products: list[str]
+) -> None:
+    layer = Linear(width, outputs).to(DEVICE, dtype)
+    x = torch.randn(2, rows, width, device=DEVICE, dtype=dtype, requires_grad=True)
+    inputs = (x, layer.weight, layer.bias)
+    expected = plain(x, layer, rectify)
+    assert 0 < (expected <= 0).sum() < expected.numel()
+    dense = torch.randn(2, rows, outputs, device=DEVICE, dtype=dtype)
+    for upstream in (dense, torch.ones((), device=DEVICE, dtype=dtype).expand(dense.shape)):
+        for out in (layer(x, rectify=rectify), applied(x.flatten(0, 1), layer, rectify).view(dense.shape)):
+            torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+            found, wanted = gradients(out, inputs, upstream), torch.autograd.grad(expected, inputs, upstream, True)
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    in_c = rows > 7 and dtype is torch.float32 and native.serves(x)
+    assert products == ["product"] * (12 if in_c else 0)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
+def test_large_layers_in_float32_are_computed_in_c(products: list[str]) -> None:
+    layer, x = Linear(200, 150), torch.randn(300, 200)
+    layer.weight.requires_grad_(False)
+    layer(x).sum().backward()
+    assert products == ["product"], "what is frozen wants no product"
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype is torch.bfloat16
-    layer(x.bfloat16().float()[:20])
-    assert calls == ["product"] * 3, "neither in another format nor for a few rows"
+    layer(x[:20])
+    layer.double()(x.double())
+    with pytest.raises(RuntimeError):
+        layer(x)
+    assert products == ["product"], "neither in another format nor for a few rows"
 
 
 def test_products_are_in_the_format_of_autocast_and_gradients_in_that_of_the_weights() -> None:
