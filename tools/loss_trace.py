@@ -3,8 +3,8 @@
     python tools/loss_trace.py [--steps 200] [--output FILE] +recipe=NAME [key=value ...]
 
 Both train the same model on the same batches with the same dropout masks. Plain is: the textbook's attention, sentence
-by sentence, with a product for each projection; all logits at once in PyTorch's cross entropy; dropout, then the sum;
-everything in float32. Prints JSON to stdout.
+by sentence, a product of PyTorch for each projection; all logits at once in PyTorch's cross entropy; dropout, then
+the sum; everything in float32. Prints JSON to stdout.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def plain_path() -> Iterator[None]:
         mock.patch("seq2seq.model.attention.attention", attention),
         mock.patch("seq2seq.model.attention.suits_sentences", lambda *_, **__: False),
         mock.patch.object(MultiHeadAttention, "_projected", projected),
+        mock.patch.object(native, "multiplies_large", lambda: False),
         mock.patch("seq2seq.train.loss.linear_cross_entropy", linear_cross_entropy_reference),
         mock.patch("seq2seq.model.layers.residual_norm", residual_norm),
         mock.patch.object(dropout, "add_dropout", lambda x, y, p: x + dropout.dropout(y, p)),
