@@ -94,6 +94,22 @@ TINY = [
 ]
 
 
+@pytest.fixture
+def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The functions in C++ that are called from now on."""
+    from seq2seq.ops import native
+
+    calls: list[str] = []
+    call = native.call
+
+    def noted(name: str, *arguments: torch.Tensor | float) -> None:
+        calls.append(name)
+        call(name, *arguments)
+
+    monkeypatch.setattr(native, "call", noted)
+    return calls
+
+
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """Overrides that make a recipe's Transformer tiny and its outputs at most five pieces long."""

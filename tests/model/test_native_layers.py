@@ -77,19 +77,6 @@ def steps(
     return found
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The functions in C++ that are called from now on."""
-    calls: list[str] = []
-    call = native.call
-
-    def counting(name: str, *arguments: Tensor | int) -> None:
-        calls.append(name)
-        call(name, *arguments)
-
-    monkeypatch.setattr(native, "call", counting)
-    return calls
-
-
 def assert_near(found: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert found.dtype == wanted.dtype
     scale = wanted.float().abs().amax()
@@ -108,9 +95,9 @@ def test_a_step_is_that_of_the_layers_one_part_at_a_time(
     make: Callable[..., nn.Module],
     tolerance: float,
     randomise: Randomise,
-    monkeypatch: pytest.MonkeyPatch,
+    native_calls: list[str],
 ) -> None:
-    decoder, calls = decoder_of(randomise, norm, d_k, dtype, make), counted(monkeypatch)
+    decoder, calls = decoder_of(randomise, norm, d_k, dtype, make), native_calls
     found = steps(decoder, dtype, sentences)
     assert calls.count("decoder_step") == len(found)
     decoder._native = None
@@ -133,8 +120,9 @@ def test_an_encoder_is_its_layers_one_part_at_a_time(
     tolerance: float,
     randomise: Randomise,
     monkeypatch: pytest.MonkeyPatch,
+    native_calls: list[str],
 ) -> None:
-    encoder, calls = finished(TransformerEncoder, randomise, norm, d_k, dtype, make), counted(monkeypatch)
+    encoder, calls = finished(TransformerEncoder, randomise, norm, d_k, dtype, make), native_calls
     layout = Layout.of(lengths)
     tokens = torch.randint(VOCABULARY, (layout.total,), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -177,9 +165,9 @@ def test_a_copy_has_weights_of_its_own(randomise: Randomise) -> None:
 
 
 def test_an_encoder_of_longer_sentences_attends_by_a_grid_but_where_batches_must_not_matter(
-    randomise: Randomise, monkeypatch: pytest.MonkeyPatch
+    randomise: Randomise, native_calls: list[str]
 ) -> None:
-    encoder, calls = finished(TransformerEncoder, randomise, "post", None, torch.float32), counted(monkeypatch)
+    encoder, calls = finished(TransformerEncoder, randomise, "post", None, torch.float32), native_calls
     layout = Layout.of([SHORT[torch.float32] + 1])
     tokens = torch.arange(layout.total) % VOCABULARY
     with torch.no_grad():

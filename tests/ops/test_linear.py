@@ -22,23 +22,11 @@ def plain(x: Tensor, layer: nn.Linear, rectify: bool = True) -> Tensor:
     return linear_reference(x, layer.weight, layer.bias, rectify=rectify)
 
 
-def gradients(out: Tensor, inputs: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(out, inputs, upstream)
-
-
 @pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def products(monkeypatch: pytest.MonkeyPatch, native_calls: list[str]) -> list[str]:
     """On all processors our own are taken to be quicker; the names of the functions that are called."""
-    called: list[str] = []
-    call = native.call
-
-    def note(name: str, *rest: Tensor | float) -> None:
-        called.append(name)
-        call(name, *rest)
-
-    monkeypatch.setattr(native, "call", note)
     monkeypatch.setattr(native, "multiplies_large", lambda: True)
-    return called
+    return native_calls
 
 
 @pytest.mark.parametrize("rectify", [False, True])
@@ -56,7 +44,8 @@ def test_output_and_gradients_are_those_of_the_plain_layer(
     for upstream in (dense, torch.ones((), device=DEVICE, dtype=dtype).expand(dense.shape)):
         for out in (layer(x, rectify=rectify), applied(x.flatten(0, 1), layer, rectify).view(dense.shape)):
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-            found, wanted = gradients(out, inputs, upstream), torch.autograd.grad(expected, inputs, upstream, True)
+            found = torch.autograd.grad(out, inputs, upstream)
+            wanted = torch.autograd.grad(expected, inputs, upstream, retain_graph=True)
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     in_c = rows > 7 and dtype is torch.float32 and native.serves(x)
     assert products == ["product"] * (12 if in_c else 0)

@@ -18,20 +18,12 @@ SHAPES = [
 
 
 @pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def calls(monkeypatch: pytest.MonkeyPatch, native_calls: list[str]) -> list[str]:
     """Products of all sizes are in C++, on all processors; the calls are noted."""
     monkeypatch.setattr(module, "LEAST", 1)
     monkeypatch.setattr(module, "FEWEST_SUMMED", 1)
     monkeypatch.setattr(native, "multiplies_large", lambda: True)
-    noted: list[str] = []
-    call = native.call
-
-    def note(name: str, *given: Tensor | float) -> None:
-        noted.append(name)
-        call(name, *given)
-
-    monkeypatch.setattr(native, "call", note)
-    return noted
+    return native_calls
 
 
 def drawn(*shape: int, seed: int = 1) -> Tensor:
