@@ -44,13 +44,10 @@ float sum_of(Floats x) {
     return sum_of(halves[0] + halves[1]);
 }
 
-// Asks for a part of a row that will be attended to next: it lies beyond the caches, in a place that no processor guesses.
+// Asks for a part of a row that will be attended to next.
 template <class T>
 void ask_for_row(const T* keys_values, const int32_t* next, int64_t t, int64_t columns, int64_t first, int64_t count) {
-    constexpr int64_t line = 64 / int64_t(sizeof(T)), second_cache = 2;
-    if (!next || next[t] < 0) return;
-    const T* part = keys_values + next[t] * columns + first;
-    for (int64_t i = 0; i < count; i += line) __builtin_prefetch(part + i, 0, second_cache);
+    if (next && next[t] >= 0) ask_for(keys_values + next[t] * columns + first, count);
 }
 
 template <class T>

@@ -31,8 +31,6 @@ constexpr int64_t many = 1 << 19;
 // How many bytes before they are needed weights are asked for: processors by themselves look ahead within a page.
 constexpr int64_t ahead = 16384;
 
-inline void ask_for(const uint32_t* weights) { __builtin_prefetch(weights + ahead / 4); }
-
 inline void narrow_row(const float* x, float* out, int64_t columns) { std::memcpy(out, x, columns * sizeof(float)); }
 
 inline void narrow_row(const float* x, bfloat16* out, int64_t columns) {
@@ -177,7 +175,7 @@ void multiply(const typename Format::Row* x, int64_t stride, const uint32_t* wei
         for (int64_t i = 0; i < groups; i++, weight += panel) {
             wide_words words[vectors];
             for (int v = 0; v < vectors; v++) words[v] = load_wide<wide_words>(weight + v * lanes);
-            for (int64_t line = 0; line < panel; line += 64 / sizeof(uint32_t)) ask_for(weight + line);
+            ask_for(weight + ahead / 4, panel);
 #pragma GCC unroll 16
             for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8

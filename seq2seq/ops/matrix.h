@@ -81,7 +81,9 @@ inline void matrix_product(const Matrix& x, const Matrix& y, int64_t rows, int64
 }
 
 // What of a large product is in a core's cache together: rows of x, columns of y, and what is summed over.
-constexpr int64_t rows_at_once = 96, columns_at_once = 512, inner_at_once = 256;
+constexpr int64_t rows_at_once = 96, columns_at_once = 256, inner_at_once = 512;
+// How many rows before they are copied they are asked for.
+constexpr int64_t rows_ahead = 16;
 // Vectors of a row whose sums are in registers, times six rows.
 constexpr int64_t strip_vectors = lanes == 16 ? 4 : 2, strip = strip_vectors * lanes;
 
@@ -91,7 +93,10 @@ inline void pack(const Matrix& y, int64_t inner, int64_t columns, float* out) {
         const int64_t count = std::min(strip, columns - first);
         if (count < strip) std::fill_n(out, inner * strip, 0.0f);
         if (y.column == 1) {
-            for (int64_t i = 0; i < inner; i++) std::copy_n(y.from(i, first).at, count, out + i * strip);
+            for (int64_t i = 0; i < inner; i++) {
+                ask_for(y.from(i + rows_ahead, first).at, count);
+                std::copy_n(y.from(i, first).at, count, out + i * strip);
+            }
             continue;
         }
         // Some at a time, so that of what is read or written lines of the cache are used whole while they are there.
@@ -139,6 +144,7 @@ template <int rows>
 void multiply_strip(const Matrix& x, const float* y, int64_t inner, const Matrix& out, int64_t count,
                     const Finish& finish) {
     alignas(64) float sums[rows * strip];
+    for (int64_t r = 0; r < rows; r++) ask_for(out[r], count);
     multiply_block<rows, strip_vectors>(x, {const_cast<float*>(y), strip}, inner, {sums, strip}, false);
     for (int64_t r = 0; r < rows; r++) finish(sums + r * strip, out[r], count);
 }
@@ -169,7 +175,10 @@ inline void multiply_rows(const Matrix& x, const Matrix& y, int64_t rows, int64_
                 Matrix given = x.from(row, start);
                 if (x.column != 1) {
                     // Columns that are whole pages apart would be in each other's way.
-                    for (int64_t i = 0; i < deep; i++) std::copy_n(given.at + i * x.column, high, block[i]);
+                    for (int64_t i = 0; i < deep; i++) {
+                        ask_for(given.at + (i + rows_ahead) * x.column, high);
+                        std::copy_n(given.at + i * x.column, high, block[i]);
+                    }
                     given = block.transposed();
                 }
                 multiply_part(given, strips, high, deep, wide, out.from(row, column), now);
@@ -178,12 +187,14 @@ inline void multiply_rows(const Matrix& x, const Matrix& y, int64_t rows, int64_
     }
 }
 
-// The same, shared among threads by rows, and where these are few by columns too. Of x and y, rows or columns lie together;
-// no size is 0.
+// The same, shared among threads in parts as near to squares as can be, as each copies its rows of x and columns of y. Of
+// x and y, rows or columns lie together; no size is 0.
 inline void large_product(const Matrix& x, const Matrix& y, int64_t rows, int64_t inner, int64_t columns,
                           const Matrix& out, const Finish& finish, int64_t threads) {
     const int64_t strips = (columns + strip - 1) / strip;
-    const int64_t of_columns = std::clamp((threads * rows_at_once + rows - 1) / rows, int64_t(1), std::min(strips, threads));
+    int64_t of_columns = 1;
+    for (int64_t more = 2; more <= std::min(strips, threads); more++)
+        if (threads % more == 0 && rows * more * more <= columns * threads) of_columns = more;
     const int64_t of_rows = threads / of_columns, parts = of_rows * of_columns;
     for_each(parts, parts, [&](int64_t part) {
         const int64_t row = part / of_columns, column = part % of_columns;
