@@ -7,8 +7,8 @@
 // is that of the row's number), and nothing depends on `threads`.
 
 #include "choose.h"
+#include "large_product.h"
 #include "layers.h"
-#include "matrix.h"
 #include "threads.h"
 #include "training.h"
 
@@ -197,12 +197,16 @@ FOR_BOTH_FORMATS(float32, float)
 FOR_BOTH_FORMATS(bfloat16, bfloat16)
 
 // x·y, finished, of matrices whose elements lie at i * row + j * column.
-void product_float32(float* out, float* x, float* y, const float* bias, int64_t rows, int64_t inner, int64_t columns,
-                     int64_t x_row, int64_t x_column, int64_t y_row, int64_t y_column, int64_t add, int64_t rectify,
-                     int64_t threads) {
-    large_product({x, x_row, x_column}, {y, y_row, y_column}, rows, inner, columns, {out, columns},
-                  {bias, add != 0, rectify != 0}, threads);
-}
+#define PRODUCT(name, Out, T)                                                                                          \
+    void name(Out* out, T* x, T* y, const float* bias, float* sums_of_x, int64_t rows, int64_t inner, int64_t columns, \
+              int64_t x_row, int64_t x_column, int64_t y_row, int64_t y_column, int64_t add, int64_t rectify,          \
+              int64_t threads) {                                                                                       \
+        large_product<T, Out>({x, x_row, x_column}, {y, y_row, y_column}, rows, inner, columns, {out, columns},        \
+                              add != 0, {bias, rectify != 0}, sums_of_x, threads);                                     \
+    }
+PRODUCT(product_float32, float, float)
+PRODUCT(product_bfloat16, bfloat16, bfloat16)
+PRODUCT(product_of_bfloat16_float32, float, bfloat16)
 
 // Whether products are quicker here than oneDNN's, in all formats.
 int64_t multiplies() {
@@ -213,14 +217,15 @@ int64_t multiplies() {
 #endif
 }
 
-// Whether products of large matrices in float32 are quicker here than PyTorch's: they were measured on a Zen 4.
-int64_t multiplies_large() {
+// Whether products of large matrices are quicker here than PyTorch's: they were measured on a Zen 4.
+int64_t multiplies_large_float32() {
 #if defined(__AVX512BW__)
     return __builtin_cpu_is("amd") != 0;
 #else
     return 0;
 #endif
 }
+int64_t multiplies_large_bfloat16() { return adds_pairs && multiplies_large_float32(); }
 
 // Steps on both sides of zero for rows in int8: sums of two products must fit into 16 bits where that is what is added.
 int64_t levels_of_rows() { return adds_in_16_bits && !have_tiles() ? 63 : 127; }

@@ -1,8 +1,8 @@
 """x·Wᵀ + b in training, cut off below zero where that is wanted (section 3.3 of the paper), beside its plain reference.
 
-On processors large layers in float32 are computed by `product`, with gradients that can be had once. On GPUs only what
-is cut off is not PyTorch's own layer: there the product itself adds the bias and does so, and what is no number may
-become 0; the sum with the residual connection keeps it.
+On processors large layers are computed by `product`, with gradients that can be had once. On GPUs only what is cut off is
+not PyTorch's own layer: there the product itself adds the bias and does so, and what is no number may become 0; the sum
+with the residual connection keeps it.
 
 Shapes: N rows, I inputs, O outputs.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from seq2seq.ops.product import multiplies, product
+from seq2seq.ops.product import multiplies, product, product_and_sums
 from seq2seq.support.devices import compute_dtype
 
 
@@ -29,7 +29,8 @@ def linear_reference(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rec
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool = False) -> Tensor:
     """The same; products in the autocast format where one is active."""
     rows_NI = x.reshape(-1, x.shape[-1])
-    in_c = compute_dtype(x) is torch.float32 and multiplies(rows_NI, weight_OI.t(), bias_O)
+    autocast = compute_dtype(x) if torch.is_autocast_enabled(x.device.type) else None
+    in_c = multiplies(rows_NI, weight_OI.t(), bias_O, autocast)
     if bias_O is None or not (in_c or (rectify and x.is_cuda)):
         return linear_reference(x, weight_OI, bias_O, rectify=rectify)
     out_NO: Tensor = LinearFunction.apply(rows_NI, weight_OI, bias_O, rectify)  # type: ignore[no-untyped-call]
@@ -54,12 +55,10 @@ class LinearFunction(torch.autograd.Function):
         of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         if out_NO is not None:
             d_NO = torch.ops.aten.threshold_backward(d_NO, out_NO, 0)
-        return (
-            product(d_NO, weight_OI) if of_x else None,
-            product(d_NO.t(), x_NI).to(ctx.format) if of_weight else None,
-            d_NO.sum(0, dtype=ctx.format) if of_bias else None,
-            None,
-        )
+        d_x = product(d_NO, weight_OI) if of_x else None
+        if of_weight:
+            return d_x, *product_and_sums(d_NO.t(), x_NI, ctx.format), None
+        return d_x, None, d_NO.sum(0, dtype=ctx.format) if of_bias else None, None
 
 
 class Linear(nn.Linear):

@@ -82,11 +82,11 @@ def multiplies() -> bool:
 
 
 @functools.cache
-def multiplies_large() -> bool:
-    """Whether the library is there and its products of large matrices in float32 are quicker than PyTorch's here
+def multiplies_large(dtype: torch.dtype) -> bool:
+    """Whether the library is there and its products of large matrices in this format are quicker than PyTorch's here
     (`product`)."""
     loaded = library()
-    return loaded is not None and bool(loaded.multiplies_large())
+    return loaded is not None and dtype in FORMATS and bool(loaded[f"multiplies_large_{FORMATS[dtype]}"]())
 
 
 def levels_of_rows() -> int:

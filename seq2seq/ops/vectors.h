@@ -81,13 +81,38 @@ wide_floats add_products_of_pairs(wide_floats sums, const X* x, wide_words weigh
     return add_product(sums, spread(widen(x[1])), (wide_floats)(weights & 0xffff0000u));
 }
 
+// The same of the two numbers in each word of x.
+inline wide_floats add_products_of_pairs(wide_floats sums, wide_words x, wide_words y) {
+#if defined(__AVX512BW__) && defined(__AVX512BF16__)
+    return (wide_floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)y);
+#else
+    sums = add_product(sums, (wide_floats)(x << 16), (wide_floats)(y << 16));
+    return add_product(sums, (wide_floats)(x & 0xffff0000u), (wide_floats)(y & 0xffff0000u));
+#endif
+}
+
 #if defined(__AVX512BW__) && defined(__AVX512BF16__)
 inline wide_floats add_products_of_pairs(wide_floats sums, const bfloat16* x, wide_words weights) {
-    int32_t two;
+    uint32_t two;
     std::memcpy(&two, x, sizeof two);
-    return (wide_floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(two), (__m512bh)weights);
+    return add_products_of_pairs(sums, two | wide_words{}, weights);
 }
 #endif
+
+// A word in all lanes, and the products of words added: of one number each in float32, of two in bfloat16.
+template <class T>
+wide_floats spread_word(const float* word) {
+    if constexpr (std::is_same_v<T, float>) return spread(*word);
+    uint32_t bits;
+    std::memcpy(&bits, word, sizeof bits);
+    return (wide_floats)(bits | wide_words{});
+}
+
+template <class T>
+wide_floats add_words(wide_floats sums, wide_floats x, wide_floats y) {
+    if constexpr (std::is_same_v<T, float>) return add_product(sums, x, y);
+    return add_products_of_pairs(sums, (wide_words)x, (wide_words)y);
+}
 
 // Whether sums of two products of bytes must fit into 16 bits.
 #if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512BW__)) || !defined(__AVX2__)

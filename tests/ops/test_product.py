@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seq2seq.ops import native
 from seq2seq.ops import product as module
-from seq2seq.ops.product import add_product, multiplies, product, product_reference
+from seq2seq.ops.product import add_product, multiplies, product, product_and_sums, product_reference
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 SHAPES = [
@@ -22,7 +22,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, native_calls: list[str]) -> list[str]
     """Products of all sizes are in C++, on all processors; the calls are noted."""
     monkeypatch.setattr(module, "LEAST", 1)
     monkeypatch.setattr(module, "FEWEST_SUMMED", 1)
-    monkeypatch.setattr(native, "multiplies_large", lambda: True)
+    monkeypatch.setattr(native, "multiplies_large", lambda dtype: dtype in native.FORMATS)
     return native_calls
 
 
@@ -30,14 +30,24 @@ def drawn(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def operands(rows: int, inner: int, columns: int, lying: str) -> tuple[Tensor, Tensor]:
+def operands(
+    rows: int, inner: int, columns: int, lying: str, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     x = drawn(inner, rows).t() if lying[0] == "t" else drawn(rows, inner)
     y = drawn(columns, inner, seed=2).t() if lying[1] == "t" else drawn(inner, columns, seed=2)
-    return x, y
+    return x.to(dtype), y.to(dtype)
+
+
+def in_bfloat16(x: Tensor) -> Tensor:
+    """The same numbers, which lie as those do."""
+    there = torch.empty_strided(x.shape, x.stride(), dtype=torch.bfloat16)
+    return there.copy_(x) if 0 not in x.stride() else x.bfloat16()
 
 
 def assert_near(found: Tensor, expected: Tensor, inner: int) -> None:
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-6 * inner**0.5)
+    # Sums are in float32; half a step of bfloat16 is 1/256.
+    rtol = 1e-5 if found.dtype is torch.float32 else 1 / 250
+    torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=4e-6 * inner**0.5)
 
 
 @pytest.mark.parametrize("lying", ["nn", "nt", "tn", "tt"])
@@ -58,6 +68,56 @@ def test_it_is_the_product_of_matrices_with_rows_or_columns_together(
     assert calls == ["product"] * 5
 
 
+@pytest.mark.parametrize("lying", ["nn", "nt", "tn", "tt"])
+@pytest.mark.parametrize(
+    ("rows", "inner", "columns"),
+    [(1, 2, 1), (40, 2, 60), (5, 4, 2), (12, 300, 70), (97, 256, 64), (130, 2100, 600), (31, 1024, 48), (200, 18, 513)],
+)
+def test_in_bfloat16_two_products_at_a_time_are_summed_in_float32(
+    rows: int, inner: int, columns: int, lying: str, calls: list[str]
+) -> None:
+    x, y = operands(rows, inner, columns, lying, torch.bfloat16)
+    bias = drawn(columns, seed=3).bfloat16()
+    expected = x.double() @ y.double()
+    assert_near(product(x, y), expected, inner)
+    assert_near(product(x, y, bias, rectify=True), (expected + bias.double()).relu(), inner)
+    assert_near(product(x, y, dtype=torch.float32), expected, inner)
+    out = drawn(rows, columns, seed=4)
+    expected = out.double() + expected
+    add_product(out, x, y)
+    assert_near(out, expected, inner)
+    assert calls == ["product", "product", "product_of_bfloat16", "product_of_bfloat16"]
+
+
+@pytest.mark.parametrize("inner", [1, 7, 1025, 2049])
+def test_an_odd_number_of_products_is_for_matrices_whose_words_lie_below_each_other(
+    inner: int, calls: list[str]
+) -> None:
+    for lying in ("tn", "nn", "tt", "nt"):
+        x, y = operands(40, inner, 60, lying, torch.bfloat16)
+        found = product(x, y, dtype=torch.float32)
+        torch.testing.assert_close(found, x.float() @ y.float(), rtol=1e-2, atol=1e-2 * inner**0.5)
+        if lying == "tn":
+            assert_near(found, x.double() @ y.double(), inner)
+    own = ["product_of_bfloat16"]
+    assert calls == (own if inner > 1 else own * len(calls)) and calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(5, 3, 2), (97, 256, 64), (300, 2100, 600), (40, 1, 9)])
+def test_sums_of_rows_come_with_the_product(
+    rows: int, inner: int, columns: int, dtype: torch.dtype, calls: list[str]
+) -> None:
+    for lying in ("tn", "nn"):
+        x, y = operands(rows, inner, columns, lying, dtype)
+        found, sums = product_and_sums(x, y, torch.float32)
+        assert found.dtype is sums.dtype is torch.float32
+        assert_near(sums, x.double().sum(1), inner)
+        if lying == "tn":
+            assert_near(found, x.double() @ y.double(), inner)
+            assert len(calls) == 1
+
+
 def test_matrices_and_bias_may_lie_anywhere(calls: list[str]) -> None:
     wide, bias = drawn(40, 150), drawn(60, 3)[:, 1]
     for x in (wide[:, 7:57], wide[:, ::3], wide[:1, :50].expand(40, 50), wide[:, :1].expand(40, 50)):
@@ -66,15 +126,19 @@ def test_matrices_and_bias_may_lie_anywhere(calls: list[str]) -> None:
     one = drawn(40, 7)[:, :1].t().contiguous().t()
     assert_near(product(one, drawn(1, 60)), one.double() @ drawn(1, 60).double(), 1)
     assert calls == ["product"] * 13
+    for x in (wide[:, 7:57], wide[:, ::3], drawn(40, 151)[:, 1:51], wide[:1, :50].expand(40, 50)):
+        for y in (drawn(50, 90)[:, 21:81], drawn(61, 151)[:60, 1:51].t()):
+            narrow_x, narrow_y = in_bfloat16(x), in_bfloat16(y)
+            assert_near(product(narrow_x, narrow_y, dtype=torch.float32), narrow_x.double() @ narrow_y.double(), 50)
+    assert calls[13:] == ["product_of_bfloat16"] * 8
 
 
 def test_what_is_not_for_it_is_computed_by_pytorch(calls: list[str]) -> None:
     x, y = operands(40, 50, 60, "nt")
-    for dtype in (torch.bfloat16, torch.float64):
-        assert torch.equal(product(x.to(dtype), y.to(dtype)), x.to(dtype) @ y.to(dtype))
-    into_float32 = torch.ones(40, 60)
-    add_product(into_float32, x.bfloat16(), y.bfloat16())
-    assert torch.equal(into_float32, 1 + (x.bfloat16() @ y.bfloat16()).float())
+    assert torch.equal(product(x.double(), y.double()), x.double() @ y.double())
+    into_bfloat16 = torch.ones(40, 60).bfloat16()
+    add_product(into_bfloat16, x.bfloat16(), y.bfloat16())
+    assert torch.equal(into_bfloat16, 1 + (x.bfloat16() @ y.bfloat16()))
     transposed = torch.zeros(60, 40).t()
     add_product(transposed, x, y)
     assert torch.equal(transposed, x @ y)
@@ -96,22 +160,26 @@ def test_shapes_and_devices_that_do_not_fit_are_refused(calls: list[str]) -> Non
     assert calls == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lying", ["nt", "tn"])
 @pytest.mark.parametrize("rows", [130, 700])
-def test_bits_do_not_depend_on_the_number_of_threads(rows: int, lying: str, calls: list[str]) -> None:
-    threads, (x, y), found = torch.get_num_threads(), operands(rows, 600, 300, lying), []
+def test_bits_do_not_depend_on_the_number_of_threads(
+    rows: int, lying: str, dtype: torch.dtype, calls: list[str]
+) -> None:
+    threads, (x, y), found = torch.get_num_threads(), operands(rows, 600, 300, lying, dtype), []
     try:
         for count in (1, 2, 3, 8):
             torch.set_num_threads(count)
-            found.append(product(x, y))
+            found.append((product(x, y), *product_and_sums(x, y, torch.float32)))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(found[0], other) for other in found[1:])
-    assert calls == ["product"] * 4
+    assert all(torch.equal(one, other) for more in found[1:] for one, other in zip(found[0], more, strict=True))
+    assert len(calls) == 8
 
 
-def test_what_is_not_a_number_or_infinite_stays_so() -> None:
-    x, y = operands(40, 50, 60, "nt")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_a_number_or_infinite_stays_so(dtype: torch.dtype) -> None:
+    x, y = operands(40, 50, 60, "nt", dtype)
     x[3, 4], x[7, 8] = torch.nan, torch.inf
     finite = product(x, y).isfinite().all(1)
     assert not finite[3] and not finite[7] and finite.sum() == 38
