@@ -1,8 +1,8 @@
 """x·Wᵀ + b in training, cut off below zero where that is wanted (section 3.3 of the paper), beside its plain reference.
 
-On processors large layers are computed by `product`, with gradients that can be had once. On GPUs only what is cut off is
-not PyTorch's own layer: there the product itself adds the bias and does so, and what is no number may become 0; the sum
-with the residual connection keeps it.
+On processors large layers are computed by `product`, with gradients that can be had once. On GPUs only what is cut off
+is not PyTorch's own layer: there the product itself adds the bias and does so, and what is no number may become 0; the
+sum with the residual connection keeps it.
 
 Shapes: N rows, I inputs, O outputs.
 """

@@ -57,7 +57,8 @@ def product_and_sums(x_MK: Tensor, y_KN: Tensor, dtype: torch.dtype) -> tuple[Te
     """x·y, and the sums of rows of x [M], in `dtype`."""
     if x_MK.stride(0) != 1 or x_MK.stride(1) == 1 or dtype is not torch.float32 or not multiplies(x_MK, y_KN, None):
         return product(x_MK, y_KN, dtype=dtype), x_MK.sum(1, dtype=dtype)
-    out_MN, sums_M = y_KN.new_empty(x_MK.shape[0], y_KN.shape[1], dtype=dtype), y_KN.new_zeros(x_MK.shape[0], dtype=dtype)
+    out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1], dtype=dtype)
+    sums_M = x_MK.new_zeros(x_MK.shape[0], dtype=dtype)
     _compute(out_MN, x_MK, y_KN, sums_M=sums_M)
     return out_MN, sums_M
 
