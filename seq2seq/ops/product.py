@@ -17,15 +17,8 @@ LEAST, FEWEST_SUMMED = 32, 1 << 20
 """Of each size, and of products, for which it pays to lay out y first."""
 
 
-def product_reference(
-    x_MK: Tensor,
-    y_KN: Tensor,
-    bias_N: Tensor | None = None,
-    *,
-    rectify: bool = False,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """x·y + b [M, N], and with `rectify` max(0, …) of it; in their format, or in `dtype`."""
+def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False) -> Tensor:
+    """x·y + b [M, N], and with `rectify` max(0, …) of it."""
     if bias_N is None:
         out_MN = x_MK @ y_KN
     elif rectify and x_MK.is_cuda:
@@ -33,30 +26,22 @@ def product_reference(
         return torch._addmm_activation(bias_N, x_MK, y_KN)
     else:
         out_MN = torch.addmm(bias_N, x_MK, y_KN)
-    return (out_MN.relu_() if rectify else out_MN).to(dtype or x_MK.dtype)
+    return out_MN.relu_() if rectify else out_MN
 
 
-def product(
-    x_MK: Tensor,
-    y_KN: Tensor,
-    bias_N: Tensor | None = None,
-    *,
-    rectify: bool = False,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """The same. Here what is in float32 of matrices in bfloat16 is not rounded to that first."""
-    dtype = dtype or x_MK.dtype
-    if not multiplies(x_MK, y_KN, bias_N) or dtype not in (x_MK.dtype, torch.float32):
-        return product_reference(x_MK, y_KN, bias_N, rectify=rectify, dtype=dtype)
-    out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1], dtype=dtype)
+def product(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False) -> Tensor:
+    """The same."""
+    if not multiplies(x_MK, y_KN, bias_N):
+        return product_reference(x_MK, y_KN, bias_N, rectify=rectify)
+    out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1])
     _compute(out_MN, x_MK, y_KN, bias_N, rectify=rectify)
     return out_MN
 
 
 def product_and_sums(x_MK: Tensor, y_KN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x·y, and the sums of rows of x [M], in `dtype`."""
+    """x·y, and the sums of rows of x [M], in `dtype`. Here what is in float32 was not rounded to bfloat16 before."""
     if x_MK.stride(0) != 1 or x_MK.stride(1) == 1 or dtype is not torch.float32 or not multiplies(x_MK, y_KN, None):
-        return product(x_MK, y_KN, dtype=dtype), x_MK.sum(1, dtype=dtype)
+        return product(x_MK, y_KN).to(dtype), x_MK.sum(1, dtype=dtype)
     out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1], dtype=dtype)
     sums_M = x_MK.new_zeros(x_MK.shape[0], dtype=dtype)
     _compute(out_MN, x_MK, y_KN, sums_M=sums_M)
