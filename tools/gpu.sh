@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All checks and measurements that want a GPU, in one call of under ten minutes; results into the folder $1.
 # Each line has its own limit in seconds, and none runs past GPU_SECONDS: what comes last gets what is left.
+# GPU_PARTS names those of the parts (below) that are wanted; decode needs multi30k.
 # GPU_SMOKE=1 runs every line in small, on whatever device there is, to see that the script itself works.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +23,15 @@ if [ -n "${GPU_SMOKE:-}" ]; then
   few=()
   decode=()
 fi
+parts=${GPU_PARTS:-tests base big multi30k decode ende}
 failed=0
+# Whether all these parts are wanted; those after "tests base big" want text too.
+wants() {
+  for part; do
+    [[ " $parts " == *" $part "* ]] || return 1
+    [[ $part =~ ^(tests|base|big)$ || -n ${SEQ2SEQ_SHARED_DATA:-} ]] || return 1
+  done
+}
 # step SECONDS COMMAND…
 step() {
   local limit=$1 left=$((total - SECONDS - 10))
@@ -58,14 +67,17 @@ export -f ende
 export out
 # First what measures no speed, all at once; the compiler keeps what it makes for the benchmarks after it.
 jobs=()
-{ step 150 python3 -m pytest $(grep -rl 'mark.gpu' tests --include='*.py') >"$out/tests.log" 2>&1; } & jobs+=($!)
-{ step 150 python3 -m pytest $(grep -rl 'tests.kernels import' tests --include='*.py') tests/ops/test_linear.py \
-    >"$out/tests-kernels.log" 2>&1; } & jobs+=($!)
+if wants tests; then
+  { step 150 python3 -m pytest $(grep -rl 'mark.gpu' tests --include='*.py') >"$out/tests.log" 2>&1; } & jobs+=($!)
+  { step 150 python3 -m pytest $(grep -rl 'tests.kernels import' tests --include='*.py') tests/ops/test_linear.py \
+      >"$out/tests-kernels.log" 2>&1; } & jobs+=($!)
+fi
 for model in base big; do
+  wants "$model" || continue
   { step 120 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model "$model" "${train[@]}" --rounds 1 --peers \
       >/dev/null 2>"$out/logs/compile-$model"; } & jobs+=($!)
 done
-if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
+if wants multi30k; then
   data=$SEQ2SEQ_SHARED_DATA/multi30k
   run=$out/runs/multi30k_en_de_gpu
   { step 250 python3 -m seq2seq.cli.train +recipe=multi30k_en_de_gpu "run_dir=$run" "trainer.max_minutes=$minutes" \
@@ -73,22 +85,27 @@ if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
       "data.valid.source=$data/valid.en" "data.valid.target=$data/valid.de" \
       "data.test.source=$data/test_2016.en" "data.test.target=$data/test_2016.de" ${small[@]+"${small[@]}"} \
       2>"$out/logs/multi30k"; } & jobs+=($!)
+fi
+if wants ende; then
   commands PREPARE
   { step 120 bash -c ende >"$out/logs/ende-data" 2>&1; } & jobs+=($!)
 fi
 for job in "${jobs[@]}"; do
   wait "$job" || failed=1
 done
-tail -n 8 "$out"/tests*.log "$out"/logs/*
+tail -n 8 "$out"/tests*.log "$out"/logs/* 2>/dev/null
 
 bench_train() {
   local model=$1
+  wants "$model" || return 0
   step 150 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model "$model" "${train[@]}" ${few[@]+"${few[@]}"} \
     --rounds "$rounds" --output "$out/bench-train-$model.json" --peers nn.Transformer "Marian, sdpa" >/dev/null || failed=1
 }
 bench_train base
-if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
+if wants multi30k; then
   step 25 python3 -m seq2seq.cli.evaluate --model "$run/model" >"$out/scores.json" || failed=1
+fi
+if wants multi30k decode; then
   contestants=("ours bfloat16")
   ! python3 -c 'import transformers' 2>/dev/null || contestants+=("transformers bfloat16")
   if python3 -c 'import ctranslate2' 2>/dev/null; then
@@ -112,13 +129,17 @@ if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
   bench_decode base "${contestants[@]}"
 fi
 bench_train big
-if [ -n "${SEQ2SEQ_SHARED_DATA:-}" ]; then
+if wants multi30k decode; then
   # Transformers takes too long to find its best batch to be in all rows.
   quick=("ours float32" "ours bfloat16" "ctranslate2 float16")
   bench_decode product "${quick[@]}"
+fi
+if wants ende; then
   commands
   step 600 bash -c 'ende "$@"' ende "trainer.max_minutes=${GPU_MINUTES:-1.5}" ${small[@]+"${small[@]}"} \
     >"$out/scores-ende.txt" || failed=1
+fi
+if wants multi30k decode; then
   bench_decode latency "${quick[@]}"
   bench_decode greedy "${quick[@]}"
 fi

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -86,6 +86,26 @@ class Recorded(Generic[Result]):
         else:
             self.graph.replay()
         return self.result
+
+
+@contextlib.contextmanager
+def between_graphs(device: torch.device, pool: torch.cuda.MemPool | None) -> Iterator[None]:
+    """What is computed here takes its memory from that of the graphs of this pool, none of which may run meanwhile.
+
+    Nothing changes without a pool.
+    """
+    if pool is None:
+        yield
+        return
+    stream = _stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    try:
+        # Backward passes are to be computed by this thread: another's memory would not be from the pool.
+        one_thread = torch.autograd.set_multithreading_enabled(False)
+        with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool, device.index), one_thread:
+            yield
+    finally:
+        torch.cuda.current_stream(device).wait_stream(stream)
 
 
 @functools.cache

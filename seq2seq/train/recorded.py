@@ -2,7 +2,7 @@
 
 A processor can take longer to launch the kernels of an update than a GPU to compute them. Batches come in few shapes
 (`regular`); of each, the second one is recorded, and those after it only copy their tokens in. Gradients are added to
-tensors that stay where they are.
+tensors that stay where they are. Graphs, and the passes that are not recorded, take turns in one memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from seq2seq.data.batches import Batch
 from seq2seq.ops.gpu import power_of_two
-from seq2seq.ops.graphs import Recorded
+from seq2seq.ops.graphs import Recorded, between_graphs
 from seq2seq.ops.short_attention import LONGEST
 
 Loss = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -60,7 +60,7 @@ class RecordedPasses:
         self.graphs: dict[tuple[int, ...], tuple[Batch, Recorded[Tensor]]] = {}
         self._met: set[tuple[int, ...]] = set()
         self._room = SHAPES
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._pool = torch.cuda.MemPool() if device.type == "cuda" else None
         for weight, gradient in zip(self.weights, self.gradients, strict=True):
             weight.grad = gradient
 
@@ -73,7 +73,8 @@ class RecordedPasses:
         self.scale.fill_(scale)
         shape = batch.shape
         if shape not in self.graphs and not self._is_recorded(batch):
-            return self._add_gradients(batch.to(self.device))
+            with between_graphs(self.device, self._pool):
+                return self._add_gradients(batch.to(self.device))
         own, graph = self.graphs[shape]
         for to, given in zip(own.tensors, batch.tensors, strict=True):
             to.copy_(given, non_blocking=True)
@@ -93,11 +94,13 @@ class RecordedPasses:
             self._met.add(shape)
             return False
         own = batch.to(self.device)
-        graph = Recorded(lambda: self._add_gradients(own), self.device, self._pool, try_first=False)
-        self.graphs[shape] = own, graph
+        pool = self._pool and self._pool.id
+        graph = Recorded(lambda: self._add_gradients(own), self.device, pool, try_first=False)
         if self.device.type == "cuda" and not graph.is_recorded:
             # The next would fail as well.
             self._room = 0
             if graph.parts_generator:
-                self.graphs = {shape: self.graphs[shape]}
+                self.graphs.clear()
+            return False
+        self.graphs[shape] = own, graph
         return True

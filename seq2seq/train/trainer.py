@@ -173,9 +173,12 @@ class Trainer:
         self.model.train()
         try:
             self._backward(batch, 0.0)
+            # Else the optimizer's state would lie scattered in what the pass has let go.
+            torch.cuda.empty_cache()
             change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
         finally:
             self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
 
     def _train(self) -> None:
         settings, progress = self.config.trainer, self.progress
@@ -343,6 +346,8 @@ class Trainer:
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
         values = validate(model, self.data, self.config, self.world, self.precision)
+        # Recorded passes do not take memory from here.
+        torch.cuda.empty_cache()
         self._skip_pause()
         counts = {key: getattr(self.progress, key) for key in ("epoch", "source_tokens", "target_tokens")}
         return {**values, **counts, "minutes_trained": self.progress.seconds / 60}
