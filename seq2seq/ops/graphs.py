@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 
@@ -88,24 +88,36 @@ class Recorded(Generic[Result]):
         return self.result
 
 
-@contextlib.contextmanager
-def between_graphs(device: torch.device, pool: torch.cuda.MemPool | None) -> Iterator[None]:
-    """What is computed here takes its memory from that of the graphs of this pool, none of which may run meanwhile.
+class SharedMemory:
+    """Memory of a GPU for graphs that never run at the same time, and for what is computed between them.
 
-    Nothing changes without a pool.
+    `id` is the pool of such a `Recorded`; None elsewhere, and where nothing can be recorded: then nothing is shared.
     """
-    if pool is None:
-        yield
-        return
-    stream = _stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    try:
-        # Backward passes are to be computed by this thread: another's memory would not be from the pool.
-        one_thread = torch.autograd.set_multithreading_enabled(False)
-        with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool, device.index), one_thread:
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.id: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        # The pool is there as long as a graph of it is.
+        self._first = Recorded(lambda: torch.zeros((), device=device), device, self.id, try_first=False)
+        if not self._first.is_recorded:
+            self.id = None
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Take from it what is needed here, while none of the graphs runs."""
+        if self.id is None:
             yield
-    finally:
-        torch.cuda.current_stream(device).wait_stream(stream)
+            return
+        stream = _stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        try:
+            # Backward passes are to be computed by this thread: another would take memory from elsewhere.
+            one_thread = torch.autograd.set_multithreading_enabled(False)
+            pool = cast(torch.cuda.MemPool, self)  # of which only the id is asked for
+            with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool, self.device.index), one_thread:
+                yield
+        finally:
+            torch.cuda.current_stream(self.device).wait_stream(stream)
 
 
 @functools.cache

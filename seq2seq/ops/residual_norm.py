@@ -41,7 +41,7 @@ def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
     if not (in_c or runs_kernels(x.device)):
         return residual_norm_reference(x, y, norm, p)
     seed = torch.randint(1 << 31, (1,), device=x.device)
-    rows = (each.reshape(-1, each.shape[-1]) for each in (x, y))
+    rows = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
     out_ND: Tensor = torch.ops.seq2seq.residual_norm(*rows, norm.weight, norm.bias, seed, p, norm.eps)[0]
     return out_ND.view(x.shape)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from seq2seq.data.batches import Batch
 from seq2seq.ops.gpu import power_of_two
-from seq2seq.ops.graphs import Recorded, between_graphs
+from seq2seq.ops.graphs import Recorded, SharedMemory
 from seq2seq.ops.short_attention import LONGEST
 
 Loss = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -60,7 +60,7 @@ class RecordedPasses:
         self.graphs: dict[tuple[int, ...], tuple[Batch, Recorded[Tensor]]] = {}
         self._met: set[tuple[int, ...]] = set()
         self._room = SHAPES
-        self._pool = torch.cuda.MemPool() if device.type == "cuda" else None
+        self._memory = SharedMemory(device)
         for weight, gradient in zip(self.weights, self.gradients, strict=True):
             weight.grad = gradient
 
@@ -73,7 +73,7 @@ class RecordedPasses:
         self.scale.fill_(scale)
         shape = batch.shape
         if shape not in self.graphs and not self._is_recorded(batch):
-            with between_graphs(self.device, self._pool):
+            with self._memory.used():
                 return self._add_gradients(batch.to(self.device))
         own, graph = self.graphs[shape]
         for to, given in zip(own.tensors, batch.tensors, strict=True):
@@ -94,8 +94,7 @@ class RecordedPasses:
             self._met.add(shape)
             return False
         own = batch.to(self.device)
-        pool = self._pool and self._pool.id
-        graph = Recorded(lambda: self._add_gradients(own), self.device, pool, try_first=False)
+        graph = Recorded(lambda: self._add_gradients(own), self.device, self._memory.id, try_first=False)
         if self.device.type == "cuda" and not graph.is_recorded:
             # The next would fail as well.
             self._room = 0
