@@ -30,9 +30,11 @@ def can_attend(*tensors: Tensor) -> bool:
 
 def suits_rows(x: Tensor, keys: Layout) -> bool:
     """Whether this is the way for packed sentences: for short ones, and where batches must not matter."""
+    # First of all: code for training is compiled, where the others cannot be asked.
+    if torch.is_grad_enabled() or keys.filler:
+        return False
     is_quicker = keys.max_length <= SHORT.get(x.dtype, 0)
-    suits = (is_quicker or is_batch_invariant()) and not keys.filler
-    return suits and not torch.is_grad_enabled() and native.can_compute(x)
+    return (is_quicker or is_batch_invariant()) and native.can_compute(x)
 
 
 def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:

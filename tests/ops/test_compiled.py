@@ -51,6 +51,8 @@ def batches(count: int) -> list[Batch]:
         batch([1], [1]),
         batch([3, 3], [3, 3]),
         batch([1, 1, 1], [2, 1, 4]),
+        # Longer than what some ways of attention in translation are for.
+        batch([300, 2], [3, 260]),
     ]
     while len(found) < count:
         sentences = rng.randint(1, 9)
