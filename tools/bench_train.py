@@ -180,7 +180,7 @@ def compare(jobs: list[Job], stretch: Stretch, rounds: int, warm: int = 0, secon
             since = {} if at_once else {"process_start": worker.started}
             since["build"] = worker.built["build_started"]
             first_updates[job.contestant] = {f"from_{name}": ended - began for name, began in since.items()}
-            if job.contestant == OURS and warm:
+            if job.contestant != MATRIX and warm:
                 worker.run(replace(stretch, count=warm))
             workers.append(worker)
             say(f"{job.precision}: {job.contestant} is ready")
@@ -372,7 +372,7 @@ def main() -> None:
         type=int,
         default=0,
         metavar="N",
-        help="updates of ours before the rounds: on GPUs shapes are recorded",
+        help="updates of each before the rounds: on GPUs ours records shapes, and all take the memory for them",
     )
     options.add_argument("--seconds", type=float, default=math.inf, metavar="N", help="begin no round after that time")
     options.add_argument("--device", default="auto")

@@ -1,12 +1,13 @@
 """Put a finished run's figures into its recipe: RECIPE/results.json, and from it the tables of RECIPE/README.md.
 
-    python tools/figures.py collect RECIPE_DIR RUN_DIR NAME=SCORES.json ... --command '...'
+    python tools/figures.py collect RECIPE_DIR RUN_DIR NAME=SCORES.json ... --command '...' [--machine '...']
     python tools/figures.py rows RECIPE_DIR RUNS_DIR --command '...'
     python tools/figures.py render RECIPE_DIR
     python tools/figures.py projection PAGE.md BENCH.json
     python tools/figures.py table NAME=SCORES.json ... [--published KEY=FIGURE]
 
-`collect` reads RUN_DIR/log.jsonl, RUN_DIR/model/manifest.json and the JSON that seq2seq-evaluate printed, then renders.
+`collect` reads RUN_DIR/log.jsonl, RUN_DIR/model/manifest.json and the JSON that seq2seq-evaluate printed, then renders;
+a run of another machine than this one must be said to be.
 `rows` does so for the runs of table 3 that RUNS_DIR holds, RUNS_DIR/ROW with the scores in RUNS_DIR/ROW/scores.json.
 `render` rewrites what stands between `<!-- figures -->` and `<!-- end -->` in the README, and draws curve.svg where the
 README shows one; a test compares. `projection` puts what the paper's base run would cost into a page, from the JSON of
@@ -36,8 +37,8 @@ def give_out(figures: dict[str, Any], output: Path | None) -> None:
         output.write_text(text + "\n", encoding="utf-8")
 
 
-def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, Any]:
-    """All figures of a run, from the files that it and seq2seq-evaluate wrote."""
+def collect(run_dir: Path, scores: dict[str, Path], command: str, where: str | None = None) -> dict[str, Any]:
+    """All figures of a run here, or on machine `where`, from the files that it and seq2seq-evaluate wrote."""
     log = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").split("\n") if line]
     manifest = json.loads((run_dir / "model" / "manifest.json").read_text(encoding="utf-8"))
     keys = ("step", "epoch", "target_tokens", "minutes_trained", "perplexity", "bleu")
@@ -45,7 +46,7 @@ def collect(run_dir: Path, scores: dict[str, Path], command: str) -> dict[str, A
     averages = [{key: line[key] for key in ("checkpoints", "bleu")} for line in log if line["kind"] == "average"]
     return {
         "date": date.today().isoformat(),
-        "machine": machine(),
+        "machine": where or machine(),
         "command": command,
         "versions": manifest["versions"],
         "seed": manifest["seed"],
@@ -262,6 +263,7 @@ def main() -> None:
     collecting.add_argument("run_dir", type=Path)
     collecting.add_argument("scores", nargs="+", metavar="NAME=FILE")
     collecting.add_argument("--command", required=True)
+    collecting.add_argument("--machine", help="of the run; default: this one")
     several = actions.add_parser("rows")
     several.add_argument("recipe", type=Path)
     several.add_argument("runs_dir", type=Path)
@@ -284,7 +286,7 @@ def main() -> None:
         put(arguments.page, rendered_projection(json.loads(arguments.bench.read_text(encoding="utf-8"))))
         return
     if arguments.action == "collect":
-        results = collect(arguments.run_dir, _files(arguments.scores), arguments.command)
+        results = collect(arguments.run_dir, _files(arguments.scores), arguments.command, arguments.machine)
         write(arguments.recipe, results | ({"published": arguments.published} if arguments.published else {}))
     if arguments.action == "rows":
         results = json.loads((arguments.recipe / "results.json").read_text(encoding="utf-8"))

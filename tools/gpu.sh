@@ -13,7 +13,7 @@ minutes=${GPU_MULTI30K_MINUTES:-2.5}
 small=()
 rounds=5
 train=(--batch-tokens 25000 --formats bfloat16)
-few=(--updates 4 --warm 64 --seconds 100)
+few=(--updates 4 --warm 48 --seconds 100)
 decode=(--device cuda)
 if [ -n "${GPU_SMOKE:-}" ]; then
   total=${GPU_SECONDS:-7200}
@@ -98,7 +98,7 @@ tail -n 8 "$out"/tests*.log "$out"/logs/* 2>/dev/null
 bench_train() {
   local model=$1
   wants "$model" || return 0
-  step 150 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model "$model" "${train[@]}" ${few[@]+"${few[@]}"} \
+  step 180 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model "$model" "${train[@]}" ${few[@]+"${few[@]}"} \
     --rounds "$rounds" --output "$out/bench-train-$model.json" --peers nn.Transformer "Marian, sdpa" >/dev/null || failed=1
 }
 bench_train base
