@@ -7,6 +7,7 @@ CPU sums over more than 4,096 rows): it compiles anew, once, when the first batc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -91,7 +92,8 @@ class Region:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong at the bottom of the compiler's errors, in one line."""
+    """What went wrong at the bottom of the compiler's errors, in one line, and where in our code if that is told."""
     while cause := getattr(error, "inner_exception", None) or error.__cause__:
         error = cause
-    return first_line(error)
+    places = re.findall(r'File "(.+)", line (\d+)', str(error))
+    return first_line(error) + "".join(f", {path}:{line}" for path, line in places[-1:])

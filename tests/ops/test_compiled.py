@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +16,10 @@ from torch._dynamo.backends.common import aot_autograd
 
 from seq2seq.config.schema import ModelConfig, TransformerConfig
 from seq2seq.data.batches import Batch
+from seq2seq.model import attention
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops import native
+from seq2seq.ops.batch_invariance import is_batch_invariant
 from seq2seq.ops.compiled import compile_regions
 from seq2seq.ops.linear import Linear
 from seq2seq.ops.packing import Layout
@@ -157,6 +160,17 @@ def test_where_the_compiler_fails_one_line_says_why_and_the_code_runs_as_it_is(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "no C++ compiler found" in lines[0] and "trainer.compile=false" in lines[0]
+
+
+def test_where_the_compiler_cannot_trace_the_code_its_place_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "suits_rows", lambda *_: is_batch_invariant())
+    model = build()
+    compile_regions(model, "eager")
+    model(batches(1)[0])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"compiler fails \(.+, .+batch_invariance\.py:\d+\)", line)
 
 
 def test_an_error_of_the_code_itself_is_not_taken_for_one_of_the_compiler(capsys: pytest.CaptureFixture[str]) -> None:
