@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # All checks and measurements that want a GPU, in one call of under ten minutes; results into the folder $1.
 # Each line has its own limit in seconds, and none runs past GPU_SECONDS: what comes last gets what is left.
-# GPU_PARTS names those of the parts (below) that are wanted; decode needs multi30k.
+# GPU_PARTS="base decode multi30k" asks for some of the parts. Those with text want $SEQ2SEQ_SHARED_DATA.
 # GPU_SMOKE=1 runs every line in small, on whatever device there is, to see that the script itself works.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-build/gpu}")
+rm -rf "$out/logs" "$out"/tests*.log
 mkdir -p "$out/logs"
 export GOMP_SPINCOUNT=10000 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 total=${GPU_SECONDS:-580}
@@ -23,14 +24,16 @@ if [ -n "${GPU_SMOKE:-}" ]; then
   few=()
   decode=()
 fi
-parts=${GPU_PARTS:-tests base big multi30k decode ende}
+parts="tests base big"
+[ -z "${SEQ2SEQ_SHARED_DATA:-}" ] || parts+=" multi30k decode ende"
+for part in ${GPU_PARTS:-}; do
+  [[ " $parts " == *" $part "* ]] || { echo "GPU_PARTS: $part is none of: $parts" >&2; exit 2; }
+done
+parts=${GPU_PARTS:-$parts}
+[[ " $parts " != *" decode "* || " $parts " == *" multi30k "* ]] || { echo "decode needs multi30k" >&2; exit 2; }
 failed=0
-# Whether all these parts are wanted; those after "tests base big" want text too.
 wants() {
-  for part; do
-    [[ " $parts " == *" $part "* ]] || return 1
-    [[ $part =~ ^(tests|base|big)$ || -n ${SEQ2SEQ_SHARED_DATA:-} ]] || return 1
-  done
+  [[ " $parts " == *" $1 "* ]]
 }
 # step SECONDS COMMAND…
 step() {
@@ -90,7 +93,7 @@ if wants ende; then
   commands PREPARE
   { step 120 bash -c ende >"$out/logs/ende-data" 2>&1; } & jobs+=($!)
 fi
-for job in "${jobs[@]}"; do
+for job in ${jobs[@]+"${jobs[@]}"}; do
   wait "$job" || failed=1
 done
 tail -n 8 "$out"/tests*.log "$out"/logs/* 2>/dev/null
@@ -105,7 +108,7 @@ bench_train base
 if wants multi30k; then
   step 25 python3 -m seq2seq.cli.evaluate --model "$run/model" >"$out/scores.json" || failed=1
 fi
-if wants multi30k decode; then
+if wants decode; then
   contestants=("ours bfloat16")
   ! python3 -c 'import transformers' 2>/dev/null || contestants+=("transformers bfloat16")
   if python3 -c 'import ctranslate2' 2>/dev/null; then
@@ -129,7 +132,7 @@ if wants multi30k decode; then
   bench_decode base "${contestants[@]}"
 fi
 bench_train big
-if wants multi30k decode; then
+if wants decode; then
   # Transformers takes too long to find its best batch to be in all rows.
   quick=("ours float32" "ours bfloat16" "ctranslate2 float16")
   bench_decode product "${quick[@]}"
@@ -139,7 +142,7 @@ if wants ende; then
   step 600 bash -c 'ende "$@"' ende "trainer.max_minutes=${GPU_MINUTES:-1.5}" ${small[@]+"${small[@]}"} \
     >"$out/scores-ende.txt" || failed=1
 fi
-if wants multi30k decode; then
+if wants decode; then
   bench_decode latency "${quick[@]}"
   bench_decode greedy "${quick[@]}"
 fi

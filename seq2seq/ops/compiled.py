@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from seq2seq.ops.short_attention import takes_short_sentences
 from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
 
+PACKAGE = Path(__file__).parent.parent
 OPTIONS: dict[str, Any] = {"triton.mix_order_reduction": False}
 """Without it the norms' backward pass takes a GPU less time (docs/log.md, 2026-11-26)."""
 
@@ -95,5 +97,5 @@ def _cause(error: BaseException) -> str:
     """What went wrong at the bottom of the compiler's errors, in one line, and where in our code if that is told."""
     while cause := getattr(error, "inner_exception", None) or error.__cause__:
         error = cause
-    places = re.findall(r'File "(.+)", line (\d+)', str(error))
+    places = re.findall(rf'File "({re.escape(str(PACKAGE))}.+)", line (\d+)', str(error))
     return first_line(error) + "".join(f", {path}:{line}" for path, line in places[-1:])

@@ -91,30 +91,41 @@ class Recorded(Generic[Result]):
 class SharedMemory:
     """Memory of a GPU for graphs that never run at the same time, and for what is computed between them.
 
-    `id` is the pool of such a `Recorded`; None elsewhere, and where nothing can be recorded: then nothing is shared.
+    `id` is the pool of such a `Recorded`; without one (None, as on processors) nothing is shared.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.id: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         # The pool is there as long as a graph of it is.
-        self._first = Recorded(lambda: torch.zeros((), device=device), device, self.id, try_first=False)
+        self._first: Any = Recorded(lambda: torch.zeros((), device=device), device, self.id, try_first=False)
         if not self._first.is_recorded:
-            self.id = None
+            self.end()
+
+    def end(self) -> None:
+        """Share no more. What graphs have taken is free again once they are gone."""
+        self.id = self._first = None
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Take from it what is needed here, while none of the graphs runs."""
+        """Take from it what is needed here, while none of the graphs runs.
+
+        Nothing made here may be read later than the next of them: it may lie where one writes. Where memory runs out,
+        PyTorch does not look for what it could let go elsewhere.
+        """
         if self.id is None:
             yield
             return
         stream = _stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         try:
-            # Backward passes are to be computed by this thread: another would take memory from elsewhere.
-            one_thread = torch.autograd.set_multithreading_enabled(False)
             pool = cast(torch.cuda.MemPool, self)  # of which only the id is asked for
-            with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool, self.device.index), one_thread:
+            with (
+                torch.cuda.stream(stream),
+                torch.cuda.use_mem_pool(pool, self.device.index),
+                # Backward passes are to be computed by this thread: another would take memory from elsewhere.
+                torch.autograd.set_multithreading_enabled(False),
+            ):
                 yield
         finally:
             torch.cuda.current_stream(self.device).wait_stream(stream)

@@ -17,6 +17,7 @@ from seq2seq.data.batches import Batch
 from seq2seq.ops.gpu import power_of_two
 from seq2seq.ops.graphs import Recorded, SharedMemory
 from seq2seq.ops.short_attention import LONGEST
+from seq2seq.support.progress import say
 
 Loss = Callable[[Batch], tuple[Tensor, Tensor]]
 """The loss [] of a batch, and figures of it."""
@@ -73,12 +74,26 @@ class RecordedPasses:
         self.scale.fill_(scale)
         shape = batch.shape
         if shape not in self.graphs and not self._is_recorded(batch):
-            with self._memory.used():
-                return self._add_gradients(batch.to(self.device))
+            return self._launched(batch)
         own, graph = self.graphs[shape]
         for to, given in zip(own.tensors, batch.tensors, strict=True):
             to.copy_(given, non_blocking=True)
         return graph()
+
+    def _launched(self, batch: Batch) -> Tensor:
+        """A pass kernel by kernel; where memory runs out, once more without the memory that graphs hold."""
+        try:
+            with self._memory.used():
+                return self._add_gradients(batch.to(self.device))
+        except torch.OutOfMemoryError:
+            if self._memory.id is None:
+                raise
+        say(f"too little memory on {self.device} for passes as graphs: their kernels are launched one by one")
+        self._room = 0
+        self.graphs.clear()
+        self._memory.end()
+        torch.cuda.empty_cache()
+        return self._add_gradients(batch.to(self.device))
 
     def _add_gradients(self, batch: Batch) -> Tensor:
         loss, figures = self.loss(batch)
@@ -100,6 +115,8 @@ class RecordedPasses:
             self._room = 0
             if graph.parts_generator:
                 self.graphs.clear()
+                # To the allocator that recording never ended: it would let nothing else into this memory.
+                self._memory.end()
             return False
         self.graphs[shape] = own, graph
         return True

@@ -346,7 +346,7 @@ class Trainer:
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
         values = validate(model, self.data, self.config, self.world, self.precision)
-        # Recorded passes do not take memory from here.
+        # PyTorch would keep for others what search has let go, and passes of training have a memory of their own.
         torch.cuda.empty_cache()
         self._skip_pause()
         counts = {key: getattr(self.progress, key) for key in ("epoch", "source_tokens", "target_tokens")}

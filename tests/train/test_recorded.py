@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from seq2seq.config.schema import ModelConfig, TransformerConfig
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops import attention, linear_cross_entropy, native, residual_norm
-from seq2seq.ops.graphs import Recorded
+from seq2seq.ops.graphs import Recorded, SharedMemory
 from seq2seq.ops.packing import Layout
 from seq2seq.train import recorded as module
 from seq2seq.train.loss import batch_loss
@@ -128,6 +130,32 @@ def test_passes_take_turns_in_one_memory() -> None:
     assert 2**28 <= taken[-1] <= 1.2 * taken[0]
 
 
+def test_where_memory_runs_out_graphs_are_let_go_and_the_pass_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.contextmanager
+    def full(memory: SharedMemory) -> Iterator[None]:
+        if memory.id is not None:
+            raise torch.OutOfMemoryError("of this much")
+        yield
+
+    layer = torch.nn.Linear(1, 1, bias=False).to(DEVICE)
+    recorded = RecordedPasses(lambda batch: (3 * layer.weight.sum(), batch.source.sum()), layer, DEVICE)
+    generator = torch.Generator().manual_seed(1)
+    short, long = (regular(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [40]))
+    for _ in range(2):
+        recorded(short, 1.0)
+    assert recorded.graphs
+    recorded._memory.id = recorded._memory.id or (0, 1)
+    monkeypatch.setattr(SharedMemory, "used", full)
+    for batch in (long, long, short):
+        assert float(recorded(batch, 1.0)) == int(batch.source.sum())
+    assert not recorded.graphs
+    assert layer.weight.grad is not None and layer.weight.grad.item() == 15
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "too little memory" in line
+
+
 @pytest.mark.parametrize("tie", ["all", "target", "none"])
 def test_no_weight_of_a_model_is_left_without_a_gradient(tie: str) -> None:
     layers = TransformerConfig(num_layers=2, num_heads=1, d_ff=16, norm="pre", positions="learned", max_positions=16)
@@ -176,11 +204,12 @@ def test_graphs_of_before_are_left_where_a_recording_parted_them_from_the_seed(m
     monkeypatch.setattr(module, "Recorded", Failing)
     layer = torch.nn.Linear(1, 1, bias=False)
     recorded = RecordedPasses(lambda batch: (layer.weight.sum(), batch.source.sum()), layer, torch.device("cpu"))
-    recorded.device = torch.device("cuda")
+    recorded.device, recorded._memory.id = torch.device("cuda"), (0, 1)
+    monkeypatch.setattr(SharedMemory, "used", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(Batch, "to", lambda batch, _: batch)
     generator = torch.Generator().manual_seed(1)
     batches = [regular(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [20], [40], [70])]
     for batch in [each for each in batches for _ in range(2)]:
         assert float(recorded(batch, 1.0)) == int(batch.source.sum())
     # The fourth had no chance.
-    assert not recorded.graphs
+    assert not recorded.graphs and recorded._memory.id is None
