@@ -16,6 +16,8 @@ from seq2seq.support.progress import say
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 TEXTS_OF_A_THREAD = 64
 """Fewer are done before a thread has started."""
+ONE_BY_ONE = 8
+"""So few are done before SentencePiece has started the one thread that it starts for several at once."""
 
 
 class Tokenizer:
@@ -50,6 +52,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """The piece ids of each text, without bos and eos."""
+        if len(texts) <= ONE_BY_ONE:
+            return list(map(self._processor.encode, texts))
         return self._processor.encode(list(texts), num_threads=_worthwhile(threads, texts))
 
     def count(self, texts: Sequence[str]) -> list[int]:
@@ -58,9 +62,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[Sequence[int]], threads: int = 1) -> list[str]:
         """The text of each sequence of piece ids, in one line."""
-        if not ids:
-            return []
-        texts = self._processor.decode(list(map(list, ids)), num_threads=_worthwhile(threads, ids))
+        sequences = list(map(list, ids))
+        if len(sequences) <= ONE_BY_ONE:
+            texts = list(map(self._processor.decode, sequences))
+        else:
+            texts = self._processor.decode(sequences, num_threads=_worthwhile(threads, ids))
         # A vocabulary can hold rules that rewrite what was decoded, also into newlines that no piece has.
         return [text.replace("\n", " ") for text in texts]
 

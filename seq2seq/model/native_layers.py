@@ -80,8 +80,8 @@ class NativeDecoder(NativeLayers):
     def __call__(
         self,
         x_SKD: Tensor,
-        targets: list[Tensor],
-        sources: list[Tensor],
+        targets: Tensor,
+        sources: Tensor,
         filled: int,
         past_SKT: Tensor,
         source_BL: Tensor,
@@ -89,11 +89,12 @@ class NativeDecoder(NativeLayers):
     ) -> Tensor:
         """What the layers make of these rows, in their place: [S, K, D].
 
-        `targets` and `sources` are keys and values of each layer [N, E]; those of the step go to rows from `filled`.
+        `targets` and `sources` are `addresses` of the keys and values of each layer [N, E]; to those of the target the
+        step adds its own, from row `filled` on.
         """
         native.call(
             "decoder_step",
-            *(x_SKD, self._structs, _addresses(targets), _addresses(sources)),
+            *(x_SKD, self._structs, targets, sources),
             *(past_SKT, past_SKT.shape[2], source_BL, sentence_R, source_BL.shape[1]),
             *self._shape,
             *(x_SKD.shape[:2].numel(), x_SKD.shape[2], filled),
@@ -101,5 +102,6 @@ class NativeDecoder(NativeLayers):
         return x_SKD
 
 
-def _addresses(tensors: Iterable[Tensor]) -> Tensor:
+def addresses(tensors: Iterable[Tensor]) -> Tensor:
+    """Where in memory these tensors begin, for C++ to read."""
     return torch.tensor([x.data_ptr() for x in tensors])

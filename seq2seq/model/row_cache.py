@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.model.native_layers import NativeDecoder
+from seq2seq.model.native_layers import NativeDecoder, addresses
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import lists_of_sentences, row_attention
+from seq2seq.ops.sequences import extended
 
 
 class RowCache:
@@ -29,6 +30,7 @@ class RowCache:
     def __init__(self, sources: list[Tensor], layout: Layout, heads: int, native: NativeDecoder | None = None) -> None:
         self.sources, self.heads, self.native = sources, heads, native
         self.targets = [source_NE[:0] for source_NE in sources]
+        self._addresses = addresses(self.targets), addresses(sources)
         self.source_BL = lists_of_sentences(layout.lengths)
         self.sentence_S = torch.arange(layout.batch_size, dtype=torch.int32, device=layout.lengths.device)
         self.past_SKT = self.sentence_S.new_empty(layout.batch_size, 1, 0)
@@ -42,38 +44,32 @@ class RowCache:
 
     def advance(self, parents_SK: Tensor) -> None:
         """Make room for one step of the children of these hypotheses."""
-        past_SKT = self.past_SKT.gather(1, parents_SK[:, :, None].expand(-1, -1, self.length))
         if parents_SK.numel() != len(self.hypothesis_R):
             self._number_rows(parents_SK.shape[1])
-        rows_SK1 = (self.filled + self.hypothesis_R).view(*parents_SK.shape, 1)
-        self.past_SKT = torch.cat((past_SKT, rows_SK1), 2)
+        self.past_SKT = extended(self.past_SKT, parents_SK, (self.filled + self.hypothesis_R).view(parents_SK.shape))
         self.filled += parents_SK.numel()
+        if self.filled > len(self.targets[0]):
+            for layer, rows_NE in enumerate(self.targets):
+                self.targets[layer] = rows_NE.new_empty(2 * self.filled, rows_NE.shape[1])
+                self.targets[layer][: len(rows_NE)] = rows_NE
+            self._addresses = addresses(self.targets), self._addresses[1]
 
     def computed(self, step: Callable[[Any, Tensor], Tensor], x_SKD: Tensor) -> Tensor:
         """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
         if self.native:
-            targets = [self.room(layer) for layer in range(len(self.sources))]
             before = self.filled - len(self.sentence_R)
-            return self.native(x_SKD, targets, self.sources, before, self.past_SKT, self.source_BL, self.sentence_R)
+            return self.native(x_SKD, *self._addresses, before, self.past_SKT, self.source_BL, self.sentence_R)
         return step(self, x_SKD)
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
         """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""
-        rows_NE = self.room(layer)
+        rows_NE = self.targets[layer]
         rows_NE[self.filled - len(self.hypothesis_R) : self.filled] = keys_values_SKE.flatten(0, 1)
         return self._attend(q_SKD, rows_NE, self.past_SKT.flatten(0, 1), self.hypothesis_R)
 
     def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor:
         """Attend to the source of each slot: [S, K, D]."""
         return self._attend(q_SKD, self.sources[layer], self.source_BL, self.sentence_R)
-
-    def room(self, layer: int) -> Tensor:
-        """The rows of a layer's target, with room for those of this step, which end at `filled`: [N, E]."""
-        rows_NE = self.targets[layer]
-        if self.filled > len(rows_NE):
-            self.targets[layer] = rows_NE.new_empty(2 * self.filled, rows_NE.shape[1])
-            self.targets[layer][: len(rows_NE)] = rows_NE
-        return self.targets[layer]
 
     def keep(self, slots: Tensor) -> None:
         """Go on with these slots alone."""

@@ -1,7 +1,7 @@
 // What translation and training do on processors: the layers of a Transformer, and their parts. Each function has its
 // plain reference in PyTorch beside the Python function that calls it (`native.call`): for translation in
-// row_attention.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and model/native_layers.py, for training
-// in attention.py, product.py, residual_norm.py and linear_cross_entropy.py.
+// row_attention.py, sequences.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and model/native_layers.py,
+// for training in attention.py, product.py, residual_norm.py and linear_cross_entropy.py.
 //
 // What comes out for a row does not depend on which others there are (but for sums over rows, and for dropout, whose mask
 // is that of the row's number), and nothing depends on `threads`.
@@ -62,6 +62,17 @@ void best(const T* scores, const float* totals, float* found, int64_t* hypothese
         for (int64_t i = 0; i < count; i++)
             hypotheses[slot * count + i] = places[i] / vocabulary, tokens[slot * count + i] = places[i] % vocabulary;
     });
+}
+
+// Of each slot the sequences at these places, each with one element more.
+template <class T>
+void extended(const T* sequences, const int64_t* places, const T* last, T* out, int64_t slots, int64_t before,
+              int64_t width, int64_t length, int64_t threads) {
+    for_each(slots * width, threads, [=](int64_t row) {
+        const T* own = sequences + (row / width * before + places[row]) * length;
+        std::copy_n(own, length, out + row * (length + 1));
+        out[row * (length + 1) + length] = last[row];
+    }, 4096);
 }
 
 template <class T>
@@ -195,6 +206,14 @@ void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const*
 extern "C" {
 FOR_BOTH_FORMATS(float32, float)
 FOR_BOTH_FORMATS(bfloat16, bfloat16)
+
+#define EXTENDED(format, T)                                                                                            \
+    void extended_##format(const T* sequences, const int64_t* places, const T* last, T* out, int64_t slots,            \
+                           int64_t before, int64_t width, int64_t length, int64_t threads) {                           \
+        extended(sequences, places, last, out, slots, before, width, length, threads);                                 \
+    }
+EXTENDED(int32, int32_t)
+EXTENDED(int64, int64_t)
 
 // x·y, finished, of matrices whose elements lie at i * row + j * column.
 #define PRODUCT(name, Out, T)                                                                                          \

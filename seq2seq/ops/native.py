@@ -33,6 +33,7 @@ FLAGS = [
     *("-shared", "-fPIC"),
 ]
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+NAMES = FORMATS | {torch.int32: "int32", torch.int64: "int64"}
 WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 """Formats of weights, as they are numbered in C++."""
 SECONDS = 120
@@ -97,7 +98,7 @@ def levels_of_rows() -> int:
 @functools.cache
 def _function(name: str, kind: torch.dtype, types: tuple[type, ...]) -> Callable[..., None]:
     # Not as an attribute, which would be one object for calls of all kinds.
-    function = cast(ctypes.CDLL, library())[f"{name}_{FORMATS[kind]}"]
+    function = cast(ctypes.CDLL, library())[f"{name}_{NAMES[kind]}"]
     function.argtypes = [ctypes.c_float if each is float else ctypes.c_int64 for each in (*types, int)]
     function.restype = None
     return cast(Callable[..., None], function)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from seq2seq.config.schema import SearchConfig
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.sequences import extended
 from seq2seq.ops.topk import Candidates, best_continuations
 from seq2seq.search.constraints import RequiredPhrases
 from seq2seq.search.diversity import Diversity, joined, repeated
-from seq2seq.search.finished import Finished, pick
+from seq2seq.search.finished import Finished
 from seq2seq.search.hypotheses import Constraints, Hypothesis, SearchModel
 from seq2seq.search.rules import Rules
 from seq2seq.search.sampling import draw, uniforms
@@ -145,23 +146,23 @@ class _Beams:
     def advance(self, model: SearchModel, hidden: Tensor) -> None:
         """Extend all live hypotheses by one token."""
         scores_SC, places_SC, tokens_SC = self._candidates(model, hidden)
-        prefixes_SCT = torch.cat((pick(self.prefixes, places_SC), tokens_SC[:, :, None]), 2)
         ends_SC = tokens_SC == self.search.eos
         # A GPU would have to be waited for to know.
         if ends_SC.is_cuda or ends_SC.any():
-            self.finished.add(scores_SC, ends_SC, prefixes_SCT)
+            self.finished.add(scores_SC, ends_SC, extended(self.prefixes, places_SC, tokens_SC))
             if self.search.config.stop == "beam":
                 self.ended += (ends_SC & (scores_SC > -math.inf))[:, : self.beam].sum(1)
             scores_SC.masked_fill_(ends_SC, -math.inf)
 
         if self.phrases:
+            prefixes_SCT = extended(self.prefixes, places_SC, tokens_SC)
             kept_SK = self.phrases.choose(scores_SC, prefixes_SCT, places_SC, self.beam)
             self.scores = scores_SC.gather(1, kept_SK)
         else:
             self.scores, kept_SK = scores_SC.topk(min(self.beam, scores_SC.shape[1]))
         self.tokens = tokens_SC.gather(1, kept_SK)
         self.parents = places_SC.gather(1, kept_SK)
-        self.prefixes = pick(prefixes_SCT, kept_SK)
+        self.prefixes = extended(self.prefixes, self.parents, self.tokens)
 
     def _candidates(self, model: SearchModel, hidden: Tensor) -> Candidates:
         """The continuations of each slot that may be kept."""
@@ -171,15 +172,23 @@ class _Beams:
         if self.diversity:
             parts = self.diversity.parts(self.sentences, slots)
         elif not hidden.is_cuda and not self.search.config.sampling:
-            # Each slot in a way of its own, so that its bits do not depend on its company.
-            plain_S = self.rules.plain(self.prefixes.shape[2] + 1)
-            plain, rest = plain_S.nonzero()[:, 0], (~plain_S).nonzero()[:, 0]
-            given = (hidden[plain], self.scores[plain]) if len(rest) else (hidden, self.scores)
-            best = model.best(*given, self.count, self.rules.never_generated) if len(plain) else None
-            if best:
-                parts = list(rest.split(slots)) if len(rest) else []
-                return _in_order([best, *(self._by_logits(model, hidden, part) for part in parts)], [plain, *parts])
+            found = self._without_logits(model, hidden, slots)
+            if found:
+                return found
         return _in_order([self._by_logits(model, hidden, part) for part in parts], parts)
+
+    def _without_logits(self, model: SearchModel, hidden: Tensor, slots: int) -> Candidates | None:
+        """The same where a model needs no logits for slots whose tokens no rule forbids; those of the rest are made for
+        so many slots at a time. Each slot goes its own way: its bits do not depend on its company."""
+        plain_S, never = self.rules.plain(self.prefixes.shape[2] + 1), self.rules.never_generated
+        if isinstance(plain_S, bool):
+            return model.best(hidden, self.scores, self.count, never) if plain_S else None
+        plain, rest = plain_S.nonzero()[:, 0], (~plain_S).nonzero()[:, 0]
+        best = model.best(hidden[plain], self.scores[plain], self.count, never) if len(plain) else None
+        if best is None:
+            return None
+        parts = rest.split(slots) if len(rest) else ()
+        return _in_order([best, *(self._by_logits(model, hidden, part) for part in parts)], [plain, *parts])
 
     def _by_logits(self, model: SearchModel, hidden: Tensor, part: Any) -> Candidates:
         """The same of some slots, from the logits of all continuations."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.schema import SearchConfig
+from seq2seq.ops.sequences import pick
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.search.penalties import Length, length_penalty
 
@@ -53,8 +54,3 @@ class Finished:
     def keep(self, slots: Tensor) -> None:
         """Go on with these slots alone."""
         self.scores, self.outputs = self.scores[slots], self.outputs[slots]
-
-
-def pick(sequences_SKT: Tensor, places_SC: Tensor) -> Tensor:
-    """The sequences at these places of each slot, [S, C, T]."""
-    return sequences_SKT.gather(1, places_SC[:, :, None].expand(-1, -1, sequences_SKT.shape[2]))

@@ -41,18 +41,24 @@ class Rules:
         self.forbidden = forbidden
         self.limits, self.minima, self.phrases = limits, minima, phrases
         self.first_limit, self.last_minimum = int(limits.min()), int(minima.max())
+        self.looks_back = bool(config.repetition_penalty != 1 or config.no_repeat_ngram or forbidden or phrases)
         longest = max(len(tokens) for tokens in forced)
         # −1: any token.
         padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in forced]
         self.forced = torch.tensor(padded, dtype=torch.int64, device=limits.device)
 
-    def plain(self, length: int) -> Tensor:
-        """For which slots [S] `never_generated` alone must not come as a token of this number, counted from 1."""
-        config = self.config
-        if config.repetition_penalty != 1 or config.no_repeat_ngram or self.forbidden or self.phrases:
-            return torch.zeros_like(self.limits, dtype=torch.bool)
+    def plain(self, length: int) -> Tensor | bool:
+        """The slots [S] for which `never_generated` alone must not come as a token of this number, counted from 1.
+
+        True: all of them; False: none.
+        """
+        if self.looks_back:
+            return False
+        forcing = length <= self.forced.shape[1]
+        if self.last_minimum <= length < self.first_limit and not forcing:
+            return True
         plain_S = (self.minima <= length) & (self.limits > length)
-        return plain_S & (self.forced[:, length - 1] < 0) if length <= self.forced.shape[1] else plain_S
+        return plain_S & (self.forced[:, length - 1] < 0) if forcing else plain_S
 
     def log_probabilities(self, logits_SKV: Tensor, prefixes_SKT: Tensor, part: Any) -> tuple[Tensor, Tensor]:
         """For the next token of these slots, −∞ for what must not come: two summands as in `ops.topk`."""
