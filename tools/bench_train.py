@@ -2,11 +2,13 @@
 
     python tools/bench_train.py [--model small|base|big] [--formats float32 bfloat16] [--rounds 11] [--output FILE]
     python tools/bench_train.py --growth [N] [--pairs N ...]
+    python tools/bench_train.py --parts [--updates N] [--warm N]
 
 Prints a table to stderr and the figures as JSON to stdout. Every contestant is a process of its own, asleep while
 another computes; a round runs each of them once over the same updates, and the next one begins with another. Figures
 are medians of the rounds, ratios medians of the ratios within a round. `--growth` shows instead how our time for a
-token grows with the batch, the length of sentences and the size of a generated corpus. Text comes from the folder
+token grows with the batch, the length of sentences and the size of a generated corpus, `--parts` where the time of an
+update goes, by the names of operations (tools/parts.py). Text comes from the folder
 $SEQ2SEQ_SHARED_DATA; without it, random pieces in sentences of usual lengths take its place, and the figures say so.
 """
 
@@ -14,12 +16,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,20 +38,18 @@ from seq2seq.data.prepare import prepare
 from seq2seq.data.store import Store, write_store
 from seq2seq.data.tokenizer import EOS
 from seq2seq.support.devices import choose_device
-from seq2seq.support.errors import RunError, exit_code_of
+from seq2seq.support.errors import exit_code_of
 from seq2seq.support.progress import say
 from tools.bench_input import generate
 from tools.contestants import CONTESTANTS, OURS, RANKS
 from tools.figures import give_out, machine
 from tools.training_worker import MATRIX, Job, Stretch
+from tools.worker import ENVIRONMENT, ROOT, Worker, quotients
 
-ROOT = Path(__file__).resolve().parent.parent
 PEERS = [name for name in CONTESTANTS if name != OURS]
 LONGEST_SENTENCE = 4096
 DEFAULTS = {"small": ("multi30k", 8000, 4096), "base": ("ende", 37_000, 2048), "big": ("ende", 37_000, 2048)}
 """Corpus, vocabulary and tokens of an update for each size."""
-ENVIRONMENT = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
-"""As our commands set it, for all."""
 
 
 def real_corpus(name: str, shared: Path, vocab_size: int) -> tuple[Path, int]:
@@ -83,83 +80,6 @@ def random_corpus(lengths: NDArray[np.int64], vocab_size: int, folder: Path) -> 
     source, target = ([rng.integers(4, vocab_size, length - 1).tolist() for length in side] for side in lengths)
     write_store(folder, [(source, target)], vocab_size, EOS)
     return folder
-
-
-class Worker:
-    """A contestant's process, or those of its ranks, and its answers in the rounds that count."""
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.answers = job, list[dict[str, Any]]()
-        self.built: dict[str, Any] = {}
-        self.started = time.monotonic()
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tools.training_worker"],
-                cwd=ROOT,
-                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": python_path(), **environment},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for environment in environments(RANKS.get(job.contestant, 1))
-        ]
-
-    def build(self) -> None:
-        """Let it build its model. Raises RunError when the process has ended."""
-        self.built = self._ask(self.job)
-
-    def run(self, stretch: Stretch) -> dict[str, Any]:
-        """Compute some updates; returns what they took. Raises RunError when the process has ended."""
-        return self._ask(stretch)
-
-    def answered(self, key: str) -> list[float]:
-        """A figure of each round."""
-        return [answer[key] for answer in self.answers]
-
-    def per_second(self, key: str) -> list[float]:
-        """The same by the seconds of the round."""
-        return quotients(self.answered(key), self.answered("seconds"))
-
-    def _ask(self, question: Job | Stretch) -> dict[str, Any]:
-        try:
-            for process in self.processes:
-                print(json.dumps(asdict(question)), file=process.stdin, flush=True)
-            answers = [json.loads(process.stdout.readline()) for process in self.processes if process.stdout]
-        except (BrokenPipeError, json.JSONDecodeError):
-            raise RunError(
-                f"{self.job.contestant} in {self.job.precision} ended with code {self.processes[0].wait()}, its words "
-                "are above; where memory ran out (code -9) type a smaller --batch-tokens, or --micro-batches=2"
-            ) from None
-        # Ranks share the work and its time.
-        summed = {key: sum(answer[key] for answer in answers) for key in ("peak_memory", "rows") if key in answers[0]}
-        own = {"others": max(0.0, answers[0]["others"] - len(answers) + 1)} if "others" in answers[0] else {}
-        return {**answers[0], **summed, **own}
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for process in self.processes:
-            if any(error):
-                process.kill()
-            process.communicate()
-
-
-def python_path() -> str:
-    """Where a worker finds the project, and what its starter may have found beside the interpreter's own packages."""
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def environments(ranks: int) -> list[dict[str, str]]:
-    """What tells each process of a contestant which of its ranks it is."""
-    if ranks == 1:
-        return [{}]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    threads = max(1, (os.cpu_count() or 1) // ranks)
-    common = {"WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
-    return [{name: str(value) for name, value in {**common, "RANK": rank}.items()} for rank in range(ranks)]
 
 
 def compare(jobs: list[Job], stretch: Stretch, rounds: int, warm: int = 0, seconds: float = math.inf) -> dict[str, Any]:
@@ -219,11 +139,6 @@ def compare(jobs: list[Job], stretch: Stretch, rounds: int, warm: int = 0, secon
             if own in rates
         },
     }
-
-
-def quotients(above: Iterable[float], below: Iterable[float]) -> list[float]:
-    """One divided by the other, pair by pair."""
-    return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -292,6 +207,30 @@ def growth(job: Job, stretch: Stretch, limit: int, corpora: list[int], rounds: i
     return {"device": worker.built["device"], "microseconds_per_target_token": spreads}
 
 
+def by_part(jobs: list[Job], stretch: Stretch, rounds: int, warm: int) -> dict[str, Any]:
+    """Milliseconds of an update of each contestant, all in all and by part; while it is watched it takes longer."""
+    found: dict[str, list[dict[str, float]]] = {job.contestant: [] for job in jobs}
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(job)) for job in jobs]
+        for worker in workers:
+            worker.build()
+            worker.run(replace(stretch, count=max(warm, 1)))
+        for turn in range(rounds):
+            for worker in rotated(workers, turn):
+                answer = worker.run(replace(stretch, first=turn * stretch.count, watched=True))
+                found[worker.job.contestant].append({"all": answer["seconds"], **answer["parts"]})
+    return {
+        "device": workers[0].built["device"],
+        "threads": workers[0].built["threads"],
+        "milliseconds": {
+            contestant: {
+                part: 1e3 / stretch.count * statistics.median(each[part] for each in taken) for part in taken[0]
+            }
+            for contestant, taken in found.items()
+        },
+    }
+
+
 def corpus_of(arguments: argparse.Namespace, folder: Path) -> tuple[str, Path, int]:
     """The name of the corpus to train on, its store, and its number of pieces."""
     name, vocab_size, _ = DEFAULTS[arguments.model]
@@ -325,7 +264,9 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for name in (MATRIX, OURS, *peers)
         )
         stretch = Stretch(str(store), batch_tokens, 0, arguments.updates)
-        if arguments.growth:
+        if arguments.parts:
+            formats[precision] = by_part([ours, *others], stretch, arguments.rounds, arguments.warm)
+        elif arguments.growth:
             formats[precision] = growth(
                 ours, stretch, arguments.growth, arguments.pairs, arguments.rounds, folder / precision
             )
@@ -376,6 +317,7 @@ def main() -> None:
     )
     options.add_argument("--seconds", type=float, default=math.inf, metavar="N", help="begin no round after that time")
     options.add_argument("--device", default="auto")
+    options.add_argument("--parts", action="store_true", help="where an update's time goes, by PyTorch's profiler")
     options.add_argument("--growth", nargs="?", const=25_000, type=int, metavar="N", help="up to N tokens an update")
     options.add_argument(
         "--pairs",

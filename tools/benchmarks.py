@@ -50,8 +50,7 @@ def span(values: dict[str, float], form: str) -> str:
 
 def train(figures: dict[str, Any]) -> Iterator[str]:
     """Training beside peers, by number format."""
-    sizes = f"{figures['model']}, {figures['vocab_size']:,} pieces, {figures['batch_tokens']:,} tokens an update"
-    yield f"{sizes}, {figures['corpus']}. Ratios are medians of those within a round."
+    yield f"{sizes(figures)}. Ratios are medians of those within a round."
     for precision, found in figures["formats"].items():
         rate, others = found["matrix_flops_per_second"]["median"] / 1e9, found["processors_busy_for_others"]["median"]
         yield ""
@@ -75,6 +74,24 @@ def train(figures: dict[str, Any]) -> Iterator[str]:
                 f"{max(values['seconds_to_first_update'].values()):.1f}",
                 *(span(over[name], ".2f") if name in over else "" for over in ratios.values()),
             )
+
+
+def parts(figures: dict[str, Any]) -> Iterator[str]:
+    """Where the time of an update goes."""
+    yield f"{sizes(figures)}. Milliseconds of an update, and shares of it."
+    for precision, found in figures["formats"].items():
+        yield from ("", f"**{precision}**, {found['device']}, {found['threads']} threads:", "")
+        contestants = found["milliseconds"]
+        yield from head("", *contestants)
+        for part in next(iter(contestants.values())):
+            cells = (f"{taken[part]:,.1f} ({taken[part] / taken['all']:.0%})" for taken in contestants.values())
+            yield row(part, *cells)
+
+
+def sizes(figures: dict[str, Any]) -> str:
+    """What was trained, on what."""
+    model = f"{figures['model']}, {figures['vocab_size']:,} pieces, {figures['batch_tokens']:,} tokens an update"
+    return f"{model}, {figures['corpus']}"
 
 
 def growth(figures: dict[str, Any]) -> Iterator[str]:
@@ -175,6 +192,7 @@ def input_line(figures: dict[str, Any]) -> Iterator[str]:
 
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "train": train,
+    "parts": parts,
     "growth": growth,
     "decode": decode,
     "input": input_line,

@@ -105,6 +105,10 @@ bench_train() {
     --rounds "$rounds" --output "$out/bench-train-$model.json" --peers nn.Transformer "Marian, sdpa" >/dev/null || failed=1
 }
 bench_train base
+if wants base; then
+  step 60 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model base "${train[@]}" --parts --warm 16 --updates 4 \
+    --rounds "$rounds" --output "$out/bench-parts-base.json" --peers >/dev/null || failed=1
+fi
 if wants multi30k; then
   step 25 python3 -m seq2seq.cli.evaluate --model "$run/model" >"$out/scores.json" || failed=1
 fi

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +44,7 @@ from seq2seq.train.recorded import RecordedPasses
 from seq2seq.train.update import ready_for
 from tools.contestants import CONTESTANTS, OURS, learnt_parameters, total_norm
 from tools.flops import update_flops
+from tools.parts import watched
 
 MATRIX = "matrix product"
 RATE = 1e-4
@@ -65,12 +66,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Updates number `first` to `first + count - 1` of the first epoch of a prepared store."""
+    """Updates number `first` to `first + count - 1` of the first epoch of a prepared store; `watched`, part by part."""
 
     store: str
     batch_tokens: int
     first: int
     count: int
+    watched: bool = False
 
 
 class TrainingRun:
@@ -221,7 +223,8 @@ def serve(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     }
     for line in commands:
         stretch, before = Stretch(**json.loads(line)), clocks()
-        answer = contestant.run(stretch)
+        run = partial(contestant.run, stretch)
+        answer = watched(run, device) if stretch.watched else run()
         seconds, busy, own = clocks() - before
         others = max(0.0, (busy - own) / seconds)
         yield {**answer, "ended": now(device), "peak_memory": peak_memory(device), "others": float(others)}

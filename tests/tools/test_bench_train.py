@@ -13,7 +13,9 @@ import pytest
 
 from seq2seq.support.errors import RunError
 from tools import bench_train
+from tools.parts import BETWEEN, OTHER, PARTS, part_of
 from tools.training_worker import MATRIX, Job, Stretch
+from tools.worker import Worker
 
 SECONDS = {MATRIX: [9.0, 1.0, 2.0, 1.0], "ours": [9.0, 2.0, 4.0, 2.0], "nn.Transformer": [9.0, 6.0, 8.0, 2.0]}
 THREE = list(SECONDS)
@@ -30,7 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Stretch]]:
     """The stretches that workers were given, who answer at once with the times above."""
     made: list[tuple[str, Stretch]] = []
 
-    class Told(bench_train.Worker):
+    class Told(Worker):
         def __init__(self, job: Job) -> None:
             self.job, self.answers, self.started = job, [], 1.0
             self.built = {"build_started": 2.0, "device": "cpu", "threads": 1, "parameters": 7}
@@ -118,6 +120,44 @@ def test_a_whole_run(
 
 
 @pytest.mark.slow
+def test_the_parts_of_an_update(monkeypatch: pytest.MonkeyPatch, tiny: list[str], tmp_path: Path) -> None:
+    options = ("--formats", "float32", "--parts", "--warm", "2", "--peers", "nn.Transformer")
+    figures = run(monkeypatch, tiny, tmp_path / "figures.json", *options)
+    found = figures["formats"]["float32"]["milliseconds"]
+    assert list(found) == ["ours", "nn.Transformer"]
+    for taken in found.values():
+        assert set(taken) == {"all", *PARTS, OTHER, BETWEEN}
+        whole = taken.pop("all")
+        assert sum(taken.values()) == pytest.approx(whole, rel=0.3)
+        assert all(taken[part] > 0 for part in ("products", "attention", "optimizer", "loss", "norms, dropout, sums"))
+        assert taken[OTHER] < 0.3 * whole
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("native::product_of_bfloat16", "products"),
+        ("aten::addmm", "products"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_NTT", "products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32", "products"),
+        ("native::gradients_of_sentences", "attention"),
+        ("attention_backward", "attention"),
+        ("aten::_softmax_backward_data", "attention"),
+        ("aten::_log_softmax_backward_data", "loss"),
+        ("logits_to_gradients", "loss"),
+        ("residual_norm_forward", "norms, dropout, sums"),
+        ("aten::add_", "norms, dropout, sums"),
+        ("aten::embedding_dense_backward", "embeddings"),
+        ("aten::linalg_vector_norm", "optimizer"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("aten::nonzero", OTHER),
+    ],
+)
+def test_names_tell_parts(name: str, part: str) -> None:
+    assert part_of(name) == part
+
+
+@pytest.mark.slow
 def test_growth(monkeypatch: pytest.MonkeyPatch, tiny: list[str], tmp_path: Path) -> None:
     figures = run(
         monkeypatch, tiny, tmp_path / "figures.json", "--formats", "float32", "--growth", "600", "--pairs", "50", "90"
@@ -147,4 +187,4 @@ def test_a_missing_package_is_said_in_one_line(
 @pytest.mark.slow
 def test_a_process_that_ends_is_named() -> None:
     with pytest.raises(RunError, match="no such peer in float32 ended with code 1"):
-        bench_train.Worker(job("no such peer")).build()
+        Worker(job("no such peer")).build()

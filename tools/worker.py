@@ -1,0 +1,104 @@
+"""A contestant of tools/bench_train.py as the benchmark sees it: tools/training_worker.py in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from seq2seq.support.errors import RunError
+from tools.contestants import RANKS
+from tools.training_worker import Job, Stretch
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
+"""As our commands set it, for all."""
+
+
+class Worker:
+    """A contestant's process, or those of its ranks, and its answers in the rounds that count."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.answers = job, list[dict[str, Any]]()
+        self.built: dict[str, Any] = {}
+        self.started = time.monotonic()
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tools.training_worker"],
+                cwd=ROOT,
+                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": python_path(), **environment},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for environment in environments(RANKS.get(job.contestant, 1))
+        ]
+
+    def build(self) -> None:
+        """Let it build its model. Raises RunError when the process has ended."""
+        self.built = self._ask(self.job)
+
+    def run(self, stretch: Stretch) -> dict[str, Any]:
+        """Compute some updates; returns what they took. Raises RunError when the process has ended."""
+        return self._ask(stretch)
+
+    def answered(self, key: str) -> list[float]:
+        """A figure of each round."""
+        return [answer[key] for answer in self.answers]
+
+    def per_second(self, key: str) -> list[float]:
+        """The same by the seconds of the round."""
+        return quotients(self.answered(key), self.answered("seconds"))
+
+    def _ask(self, question: Job | Stretch) -> dict[str, Any]:
+        try:
+            for process in self.processes:
+                print(json.dumps(asdict(question)), file=process.stdin, flush=True)
+            answers = [json.loads(process.stdout.readline()) for process in self.processes if process.stdout]
+        except (BrokenPipeError, json.JSONDecodeError):
+            raise RunError(
+                f"{self.job.contestant} in {self.job.precision} ended with code {self.processes[0].wait()}, its words "
+                "are above; where memory ran out (code -9) type a smaller --batch-tokens, or --micro-batches=2"
+            ) from None
+        # Ranks share the work and its time.
+        summed = {key: sum(answer[key] for answer in answers) for key in ("peak_memory", "rows") if key in answers[0]}
+        own = {"others": max(0.0, answers[0]["others"] - len(answers) + 1)} if "others" in answers[0] else {}
+        return {**answers[0], **summed, **own}
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            if any(error):
+                process.kill()
+            process.communicate()
+
+
+def python_path() -> str:
+    """Where a worker finds the project, and what its starter may have found beside the interpreter's own packages."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def environments(ranks: int) -> list[dict[str, str]]:
+    """What tells each process of a contestant which of its ranks it is."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    common = {"WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+    return [{name: str(value) for name, value in {**common, "RANK": rank}.items()} for rank in range(ranks)]
+
+
+def quotients(above: Iterable[float], below: Iterable[float]) -> list[float]:
+    """One divided by the other, pair by pair."""
+    return [a / b for a, b in zip(above, below, strict=True)]
