@@ -33,8 +33,7 @@ def options() -> argparse.ArgumentParser:
 def average(arguments: argparse.Namespace) -> None:
     """Write the averaged model. Raises UserError for missing or damaged checkpoints."""
     from seq2seq.data.tokenizer import Tokenizer
-    from seq2seq.model.directory import save_model_directory
-    from seq2seq.support.files import read_json
+    from seq2seq.model.directory import read_manifest, save_model_directory
     from seq2seq.support.manifest import damage
     from seq2seq.train.averaging import average_weights
     from seq2seq.train.checkpoint import Checkpoints
@@ -59,7 +58,7 @@ def average(arguments: argparse.Namespace) -> None:
     trained = arguments.run_dir / "model"
     if not (trained / "manifest.json").is_file():
         raise UserError(f"{trained}: not there before the run's first validation; type the training command again")
-    manifest = read_json(trained / "manifest.json")
+    manifest = read_manifest(trained)
     save_model_directory(
         arguments.output,
         compose.load(chosen[-1] / "config.yaml"),

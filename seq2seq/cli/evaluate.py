@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores; raises RunError when they are under a bar."""
     if arguments.output and not arguments.output.parent.is_dir():
         raise UserError(f"--output {arguments.output}: no such folder; type: mkdir -p {arguments.output.parent}")
+    if arguments.output and arguments.output.is_dir():
+        raise UserError(f"--output {arguments.output}: a folder; give a file: --output {arguments.output}/output.txt")
+    if arguments.compare:
+        for name in ("hypotheses", "output", "paper_bleu", "min_bleu", "min_exact", "min_exact_each"):
+            if getattr(arguments, name) not in (None, False):
+                raise UserError(f"--{name.replace('_', '-')} with --compare, which only compares: leave out either")
     test_sets = _test_sets(arguments)
     pairs = list(test_sets.values())
+    if arguments.min_exact_each is not None and not any(pair.label for pair in pairs[0]):
+        raise UserError("--min-exact-each: the pairs of this test set have no labels; take --min-exact")
     references = [pair.target for pair in pairs[0]]
     if arguments.compare:
         systems = [(str(path), aligned(path, references)) for path in arguments.compare]
@@ -77,17 +86,27 @@ def evaluate(arguments: argparse.Namespace) -> None:
         hypotheses = [aligned(arguments.hypotheses, references)]
     else:
         hypotheses = translated_once(load_translator(arguments).translate, pairs)
-    if arguments.output:
-        write_text(arguments.output, "".join(f"{line}\n" for line in hypotheses[0]))
+    try:
+        if arguments.output:
+            write_text(arguments.output, "".join(f"{line}\n" for line in hypotheses[0]))
+    finally:
+        first = _print_scores(test_sets, hypotheses, language, lowercase=arguments.lowercase)
+    low = below_bars(first, arguments.min_bleu, arguments.min_exact, arguments.min_exact_each)
+    if low:
+        raise RunError("; ".join(low))
+
+
+def _print_scores(
+    test_sets: dict[str, list[Pair]], hypotheses: list[list[str]], language: str | None, *, lowercase: bool
+) -> dict[str, Any]:
+    """Print them; returns those of the first test set."""
     results = {
-        name: scored(lines, test_sets[name], name, lowercase=arguments.lowercase, paper_language=language)
+        name: scored(lines, test_sets[name], name, lowercase=lowercase, paper_language=language)
         for name, lines in zip(test_sets, hypotheses, strict=True)
     }
     first = next(iter(results.values()))
     print(json.dumps(results if len(results) > 1 else first, indent=2, ensure_ascii=False))
-    low = below_bars(first, arguments.min_bleu, arguments.min_exact, arguments.min_exact_each)
-    if low:
-        raise RunError("; ".join(low))
+    return first
 
 
 def _config(arguments: argparse.Namespace) -> Any:
@@ -99,7 +118,8 @@ def _config(arguments: argparse.Namespace) -> Any:
 def _language(arguments: argparse.Namespace, side: str) -> str:
     """The `source` or `target` language: the option's, else the model's."""
     given = getattr(arguments, f"{side}_language")
-    if not given and not arguments.model and (arguments.hypotheses or arguments.compare):
+    has_model = arguments.model or os.environ.get("SEQ2SEQ_MODEL")
+    if not given and not has_model and (arguments.hypotheses or arguments.compare):
         raise UserError(f"the {side} language is not known; add --{side}-language L, or --model DIR")
     return str(given or getattr(_config(arguments).data, f"{side}_language"))
 
@@ -123,7 +143,10 @@ def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
         return {"": list(read_pairs(config.data, "test", config.seed))}
     if not (arguments.source or arguments.hypotheses or arguments.compare):
         raise UserError("--reference without --source: nothing to translate; add --source FILE or --hypotheses FILE")
-    return {"": read_test_set(arguments.source, arguments.reference)}
+    found = read_test_set(arguments.source, arguments.reference)
+    if not found:
+        raise UserError(f"{arguments.reference}: no lines")
+    return {"": found}
 
 
 def main() -> None:

@@ -17,22 +17,14 @@ from typing import Any
 
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
-from seq2seq.support.errors import Explained, UserError
+from seq2seq.support.errors import Elsewhere, UserError
 from seq2seq.support.processors import available_processors
-
-
-class RankFailed(Explained):
-    """What ended a rank, with that rank's exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def launch(config: Config) -> None:
     """Train with `config.trainer.devices` ranks; returns when all have finished.
 
-    Raises RankFailed with the line and exit code of the rank that failed first, UserError for more ranks than GPUs.
+    Raises Elsewhere with the line and exit code of the rank that failed first, UserError for more ranks than GPUs.
     """
     import torch
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
@@ -66,14 +58,14 @@ def launch(config: Config) -> None:
             elastic_launch(settings, sys.executable)("-m", "seq2seq.cli.rank", str(stored))
         except SignalException as stop:
             message = f"stopped by {stop.sigval.name} before anything was saved"
-            raise _first_failure(Path(name), {}, RankFailed(message, 128 + int(stop.sigval))) from None
+            raise _first_failure(Path(name), {}, Elsewhere(message, 128 + int(stop.sigval))) from None
         except ChildFailedError as failed:
             exit_codes = {rank: found.exitcode for rank, found in failed.failures.items()}
-            unknown = RankFailed(f"ranks ended with exit codes {exit_codes}", 3)
+            unknown = Elsewhere(f"ranks ended with exit codes {exit_codes}", 3)
             raise _first_failure(Path(name), exit_codes, unknown) from None
 
 
-def _first_failure(logs: Path, exit_codes: dict[int, int], otherwise: RankFailed) -> RankFailed:
+def _first_failure(logs: Path, exit_codes: dict[int, int], otherwise: Elsewhere) -> Elsewhere:
     """The failure that the others follow from, out of the ranks' error files and the exit codes of those that died."""
     files = sorted(logs.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
     errors: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in files]
@@ -88,4 +80,4 @@ def _first_failure(logs: Path, exit_codes: dict[int, int], otherwise: RankFailed
         *((message, 3) for message in killed),
         *((error["message"], error["exit_code"]) for error in sorted(errors, key=lambda error: bool(error["lost"]))),
     ]
-    return RankFailed(*ranked[0]) if ranked else otherwise
+    return Elsewhere(*ranked[0]) if ranked else otherwise

@@ -68,30 +68,30 @@ def translate(arguments: argparse.Namespace) -> None:
     translator = load_translator(arguments)
     if arguments.stream:
         translator.require_streaming()
+    if sys.stdin is None or sys.stdout is None:
+        raise UserError("standard input or output is closed; type: seq2seq-translate < input.txt > output.txt")
     if sys.stdin.isatty():
         say("type a sentence and Enter; Ctrl-D ends")
     prefixes = Prefixes(arguments.prefix)
-    unmet: list[tuple[int, str]] = []
-    replaced = damaged = lines = 0
+    replaced = damaged = lines = unmet = 0
+    first_unmet = ""
     for window in windows(sys.stdin.buffer):
         decoded = [decode(line) for line in window]
         texts, starts = [text for text, _ in decoded], prefixes.take(len(decoded))
         damaged += sum(count > 0 for _, count in decoded)
         replaced += sum(count for _, count in decoded)
         if arguments.stream:
-            for text, start in zip(texts, starts, strict=True):
-                for piece in itertools.chain(translator.stream(text, start), ["\n"]):
-                    _write(piece)
-                    sys.stdout.buffer.flush()
-            continue
-        found = translator.translate_n_best(texts, starts)
-        told = _described(translator, found, arguments) if explained else [[]] * len(found)
-        rows = zip(found, decoded, told, strict=True)
-        for number, (translation, (_, count), about) in enumerate(rows, lines + 1):
-            _write(_render(translation, count, about, translator.search.n_best, arguments))
-            if translation.unmet:
-                unmet.append((number, translation.unmet))
-        sys.stdout.buffer.flush()
+            whys = [_stream(translator, text, start) for text, start in zip(texts, starts, strict=True)]
+        else:
+            found = translator.translate_n_best(texts, starts)
+            told = _described(translator, found, arguments) if explained else [[]] * len(found)
+            for translation, (_, count), about in zip(found, decoded, told, strict=True):
+                _write(_render(translation, count, about, translator.search.n_best, arguments))
+            sys.stdout.buffer.flush()
+            whys = [translation.unmet for translation in found]
+        unmet += sum(map(bool, whys))
+        for number, why in enumerate(whys, lines + 1):
+            first_unmet = first_unmet or (why and f"line {number}: {why}")
         lines += len(window)
     if replaced:
         say(
@@ -101,9 +101,18 @@ def translate(arguments: argparse.Namespace) -> None:
     prefixes.require_end()
     if unmet:
         raise UserError(
-            f"lines that could not be translated as asked, and were translated without: {len(unmet)}; "
-            f"the first is line {unmet[0][0]}: {unmet[0][1]}"
+            f"lines that could not be translated as asked, and were translated without: {unmet}; "
+            f"the first is {first_unmet}"
         )
+
+
+def _stream(translator: Translator, text: str, prefix: str) -> str:
+    """Write an output while it is found; returns why it could not begin with this prefix, if so."""
+    why = translator.too_long(text, prefix)
+    for piece in itertools.chain(translator.stream(text, "" if why else prefix), ["\n"]):
+        _write(piece)
+        sys.stdout.buffer.flush()
+    return why
 
 
 def _write(text: str) -> None:
@@ -133,8 +142,9 @@ def _render(
         rows = [{"text": text, "score": score} for text, score in hypotheses]
         for row, more in zip(rows, about, strict=False):
             row |= more
-        flags = [*translation.flags, "replaced"] if replaced else translation.flags
-        line = {**rows[0], "status": ",".join(flags) or "ok"}
+        if replaced:
+            translation.flags.append("replaced")
+        line = {**rows[0], "status": translation.status}
         if replaced:
             line["replaced"] = replaced
         if translation.unmet:

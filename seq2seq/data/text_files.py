@@ -27,6 +27,8 @@ ZSTD_INPUT = 1 << 11
 
 def require(path: Path) -> None:
     """Raise UserError, with the nearest name there is, unless `path` is a file."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: a folder, pipe or device; give the name of a file")
     if not path.is_file():
         siblings = [item.name for item in path.parent.glob("*")] if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file{nearest(path.name, siblings) if siblings else ''}")

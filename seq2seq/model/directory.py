@@ -6,7 +6,7 @@ import os
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import safetensors.torch
 import torch
@@ -64,14 +64,7 @@ def load_model_directory(directory: Path) -> ModelDirectory:
     Raises UserError when it is missing, incomplete, changed since it was written, of a format of another version, or
     made to do harm: nothing in it is run, no link is followed out of it, and what it says of sizes is not believed.
     """
-    hashes, longest_source = _manifest(directory)
-    for name, sha256 in hashes.items():
-        _require_own_file(directory / name)
-        if sha256_of(directory / name) != sha256:
-            raise UserError(
-                f"{directory / name}: changed since it was written (its sha256 is not the manifest's); "
-                "copy the directory again"
-            )
+    longest_source = read_manifest(directory).get("longest_source")
     config = compose.load(directory / "config.yaml")
     tokenizer = Tokenizer.load(directory / "tokenizer.model")
     path = directory / "model.safetensors"
@@ -86,8 +79,11 @@ def load_model_directory(directory: Path) -> ModelDirectory:
     return ModelDirectory(config, tokenizer, model, longest_source)
 
 
-def _manifest(directory: Path) -> tuple[dict[str, str], int | None]:
-    """The sha256 of each file by the manifest, and `longest_source`. Raises UserError where it cannot be believed."""
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What the manifest says of a model directory, whose files are verified by it.
+
+    Raises UserError where it cannot be believed, and where a file is missing or changed.
+    """
     path = directory / "manifest.json"
     if not path.is_file():
         raise UserError(
@@ -111,7 +107,14 @@ def _manifest(directory: Path) -> tuple[dict[str, str], int | None]:
         )
     if type(longest) is not int or longest < 1:
         raise UserError(f"{path}: longest_source={longest!r}: must be a whole number of at least 1")
-    return hashes, manifest.get("longest_source")
+    for name, sha256 in hashes.items():
+        _require_own_file(directory / name)
+        if sha256_of(directory / name) != sha256:
+            raise UserError(
+                f"{directory / name}: changed since it was written (its sha256 is not the manifest's); "
+                "copy the directory again"
+            )
+    return cast("dict[str, Any]", manifest)
 
 
 def _require_own_file(path: Path) -> None:

@@ -9,7 +9,10 @@ import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
-PLACES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+PLACES = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)
 """What an OSError says when the user named a place that is not there, or not ours to read or write."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """What an OSError says when no more can be written: no space is left, or none of the user's share of it."""
@@ -38,6 +41,14 @@ class RunError(Explained):
 
 class OutOfMemory(RunError):
     """A batch does not fit the device's memory."""
+
+
+class Elsewhere(Explained):
+    """What ended another process of this command, in its words and with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Stopped(Explained):
@@ -79,7 +90,8 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
     """Run a command's body and turn whatever it raises into an exit code and a message on stderr."""
     try:
         run()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader went away (`| head`): point stdout elsewhere, or Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,7 +106,7 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and what to tell the user: one line, but for a defect of ours."""
     if isinstance(error, Explained):
-        # A rank's defect comes with its trace, which ends in what matters.
+        # A defect of another process comes with its trace, which ends in what matters.
         return error.exit_code, str(error) if error.exit_code == 1 else one_line(str(error))
     if isinstance(error, KeyboardInterrupt):
         return 130, ""

@@ -37,13 +37,22 @@ def sha256_of_json(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` in UTF-8 atomically."""
+    """Write `text` in UTF-8 atomically; into a pipe or a device as it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        return
+    # What a link points to is replaced, not the link.
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from unicodedata import category
 
 from seq2seq.data.text_files import read_lines
 from seq2seq.support.errors import UserError
 
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of languages that are written without blanks between words: Thai, Lao, Burmese, Khmer, kana, Han."""
+
 
 class Glossary:
-    """Pairs of a source term and its target term. Terms are whole words, in upper and lower case as given."""
+    """Pairs of a source term and its target term. Terms are whole words, in upper and lower case as given; those of
+    languages that are written without blanks count wherever they stand."""
 
     def __init__(self, terms: dict[str, str]) -> None:
         self.terms = terms
         # The longest first: in "car park" its own entry counts, not that of "car".
-        choices = "|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True))
-        self._pattern = re.compile(rf"(?<!\w)(?:{choices})(?!\w)") if terms else None
+        words = sorted(terms, key=len, reverse=True)
+        unspaced = [term for term in words if UNSPACED.match(term[0]) or UNSPACED.match(term[-1])]
+        spaced = [term for term in words if term not in set(unspaced)]
+        choices = [rf"(?:{'|'.join(map(re.escape, unspaced))})"] if unspaced else []
+        choices += [rf"(?<!\w)(?:{'|'.join(map(re.escape, spaced))})(?!\w)"] if spaced else []
+        self._pattern = re.compile("|".join(choices)) if terms else None
 
     @classmethod
     def load(cls, path: Path) -> Glossary:
@@ -38,5 +49,7 @@ class Glossary:
 
     def targets(self, source: str) -> list[str]:
         """The target terms of the source terms in a text, in order, each once."""
-        found = self._pattern.findall(source) if self._pattern else []
-        return list(dict.fromkeys(self.terms[term] for term in found))
+        matches = self._pattern.finditer(source) if self._pattern else ()
+        # An accent or a vowel that is a sign of its own is part of the letter before it; `\w` does not know.
+        whole = (found[0] for found in matches if not category(source[found.end() :][:1] or " ").startswith("M"))
+        return list(dict.fromkeys(self.terms[word] for word in whole))

@@ -35,6 +35,7 @@ BATCH_TOKENS = 4096
 ROWS = 512
 """Rows whose logits are held together: enough for the product, and megabytes where a batch's would take gigabytes."""
 SIDES = ("source", "target")
+NOT_FINITE = "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,7 @@ def score_pairs(
             hidden_MD, weights = model.with_attention(batch, layer) if attention else (model(batch), [None] * len(run))
             log_probs = token_log_probs(model, hidden_MD, batch.target_out)
         if not log_probs.isfinite().all():
-            raise RunError(
-                "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
-            )
+            raise RunError(NOT_FINITE)
         by_pair = log_probs.cpu().split(batch.target_layout.lengths.tolist())
         for index, found, own_TL in zip(run.tolist(), by_pair, weights, strict=True):
             source, target = pairs[index]

@@ -1,4 +1,7 @@
-"""Cutting a text that is longer than the model was trained for: at sentence ends, else at spaces, else anywhere."""
+"""Cutting a text that is longer than the model was trained for: at sentence ends, else at spaces, else anywhere.
+
+A span (start, end) is a part of the text without blanks around it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from collections.abc import Callable
 
 Count = Callable[[list[str]], list[int]]
 """The pieces of each of several texts; many at once, for a call costs as much as a hundred words."""
-SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"'”’»)\]]*\s+")
+Span = tuple[int, int]
+# Where Chinese and Japanese sentences end, no blank follows.
+SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])(?![。！？])[\"'”’»)\]」』）]*\s*")
 BLANKS = re.compile(r"\s+")
 
 
@@ -20,55 +25,72 @@ def split(text: str, count: Count, limit: int) -> list[str]:
     """
     if count([text])[0] <= limit:
         return [text]
-    units = _small_enough([text.strip()], count, limit)
-    ends = [0, *itertools.accumulate(pieces for _, pieces in units)]
-    parts, start = [], 0
-    while start < len(units):
-        guess = bisect_right(ends, ends[start] + limit, start + 1) - 1 - start
-        texts = [unit for unit, _ in units[start : start + 2 * guess + 2]]
-        number = _fitting(texts, guess, count, limit)
-        parts.append(" ".join(texts[:number]))
-        start += number
-    return parts
+    return _Cutting(text, count, limit).parts()
 
 
-def _fitting(texts: list[str], guess: int, count: Count, limit: int) -> int:
-    """How many of the texts, at least the first, have together at most `limit` pieces.
+class _Cutting:
+    def __init__(self, text: str, count: Count, limit: int) -> None:
+        self.text, self.limit = text, limit
+        self._count = count
 
-    One more at a time, a part of n words would be counted n times. The guess, by what each has alone, is right wherever
-    pieces do not reach over blanks.
-    """
+    def count(self, spans: list[Span]) -> list[int]:
+        """The pieces of each span."""
+        return self._count([self.text[start:end] for start, end in spans])
 
-    def joined(number: int) -> str:
-        return " ".join(texts[:number])
+    def parts(self) -> list[str]:
+        """Of the units, as many together as fit."""
+        units = self._small_enough(self._stripped([0, len(self.text)]))
+        pieces = [0, *itertools.accumulate(own for _, own in units)]
+        parts, first = [], 0
+        while first < len(units):
+            guess = bisect_right(pieces, pieces[first] + self.limit, first + 1) - 1 - first
+            spans = [span for span, _ in units[first : first + 2 * guess + 2]]
+            number = self._fitting(spans, guess)
+            parts.append(self.text[spans[0][0] : spans[number - 1][1]])
+            first += number
+        return parts
 
-    fits, next_one = count([joined(guess), joined(guess + 1)])
-    if 0 < guess < len(texts) and fits <= limit < next_one:
-        return guess
-    return max(1, bisect_right(range(1, len(texts) + 1), limit, key=lambda number: count([joined(number)])[0]))
+    def _fitting(self, spans: list[Span], guess: int) -> int:
+        """How many of the spans, at least the first, have together at most `limit` pieces.
 
+        One more at a time, a part of n words would be counted n times. The guess, by what each has alone, is right
+        wherever pieces do not reach over the ends of spans.
+        """
 
-def _units(text: str, count: Count, limit: int) -> list[tuple[str, int]]:
-    """Sentences, words where a sentence is too long, and halves where a word is, each with its number of pieces."""
-    for pattern in (SENTENCE_END, BLANKS):
-        cut = [piece for piece in _cut_after(pattern, text) if piece]
-        if len(cut) > 1:
-            return _small_enough(cut, count, limit)
-    middle = len(text) // 2
-    return _small_enough([text[:middle], text[middle:]] if middle else [text], count, limit)
+        def joined(number: int) -> Span:
+            return spans[0][0], spans[number - 1][1]
 
+        if 0 < guess < len(spans):
+            fits, next_one = self.count([joined(guess), joined(guess + 1)])
+            if fits <= self.limit < next_one:
+                return guess
+        numbers = range(1, len(spans) + 1)
+        return max(1, bisect_right(numbers, self.limit, key=lambda number: self.count([joined(number)])[0]))
 
-def _small_enough(texts: list[str], count: Count, limit: int) -> list[tuple[str, int]]:
-    return [
-        unit
-        for text, pieces in zip(texts, count(texts), strict=True)
-        for unit in ([(text, pieces)] if pieces <= limit or len(text) < 2 else _units(text, count, limit))
-    ]
+    def _units(self, span: Span) -> list[tuple[Span, int]]:
+        """Sentences, words where a sentence is too long, and halves where a word is, each with its number of pieces."""
+        for pattern in (SENTENCE_END, BLANKS):
+            cut = self._cut(pattern, span)
+            if len(cut) > 1:
+                return self._small_enough(cut)
+        start, end = span
+        middle = (start + end) // 2
+        return self._small_enough([(start, middle), (middle, end)])
 
+    def _small_enough(self, spans: list[Span]) -> list[tuple[Span, int]]:
+        return [
+            unit
+            for (start, end), pieces in zip(spans, self.count(spans), strict=True)
+            for unit in (
+                [((start, end), pieces)] if pieces <= self.limit or end - start < 2 else self._units((start, end))
+            )
+        ]
 
-def _cut_after(pattern: re.Pattern[str], text: str) -> list[str]:
-    pieces, start = [], 0
-    for match in pattern.finditer(text):
-        pieces.append(text[start : match.end()].strip())
-        start = match.end()
-    return [*pieces, text[start:].strip()]
+    def _cut(self, pattern: re.Pattern[str], span: Span) -> list[Span]:
+        return self._stripped([span[0], *(match.end() for match in pattern.finditer(self.text, *span)), span[1]])
+
+    def _stripped(self, ends: list[int]) -> list[Span]:
+        """What lies between each two of these places; of blanks alone, nothing."""
+        pieces = [(start, self.text[start:end]) for start, end in itertools.pairwise(ends)]
+        starts = ((start + len(piece) - len(piece.lstrip()), piece.strip()) for start, piece in pieces)
+        return [(start, start + len(piece)) for start, piece in starts if piece]

@@ -28,7 +28,7 @@ from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.progress import bar
 from seq2seq.translate.batching import batches, telling_what_fits
 from seq2seq.translate.glossary import Glossary
-from seq2seq.translate.scoring import PairScore, score_pairs
+from seq2seq.translate.scoring import NOT_FINITE, PairScore, score_pairs
 from seq2seq.translate.tasks import Part, Task, parts_of, tasks_of
 from seq2seq.translate.workers import Workers
 
@@ -68,11 +68,10 @@ class Translator:
     Texts of more than `longest` pieces are cut; no output has more than `longest_output`, eos counted (None: any).
     `glossary` says which terms outputs must hold, `forbidden` which texts they must not; `others` are models that
     search together with the first. `workers` is the number of processes that share the work; with more than one they
-    are forked at the first texts that make several batches, more of them at longer ones, and keep the models and the
-    settings of the first time, after an error those of the next; with `devices`, each has the models on one of these,
-    in `dtype`. With `deterministic` scores are the same to the last bit whatever other texts there are; where rows
-    cannot be computed so (on a GPU, without a compiler, in a recurrent model, with a coverage penalty), each text is
-    searched by itself.
+    are forked at the first texts that make several batches, more of them at longer ones, and anew after an error and
+    with other settings; with `devices`, each has the models on one of these, in `dtype`. With `deterministic` scores
+    are the same to the last bit whatever other texts there are; where rows cannot be computed so (on a GPU, without a
+    compiler, in a recurrent model, with a coverage penalty), each text is searched by itself.
     """
 
     model: TranslationModel
@@ -89,6 +88,7 @@ class Translator:
     forbidden: Sequence[str] = ()
     others: Sequence[TranslationModel] = ()
     _started: Workers | None = field(default=None, init=False, repr=False, compare=False)
+    _as_started: Translator | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def load(
@@ -155,7 +155,10 @@ class Translator:
             for place, _ in enumerate(of_text)
         ]
         tasks = self._tasks(list(chain.from_iterable(parts)), starts)
-        found = zip(tasks, self._search(tasks), strict=True)
+        results = self._search(tasks)
+        unmet = {place: self._why(task) for place, task in enumerate(tasks) if not results[place]}
+        again = iter(self._search([Task(tasks[place].source, Constraints()) for place in unmet]) if unmet else [])
+        found = ((task, results[place] or next(again), unmet.get(place, "")) for place, task in enumerate(tasks))
         translations = [self._join([next(found) for _ in of_text]) for of_text in parts]
         outputs = [output for translation in translations for output in translation.outputs]
         sequences = [part.tokens for output in outputs for _, part in output]
@@ -167,13 +170,13 @@ class Translator:
     def stream(self, text: str, prefix: str = "") -> Iterator[str]:
         """The translation of a text while it is found, a few characters at a time, by greedy search or sampling.
 
-        Raises UserError for a beam of several hypotheses, with a glossary, which needs one, and where the prefix is too
-        long.
+        Raises UserError for a beam of several hypotheses, with a glossary, which needs one, and, before anything is
+        found, where the prefix is too long (`too_long`).
         """
         self.require_streaming()
-        (parts,) = parts_of([text.strip(BLANKS)], self.tokenizer, self.longest)
-        starts = [prefix.strip(BLANKS) if place == 0 else "" for place, _ in enumerate(parts)]
-        for place, task in enumerate(self._tasks(parts, starts)):
+        if why := self.too_long(text, prefix):
+            raise UserError(why)
+        for place, task in enumerate(self._tasks_of(text, prefix)):
             if place:
                 yield " "
             told = shown = ""
@@ -188,7 +191,17 @@ class Translator:
                     told = shown
             yield shown[len(told) :]
             if not results[0]:
-                raise UserError(f"{self._why(task)}; what stands there is not whole")
+                raise RunError(NOT_FINITE)
+
+    def too_long(self, text: str, prefix: str) -> str:
+        """Why no translation of a text can begin with this; empty where one can."""
+        return next((self._no_room(task) for task in self._tasks_of(text, prefix)), "")
+
+    def _tasks_of(self, text: str, prefix: str) -> list[Task]:
+        """The tasks of one text; its prefix is that of the first."""
+        (parts,) = parts_of([text.strip(BLANKS)], self.tokenizer, self.longest)
+        starts = [prefix.strip(BLANKS) if place == 0 else "" for place, _ in enumerate(parts)]
+        return self._tasks(parts, starts)
 
     def _steps(self, task: Task) -> Iterator[Any]:
         """The state of search for one text after each step."""
@@ -232,9 +245,7 @@ class Translator:
                     results[index] = hypotheses
                 progress.update(len(runs[done]))
         if not all(found or task.constraints for task, found in zip(tasks, results, strict=True)):
-            raise RunError(
-                "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
-            )
+            raise RunError(NOT_FINITE)
         return results
 
     def _map(self, batches: list[list[Task]], workers: int) -> Generator[tuple[int, list[list[Hypothesis]]]]:
@@ -242,11 +253,13 @@ class Translator:
         if workers == 1:
             yield from enumerate(map(self._search_batch, batches))
             return
-        # Without processes: an error ended them.
+        # Copied with what can be changed in place: those that are started later have the settings of the first ones.
+        now = replace(self, search=replace(self.search), forbidden=list(self.forbidden), others=list(self.others))
+        if self._started and now != self._as_started:
+            self._started.close()
+        # Without processes: other settings, or an error, ended them.
         if not (self._started and self._started.processes):
-            # A copy: those that are started later have the settings of the first ones.
-            then = replace(self)
-            self._started = Workers(workers, then._search_batch, then._take_place)
+            self._started, self._as_started = Workers(workers, now._search_batch, now._take_place), now
         # As many as these texts are worth; the first ones were few where input comes slowly.
         self._started.grow(workers)
         yield from self._started.map(batches)
@@ -257,7 +270,7 @@ class Translator:
                 model.placed(self.devices[worker], self.dtype)
 
     def _beam_search(self) -> BeamSearch:
-        forbidden = self.tokenizer.encode(self.forbidden)
+        forbidden = list(filter(None, self.tokenizer.encode(self.forbidden)))
         # Coverage is known of whole outputs alone: as many as the beam holds are found first.
         config = replace(self.search, n_best=self.search.beam_size) if self.search.coverage_penalty else self.search
         return BeamSearch(config, BOS, EOS, self.tokenizer.never_generated, self.longest_output, forbidden)
@@ -300,15 +313,13 @@ class Translator:
     def _together(self) -> TranslationModel | Ensemble:
         return Ensemble([self.model, *self.others]) if self.others else self.model
 
-    def _join(self, found: list[tuple[Task, list[Hypothesis]]]) -> Translation:
-        """What was found for a text, without its texts yet."""
+    @staticmethod
+    def _join(found: list[tuple[Task, list[Hypothesis], str]]) -> Translation:
+        """What was found for the parts of a text, and why not as asked, without its texts yet."""
         if not found:
             return Translation([], [0.0], ["empty"])
-        unmet = next((self._why(task) for task, hypotheses in found if not hypotheses), "")
-        parts = [
-            [(task, hypothesis) for hypothesis in hypotheses or self._search([Task(task.source, Constraints())])[0]]
-            for task, hypotheses in found
-        ]
+        unmet = next((why for *_, why in found if why), "")
+        parts = [[(task, hypothesis) for hypothesis in hypotheses] for task, hypotheses, _ in found]
         outputs = [[hypothesis] for hypothesis in parts[0]] if len(parts) == 1 else [[part[0] for part in parts]]
         scores = [sum(part.score for _, part in output) for output in outputs]
         limited = any(part.limited for _, part in outputs[0])
@@ -327,8 +338,15 @@ class Translator:
 
     def _why(self, task: Task) -> str:
         """Why nothing was found for a task."""
-        limit = int(self._beam_search().limits(torch.tensor(len(task.source))))
-        prefix, phrases = task.constraints.prefix, self.tokenizer.decode(task.constraints.phrases)
-        if len(prefix) >= limit:
-            return f"the prefix has {len(prefix)} pieces, and the output may have {limit - 1}"
-        return f"no output of at most {limit - 1} pieces holds all of {', '.join(map(repr, phrases)) or 'the prefix'}"
+        phrases = self.tokenizer.decode(task.constraints.phrases)
+        held = ", ".join(map(repr, phrases)) or "the prefix"
+        return self._no_room(task) or f"no output of at most {self._most(task)} pieces holds all of {held}"
+
+    def _no_room(self, task: Task) -> str:
+        """Why the prefix of a task cannot be had, if so."""
+        pieces, most = len(task.constraints.prefix), self._most(task)
+        return f"the prefix has {pieces} pieces, and the output may have {most}" if pieces > most else ""
+
+    def _most(self, task: Task) -> int:
+        """The pieces that the output of a task may have."""
+        return int(self._beam_search().limits(torch.tensor(len(task.source)))) - 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from seq2seq.support.errors import Explained, RunError
+from seq2seq.support.errors import Elsewhere, Explained, RunError, explain
 
 DIED = "a worker process died (killed, or out of memory?); try fewer: --workers 1"
 
@@ -49,7 +49,8 @@ class Workers:
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """The number of each task and its result, in the order in which they are done.
 
-        Raises what the function raised, where one line explains it, and RunError where a process died.
+        Raises what the function raised, where one line explains it, else Elsewhere with its trace, and RunError where a
+        process died.
         """
         waiting = iter(enumerate(tasks))
         running: dict[Connection, int] = {}
@@ -94,9 +95,12 @@ def _receive(pipe: Connection) -> Any:
         error, result = pipe.recv()
     except (EOFError, ConnectionResetError):
         raise RunError(DIED) from None
-    if error is not None:
+    if error is None:
+        return result
+    if isinstance(error, Explained):
         raise error
-    return result
+    exit_code, message = error
+    raise Elsewhere(message, exit_code)
 
 
 def _work(
@@ -124,5 +128,6 @@ def _work(
             return
         try:
             pipe.send((None, function(task)))
-        except Explained as error:
-            pipe.send((error, None))
+        except Exception as error:
+            # Of others neither can all be sent, nor comes the trace along.
+            pipe.send((error if isinstance(error, Explained) else explain(error), None))

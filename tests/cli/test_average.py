@@ -72,6 +72,11 @@ def test_mistakes(run: Any, run_dir: Path, tmp_path: Path) -> None:
     run(main, tmp_path / "no", "--last", "1", *output).refused("seq2seq-average", "(steps there: none)")
     run(main, run_dir, "--last", "1", "--output", tmp_path).refused("seq2seq-average", "already there; give another")
     assert not (tmp_path / "averaged").exists()
+    manifest = run_dir / "model" / "manifest.json"
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text("{", encoding="utf-8")
+    run(main, run_dir, "--last", "1", *output).refused("seq2seq-average", f"{manifest}: broken")
+    manifest.write_text(text, encoding="utf-8")
     code, out, err = run(main, run_dir)
     assert (code, out) == (2, "") and "--output" in err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,36 @@ def test_hypotheses_are_scored(run: Any, files: Files) -> None:
         "tokenised_bleu": tokenised_bleu(bad, references, "de", lowercase=True),
         "paper_bleu": tokenised_bleu(bad, references, "de", lowercase=True, split_compounds=True),
     }
+
+
+def test_bars_and_outputs_that_would_mean_nothing_are_refused(run: Any, files: Files, tmp_path: Path) -> None:
+    reference, name = ("--reference", files["reference"]), "seq2seq-evaluate"
+    both = ("--compare", files["bad"], files["good"], *reference)
+    run(main, *both, "--min-bleu", "99").refused(name, "--min-bleu with --compare")
+    run(main, *both, "--output", tmp_path / "o").refused(name, "--output with --compare")
+    good = ("--hypotheses", files["good"], *reference)
+    run(main, *good, "--min-exact-each", "9").refused(name, "have no labels; take --min-exact")
+    run(main, *good, "--output", tmp_path).refused(name, f"--output {tmp_path}: a folder")
+    (tmp_path / "empty").touch()
+    empty = ("--hypotheses", tmp_path / "empty", "--reference", tmp_path / "empty")
+    run(main, *empty).refused(name, f"{tmp_path / 'empty'}: no lines")
+    run(main, "--hypotheses", "a" * 300, *reference).refused(name, "File name too long")
+
+
+def test_scores_are_printed_though_the_output_cannot_be_written(
+    run: Any, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("os.fsync", full)
+    code, out, err = run(
+        main, "--hypotheses", files["good"], "--reference", files["reference"], "--output", tmp_path / "here" / "out"
+    )
+    assert code == 3 and "the disk is full" in err
+    assert json.loads(out)["exact"] == 80.0
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_two_systems_are_compared(run: Any, files: Files) -> None:

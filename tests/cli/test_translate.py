@@ -252,6 +252,17 @@ def test_streaming_is_of_one_hypothesis_and_text_alone(run: Any, tiny_model: Pat
     run(main, *model, "--jsonl", stdin=b"the dog\n").refused("seq2seq-translate", "--stream prints text alone")
 
 
+def test_streaming_goes_on_after_a_prefix_that_cannot_be_had(run: Any, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prefixes").write_text("das\n" + "das " * 9 + "\n\n", encoding="utf-8")
+    stdin = b"the dog\nthe man sees it.\nthe tree\n"
+    flags = ("--model", tiny_model, "--device", "cpu", "--beam-size", "1", "--max-length", "6")
+    whole = run(main, *flags, "--prefix", tmp_path / "prefixes", stdin=stdin)
+    streamed = run(main, *flags, "--prefix", tmp_path / "prefixes", "--stream", stdin=stdin)
+    assert whole.code == streamed.code == 2
+    assert whole.out == streamed.out and whole.out.count("\n") == 3
+    assert whole.err == streamed.err and "1; the first is line 2: the prefix has" in whole.err
+
+
 def test_token_scores_and_alignments(run: Any, tiny_model: Path) -> None:
     model, stdin = ("--model", tiny_model, "--device", "cpu"), b"the dog sees the man.\n\n"
     out = run(main, *model, "--jsonl", "--token-scores", "--align", "matrix", "--n-best", "2", stdin=stdin).out

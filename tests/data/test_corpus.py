@@ -388,7 +388,7 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "trian.en"
     assert refused(CorpusConfig(source=str(path), target=str(path))) == f"{path}: no such file; did you mean train.en?"
     assert "no such file" in refused(CorpusConfig(source=str(tmp_path / "no" / "a.tsv")))
-    assert "no such file" in refused(CorpusConfig(source=str(tmp_path), target=str(tmp_path)))
+    assert "a folder, pipe or device" in refused(CorpusConfig(source=str(tmp_path), target=str(tmp_path)))
 
 
 def test_no_corpus_says_what_to_type() -> None:

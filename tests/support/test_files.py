@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -91,6 +92,19 @@ def test_json_is_read_back_and_written_whole(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(path, {"no": object()})
     assert read_json(path) == value
+
+
+def test_a_link_stays_and_a_pipe_gets_the_text(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    files.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").read_text(encoding="utf-8") == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.write_text(tmp_path / "pipe", "text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
 
 
 def test_hashes(tmp_path: Path) -> None:

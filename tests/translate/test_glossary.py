@@ -25,6 +25,16 @@ def test_terms_are_whole_words_and_the_longest_counts(tmp_path: Path) -> None:
     assert Glossary({}).targets("a car") == []
 
 
+def test_words_of_other_scripts() -> None:
+    glossary = Glossary(
+        {"कम": "few", "cafe": "Café", "北京": "Peking", "東京タワー": "Tokyo Tower", "A4纸": "A4 paper"}
+    )
+    assert glossary.targets("पानी की कमी है, cafe\u0301") == []
+    assert glossary.targets("कम cafe") == ["few", "Café"]
+    assert glossary.targets("我在北京住") == ["Peking"]
+    assert glossary.targets("東京タワーと北京で A4纸。") == ["Tokyo Tower", "Peking", "A4 paper"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

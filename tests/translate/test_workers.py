@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from seq2seq.support.errors import RunError, UserError
+from seq2seq.support.errors import Elsewhere, RunError, UserError
 from seq2seq.translate import translator as module
 from seq2seq.translate.translator import Translator
 from seq2seq.translate.workers import Workers
@@ -48,6 +48,15 @@ def test_an_error_with_one_line_is_raised_here_and_ends_the_workers() -> None:
     with pytest.raises(UserError, match="two is too much"):
         list(workers.map(range(5)))
     assert not workers.processes
+
+
+def test_a_defect_in_a_worker_comes_with_its_trace() -> None:
+    def stumble(_: int) -> NoReturn:
+        raise IndexError("list index out of range")
+
+    with pytest.raises(Elsewhere, match=r"(?s)in stumble.*IndexError: list.* a defect of ours") as held:
+        list(Workers(2, stumble).map([1, 2, 3]))
+    assert held.value.exit_code == 1
 
 
 def test_a_worker_that_dies_is_an_error_and_not_a_silence() -> None:
@@ -125,10 +134,28 @@ def test_there_are_more_workers_as_soon_as_texts_are_worth_them(
         assert all(len(one.texts) == 2 for one in translator.translate_n_best(lines))
         assert translator._started is not None
         counts.append(len(translator._started.processes))
-        # Of this the workers know nothing, whenever they were started.
-        translator.search = replace(translator.search, n_best=1)
     assert 1 < counts[0] < 4 and counts[1:] == [4, 4]
     assert translator._started is not None
+    translator._started.close()
+
+
+def test_other_settings_hold_for_workers_too(
+    tiny_model: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [source for source, _ in toy_pairs[:60]]
+    monkeypatch.setattr(module, "TOKENS_OF_A_WORKER", 20)
+    translator, forbidden = Translator.load(tiny_model, device="cpu"), [""]
+    translator.workers, translator.forbidden = 2, forbidden
+    found = translator.translate(texts)
+    processes = translator._started and translator._started.processes
+    assert translator.translate(texts) == found
+    assert translator._started and translator._started.processes == processes, "the same settings need no others"
+    word = found[0].split()[0]
+    forbidden.append(word)
+    translator.search = replace(translator.search, n_best=2)
+    for one in translator.translate_n_best(texts):
+        assert len(one.texts) == 2
+        assert not one.texts[0].startswith(f"{word} ")
     translator._started.close()
 
 
