@@ -4,6 +4,9 @@
 # Slurm kills what is left when the shell is gone: it waits until the trainer, which gets the same signal, has saved.
 trap 'exit 143' TERM
 
+# torchrun kills ranks so many seconds after it told them to stop: ten less than Slurm leaves (slurm.sh).
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-170}
+
 # begin RECIPE [key=value ...]: which recipe this is, and what its user overrides.
 begin() {
   recipe=$1

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Train on the embedded corpus and score 1,000 held-out phrases. Needs: pip install './[quickstart]'
 set -euo pipefail
-seq2seq-train +recipe=quickstart "$@"
-seq2seq-evaluate --model runs/quickstart/model
+. "$(dirname "$0")/../common.sh"
+begin quickstart "$@"
+train
+seq2seq-evaluate --model "$run/model"

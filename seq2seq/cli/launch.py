@@ -20,12 +20,18 @@ from seq2seq.config.schema import Config
 from seq2seq.support.errors import Elsewhere, UserError
 from seq2seq.support.processors import available_processors
 
+SECONDS_TO_STOP = 170
+"""After a signal, until ranks are killed: ten less than Slurm leaves them (recipes/slurm.sh)."""
+
 
 def launch(config: Config) -> None:
     """Train with `config.trainer.devices` ranks; returns when all have finished.
 
     Raises Elsewhere with the line and exit code of the rank that failed first, UserError for more ranks than GPUs.
     """
+    # Ranks that are told to stop compute two updates at most, and save.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
+
     import torch
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -57,7 +63,7 @@ def launch(config: Config) -> None:
         try:
             elastic_launch(settings, sys.executable)("-m", "seq2seq.cli.rank", str(stored))
         except SignalException as stop:
-            message = f"stopped by {stop.sigval.name} before anything was saved"
+            message = f"stopped by {stop.sigval.name} before more was saved; the same command goes on"
             raise _first_failure(Path(name), {}, Elsewhere(message, 128 + int(stop.sigval))) from None
         except ChildFailedError as failed:
             exit_codes = {rank: found.exitcode for rank, found in failed.failures.items()}

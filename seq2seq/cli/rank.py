@@ -17,7 +17,7 @@ from pathlib import Path
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, explain
-from seq2seq.support.files import locked, remove_leftovers, write_json
+from seq2seq.support.files import locked, remove_leftovers, require_ours, write_json
 
 PR_SET_PDEATHSIG = 1
 
@@ -35,9 +35,11 @@ def train_as_rank(config: Config) -> None:
         compute_deterministically()
     with joined(config) as world, contextlib.ExitStack() as held:
         if world.is_main:
-            require_same_model(config)
-            held.enter_context(locked(Path(config.run_dir)))
             checkpoints = Checkpoints(Path(config.run_dir))
+            if not checkpoints.all():
+                require_same_model(config)
+            require_ours(Path(config.run_dir) / "model", "manifest.json", "take another run_dir=DIR")
+            held.enter_context(locked(Path(config.run_dir)))
             remove_leftovers(checkpoints.directory)
             checkpoints.set_aside_damaged()
             checkpoints.require_same_settings(config)

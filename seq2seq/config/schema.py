@@ -24,6 +24,11 @@ def _above(key: str, value: float | None, limit: float) -> None:
         raise UserError(f"{key}={value}: must be greater than {limit}, and finite")
 
 
+def _seed(key: str, value: int) -> None:
+    if not 0 <= value < 1 << 63:
+        raise UserError(f"{key}={value}: must be at least 0, and below 2 to the power of 63")
+
+
 def _share(key: str, value: float) -> None:
     if not 0 <= value < 1:
         raise UserError(f"{key}={value}: must be at least 0 and below 1")
@@ -216,6 +221,8 @@ class ModelConfig:
         _one_of("model.tie_embeddings", self.tie_embeddings, ("all", "target", "none"))
         _share("model.dropout", self.dropout)
         for side in ("encoder", "decoder"):
+            if not hasattr(getattr(self, side), "check"):
+                raise UserError(f"model.{side}={getattr(self, side)}: no {side}; type model/{side}=transformer")
             getattr(self, side).check(f"model.{side}")
             heads = getattr(getattr(self, side), "num_heads", 1)
             if self.d_model % heads:
@@ -269,8 +276,9 @@ class SearchConfig:
         _at_least("search.max_length", self.max_length, 1)
         for name in ("length_penalty", "max_length_ratio", "min_length", "min_length_ratio", "coverage_penalty"):
             _at_least(f"search.{name}", getattr(self, name), 0)
-        for name in ("no_repeat_ngram", "diversity_penalty", "top_k", "seed"):
+        for name in ("no_repeat_ngram", "diversity_penalty", "top_k"):
             _at_least(f"search.{name}", getattr(self, name), 0)
+        _seed("search.seed", self.seed)
         for name in ("repetition_penalty", "temperature", "top_p"):
             _above(f"search.{name}", getattr(self, name), 0)
         if self.top_p > 1:
@@ -419,7 +427,10 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        _at_least("seed", self.seed, 0)
+        _seed("seed", self.seed)
+        for key, folder in (("run_dir", self.run_dir), ("data.prepared_dir", self.data.prepared_dir)):
+            if not folder:
+                raise UserError(f"{key}=: empty (a shell variable that is not set?); give a folder: {key}=DIR")
         pieces = self.data.cleaning.max_pieces
         for side in ("encoder", "decoder"):
             limit = getattr(self.model, side).max_length

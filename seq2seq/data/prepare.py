@@ -25,7 +25,7 @@ from seq2seq.data import corpus
 from seq2seq.data.clean import Report, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
 from seq2seq.data.prefetch import prefetched
-from seq2seq.data.stages import require_sound, stage
+from seq2seq.data.stages import require_place, require_sound, stage
 from seq2seq.data.store import FORMAT, Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
@@ -93,6 +93,9 @@ def prepare(config: Config) -> Prepared:
 
 
 def _run_stages(config: Config, root: Path) -> None:
+    # All before the first, which may take hours.
+    for name in ("clean", "tokenizer", "train", "valid"):
+        require_place(root / name)
     rules = asdict(config.data.cleaning)
     inputs = {
         "seed": config.seed,
@@ -105,7 +108,7 @@ def _run_stages(config: Config, root: Path) -> None:
     _require_recorded_sha256(root / "clean", config.data)
     trained = stage(
         root / "tokenizer",
-        {"taken": sha256_of(_tokenizer_of(config.init_from))}
+        {"taken": sha256_of(_tokenizer_of(config.init_from, root / "tokenizer"))}
         if config.init_from
         else {"cleaned": cleaned, **asdict(config.tokenizer)},
         lambda folder: _train_tokenizer(folder, root, config),
@@ -212,16 +215,19 @@ def _hold_out(train: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return first[:count], np.flatnonzero(~np.isin(hashes, sources[:count]))
 
 
-def _tokenizer_of(model: str) -> Path:
+def _tokenizer_of(model: str, taken: Path) -> Path:
+    """The vocabulary of a model, or what was taken of it where that model is gone."""
     path = Path(model) / "tokenizer.model"
     if not path.is_file():
+        if (taken / path.name).is_file():
+            return taken / path.name
         raise UserError(f"init_from={model}: no model directory (no {path})")
     return path
 
 
 def _train_tokenizer(folder: Path, root: Path, config: Config) -> None:
     if config.init_from:
-        shutil.copy(_tokenizer_of(config.init_from), folder / "tokenizer.model")
+        shutil.copy(_tokenizer_of(config.init_from, root / "tokenizer"), folder / "tokenizer.model")
         return
     table = _cleaned(root, "train")
     count = min(len(table), max(1, config.tokenizer.max_lines // 2))

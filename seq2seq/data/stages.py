@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seq2seq.data.store import damaged
-from seq2seq.support.files import new_directory, read_json, sha256_of, sha256_of_json, write_json
+from seq2seq.support.files import new_directory, read_json, require_ours, sha256_of, sha256_of_json, write_json
 
 RECORD = "stage.json"
 
@@ -16,12 +16,18 @@ def stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) ->
     """Make a stage's folder unless it is there with the same inputs; returns the fingerprint of the inputs."""
     fingerprint = sha256_of_json(inputs)
     if _fingerprint_of(folder) != fingerprint:
+        require_place(folder)
         with new_directory(folder) as temporary:
             make(temporary)
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
             sums = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files}
             write_json(temporary / RECORD, {"fingerprint": fingerprint, "sha256": sums, "inputs": inputs})
     return fingerprint
+
+
+def require_place(folder: Path) -> None:
+    """Raise UserError where something else stands than a stage."""
+    require_ours(folder, RECORD, "take another data.prepared_dir=DIR")
 
 
 def require_sound(folder: Path, name: str) -> None:

@@ -114,5 +114,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         return RunError.exit_code, f"the disk is full: {error.filename or error}"
     if isinstance(error, OSError) and error.errno in PLACES and error.filename is not None:
         return UserError.exit_code, f"{error.filename}: {error.strerror}"
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which takes long to import.
+        return RunError.exit_code, (
+            f"the device's memory is full ({first_line(error)}); wait for who else is on it, or take a smaller model"
+        )
     trace = "".join(traceback.format_exception(error))
     return 1, f"{trace}this is a defect of ours, not yours; please report the lines above"

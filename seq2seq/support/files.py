@@ -65,6 +65,12 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def require_ours(folder: Path, record: str, way_out: str) -> None:
+    """Raise UserError for a folder that stands where ours is to be, and is neither empty nor has our `record`."""
+    if folder.exists() and not (folder.is_dir() and ((folder / record).is_file() or not any(folder.iterdir()))):
+        raise UserError(f"{folder}: there already, and not made by seq2seq; move it away, or {way_out}")
+
+
 @contextlib.contextmanager
 def new_directory(final: Path, verify: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary directory beside `final` that becomes `final`, synced to disk, when the block ends well.

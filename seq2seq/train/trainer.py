@@ -109,6 +109,9 @@ class Trainer:
                     "restore them, or take another run_dir=DIR"
                 )
             end = read_json(self.end) if self.end.is_file() else {"step": 0, "bleu": -1.0}
+            if not (self.run_dir / "model" / "manifest.json").is_file():
+                # Somebody took it away: this step is validated once more, and its model is the best there is.
+                end, found.validated, found.best_bleu = {"step": 0, "bleu": -1.0}, 0, -1.0
             self._require_same_state(end)
             if self._finished() and end["step"] == found.step:
                 say(f"this run is finished (step {found.step:,}); its model: {self.run_dir / 'model'}")
@@ -209,6 +212,9 @@ class Trainer:
                     self._validate()
         # Where patience ended it.
         self.report.tell()
+        if not progress.validated:
+            # The time was up when the run had gone back.
+            self._validate()
 
     def _prepared(self) -> Generator[Update]:
         """The updates from where the run stands, made ahead by a thread."""
@@ -383,7 +389,8 @@ class Trainer:
         The same pairs again would make the same spike: updates are a function of the seed. False without a checkpoint.
         """
         progress, self._spike = self.progress, None
-        if not any(step_of(folder) < since for folder in self.checkpoints.all()):
+        # By rank 0: what others see of its disk may be older.
+        if not self.world.gather(any(step_of(folder) < since for folder in self.checkpoints.all()))[0]:
             say("there is no checkpoint before it to go back to; going on")
             return False
         self.world.wait()
@@ -396,6 +403,8 @@ class Trainer:
         progress.step, progress.skipped, progress.losses = found.step, found.skipped, found.losses
         progress.rollbacks += 1
         say(f"back at step {found.step:,}; the pairs of the updates since are left out")
+        # What the others read there is replaced.
+        self.world.wait()
         self._save()
         return True
 

@@ -94,6 +94,19 @@ def test_training_from_raw_text_to_a_model_directory(run: Any, overrides: list[s
     )
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
 
+    shutil.rmtree(run_dir / "model")
+    again = run(train.main, *command, "trainer.keep_checkpoints=2", "trainer.average_last=2")
+    assert again.code == 0 and "this run is finished" not in again.err
+    assert len(Translator.load(run_dir / "model", device="cpu").translate(["the dog"])) == 1
+
+
+def test_a_folder_of_the_users_is_not_replaced_by_the_model(run: Any, overrides: list[str], tmp_path: Path) -> None:
+    own = tmp_path / "run" / "model" / "theirs.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("years of work", encoding="utf-8")
+    run(train.main, *overrides, "trainer.max_steps=1").refused("seq2seq-train", f"{own.parent}: there already, and not")
+    assert own.read_text(encoding="utf-8") == "years of work"
+
 
 def stopped(overrides: list[str], number: signal.Signals) -> tuple[int, str]:
     """Train in a process of its own, send it a signal after its second step; its exit code and errors."""

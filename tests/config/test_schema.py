@@ -85,6 +85,12 @@ def test_a_kind_is_registered_under_its_own_name() -> None:
         (TrainerConfig, "trainer.timeout_minutes", 0),
         (TrainerConfig, "trainer.average_decay", 1),
         (TrainerConfig, "trainer.samples", -1),
+        (SearchConfig, "search.seed", 1 << 63),
+        (Config, "seed", -1),
+        (Config, "seed", 1 << 64),
+        (Config, "run_dir", ""),
+        (ModelConfig, "model.encoder", None),
+        (ModelConfig, "model.decoder", "transformer"),
     ],
 )
 def test_out_of_range(make: Callable[..., Any], key: str, value: Any) -> None:

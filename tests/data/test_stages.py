@@ -44,6 +44,20 @@ def test_a_stage_runs_again_only_when_its_inputs_changed(tmp_path: Path, toy_pai
     assert all(target.isupper() for _, target in decoded(data, "train"))
 
 
+@pytest.mark.parametrize("name", ["clean", "tokenizer", "train", "valid"])
+def test_what_is_no_stage_stays(tmp_path: Path, toy_pairs: list[tuple[str, str]], name: str) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    own = Path(settings.data.prepared_dir) / name / "theirs.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("years of work", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{name}: there already, and not made by seq2seq; .*data\.prepared_dir=DIR"):
+        prepare(settings)
+    assert own.read_text(encoding="utf-8") == "years of work"
+    assert [path.name for path in own.parent.parent.iterdir() if not path.name.startswith(".")] == [name]
+    own.unlink()
+    assert len(prepare(settings).train)
+
+
 @pytest.mark.parametrize(
     ("room", "name", "left"),
     [

@@ -124,6 +124,25 @@ def test_eight_devices(script: Script, typed: Path, tmp_path: Path) -> None:
     assert taken_down(typed)[0] == ["seq2seq-train", "+recipe=wmt14_en_de", "trainer.devices=8"]
 
 
+@pytest.mark.parametrize("recipe", ["quickstart", "table3", "files"])
+def test_all_recipes_take_devices_and_another_folder(recipe: str, script: Script, typed: Path, tmp_path: Path) -> None:
+    trained(tmp_path / "there" / "base" if recipe == "table3" else tmp_path / "there")
+    arguments = ["a.en", "a.de", "run_dir=there"] if recipe == "files" else ["run_dir=there"]
+    done = script(f"{recipe}/run.sh", *arguments, DEVICES="2")
+    assert done.returncode == 0, done.stderr
+    train, *evaluations = taken_down(typed)
+    assert train[:3] == ["seq2seq-train", f"+recipe={recipe}", train[2]]
+    assert {"trainer.devices=2", "run_dir=there"} <= set(train)
+    models = {"quickstart": ["there/model"], "table3": ["there/base/model"], "files": []}[recipe]
+    assert [evaluation[2] for evaluation in evaluations] == models
+
+
+def test_the_rows_of_table_3_are_for_one_machine(script: Script, typed: Path) -> None:
+    done = script("table3/run.sh", NODES="2", NODE_RANK="0", MASTER_ADDR="first")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert not taken_down(typed)
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_several_machines(rank: str, script: Script, typed: Path, tmp_path: Path) -> None:
     trained(tmp_path / "runs" / "wmt14_en_de_big")

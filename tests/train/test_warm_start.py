@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from seq2seq.cli.rank import train_as_rank
 from seq2seq.config.compose import compose
 from seq2seq.data.prepare import prepare
 from seq2seq.model.directory import load_model_directory, own_weights
@@ -42,6 +44,17 @@ def test_weights_and_vocabulary_are_the_models(finished: Path, tmp_path: Path) -
     again = Trainer(trainer.config, trainer.data)
     again.run()
     assert torch.equal(own_weights(again.model)["target_embedding.weight"], trainer.model.target_embedding.weight)
+
+
+def test_a_run_goes_on_without_the_model_that_it_began_with(finished: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(finished, tmp_path / "model")
+    overrides = [*write_copies(tmp_path, draw(300, 2), draw(10, 9)), f"run_dir={tmp_path}/run", *TINY]
+    config = compose([*overrides, f"init_from={copied}", "trainer.max_steps=3", "trainer.save_every=1"])
+    train_as_rank(config)
+    copied.rename(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "run" / "model")
+    train_as_rank(config)
+    assert (tmp_path / "run" / "model" / "manifest.json").is_file()
 
 
 def test_a_model_of_other_settings_is_refused_with_what_to_type(finished: Path) -> None:
