@@ -70,9 +70,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {arguments.output}: a folder; give a file: --output {arguments.output}/output.txt")
     if arguments.compare:
         for name in ("hypotheses", "output", "paper_bleu", "min_bleu", "min_exact", "min_exact_each"):
-            if getattr(arguments, name) not in (None, False):
+            value = getattr(arguments, name)
+            if value is not None and value is not False:
                 raise UserError(f"--{name.replace('_', '-')} with --compare, which only compares: leave out either")
+    if arguments.output and _is_stdout(arguments.output):
+        raise UserError(f"--output {arguments.output}: the scores go there, to standard output; give another file")
     test_sets = _test_sets(arguments)
+    if not all(test_sets.values()):
+        raise UserError(f"{arguments.reference or 'the test set'}: no lines")
     pairs = list(test_sets.values())
     if arguments.min_exact_each is not None and not any(pair.label for pair in pairs[0]):
         raise UserError("--min-exact-each: the pairs of this test set have no labels; take --min-exact")
@@ -94,6 +99,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     low = below_bars(first, arguments.min_bleu, arguments.min_exact, arguments.min_exact_each)
     if low:
         raise RunError("; ".join(low))
+
+
+def _is_stdout(path: Path) -> bool:
+    """Whether this is the file that standard output goes to."""
+    return path.is_file() and os.path.samestat(path.stat(), os.fstat(1))
 
 
 def _print_scores(
@@ -143,10 +153,7 @@ def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
         return {"": list(read_pairs(config.data, "test", config.seed))}
     if not (arguments.source or arguments.hypotheses or arguments.compare):
         raise UserError("--reference without --source: nothing to translate; add --source FILE or --hypotheses FILE")
-    found = read_test_set(arguments.source, arguments.reference)
-    if not found:
-        raise UserError(f"{arguments.reference}: no lines")
-    return {"": found}
+    return {"": read_test_set(arguments.source, arguments.reference)}
 
 
 def main() -> None:

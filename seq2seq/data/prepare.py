@@ -25,7 +25,7 @@ from seq2seq.data import corpus
 from seq2seq.data.clean import Report, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
 from seq2seq.data.prefetch import prefetched
-from seq2seq.data.stages import require_place, require_sound, stage
+from seq2seq.data.stages import require_place, require_sound, stage, was_made_of
 from seq2seq.data.store import FORMAT, Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
@@ -219,8 +219,9 @@ def _tokenizer_of(model: str, taken: Path) -> Path:
     """The vocabulary of a model, or what was taken of it where that model is gone."""
     path = Path(model) / "tokenizer.model"
     if not path.is_file():
-        if (taken / path.name).is_file():
-            return taken / path.name
+        kept = taken / path.name
+        if kept.is_file() and was_made_of(taken, {"taken": sha256_of(kept)}):
+            return kept
         raise UserError(f"init_from={model}: no model directory (no {path})")
     return path
 

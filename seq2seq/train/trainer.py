@@ -101,6 +101,8 @@ class Trainer:
             for folder in (self.run_dir, self.checkpoints.directory):
                 remove_leftovers(folder)
         found = self.checkpoints.resume(self.model, self.optimizer, self.config, self.average)
+        has_model = self.world.gather((self.run_dir / "model" / "manifest.json").is_file())[0]
+        was_finished = False
         if found:
             self.progress = found
             if found.data_sha256 != self.data.data_sha256:
@@ -109,14 +111,13 @@ class Trainer:
                     "restore them, or take another run_dir=DIR"
                 )
             end = read_json(self.end) if self.end.is_file() else {"step": 0, "bleu": -1.0}
-            if not (self.run_dir / "model" / "manifest.json").is_file():
-                # Somebody took it away: this step is validated once more, and its model is the best there is.
-                end, found.validated, found.best_bleu = {"step": 0, "bleu": -1.0}, 0, -1.0
             self._require_same_state(end)
-            if self._finished() and end["step"] == found.step:
+            was_finished = self._finished() and end["step"] == found.step
+            if was_finished and has_model:
                 say(f"this run is finished (step {found.step:,}); its model: {self.run_dir / 'model'}")
                 return
-            found.best_bleu = max(found.best_bleu, end["bleu"])
+            # Where somebody took the model away, the next one is the best there is.
+            found.best_bleu = max(found.best_bleu, end["bleu"]) if has_model else -1.0
             say(f"going on from step {found.step:,}")
         else:
             self._require_same_state({})
@@ -138,7 +139,10 @@ class Trainer:
         self.health = Health(self.config.trainer, self.progress, self.report, self.data)
         try:
             with self.interrupts:
-                self._train()
+                if was_finished:
+                    self._validate()
+                else:
+                    self._train()
                 self._finish()
         except (torch.OutOfMemoryError, OutOfMemory):
             parts = self.progress.micro_batches

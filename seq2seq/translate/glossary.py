@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from unicodedata import category
+from unicodedata import category, combining, name
 
 from seq2seq.data.text_files import read_lines
 from seq2seq.support.errors import UserError
 
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+RANGES = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Letters of languages that are written without blanks between words: Thai, Lao, Burmese, Khmer, kana, Han."""
+UNSPACED, SPACED = re.compile(f"[{RANGES}]"), rf"[^\W{RANGES}]"
 
 
 class Glossary:
@@ -23,10 +22,9 @@ class Glossary:
         self.terms = terms
         # The longest first: in "car park" its own entry counts, not that of "car".
         words = sorted(terms, key=len, reverse=True)
-        unspaced = [term for term in words if UNSPACED.match(term[0]) or UNSPACED.match(term[-1])]
-        spaced = [term for term in words if term not in set(unspaced)]
-        choices = [rf"(?:{'|'.join(map(re.escape, unspaced))})"] if unspaced else []
-        choices += [rf"(?<!\w)(?:{'|'.join(map(re.escape, spaced))})(?!\w)"] if spaced else []
+        sides = [(f"(?<!{SPACED})", [word for word in words if not UNSPACED.match(word[0])])]
+        sides.append(("", [word for word in words if UNSPACED.match(word[0])]))
+        choices = [f"{before}(?:{'|'.join(map(_up_to_its_end, own))})" for before, own in sides if own]
         self._pattern = re.compile("|".join(choices)) if terms else None
 
     @classmethod
@@ -50,6 +48,18 @@ class Glossary:
     def targets(self, source: str) -> list[str]:
         """The target terms of the source terms in a text, in order, each once."""
         matches = self._pattern.finditer(source) if self._pattern else ()
-        # An accent or a vowel that is a sign of its own is part of the letter before it; `\w` does not know.
-        whole = (found[0] for found in matches if not category(source[found.end() :][:1] or " ").startswith("M"))
+        whole = (found[0] for found in matches if not _is_part(source[found.end() :][:1]))
         return list(dict.fromkeys(self.terms[word] for word in whole))
+
+
+def _up_to_its_end(term: str) -> str:
+    return re.escape(term) + ("" if UNSPACED.match(term[-1]) else f"(?!{SPACED})")
+
+
+def _is_part(sign: str) -> bool:
+    """Whether a sign is part of the letter before it: an accent, or a vowel of India's scripts.
+
+    Points of Hebrew and Arabic are none: terms are written without them.
+    """
+    is_point = bool(sign) and (10 <= combining(sign) <= 36 or name(sign, "").startswith("VARIATION SELECTOR"))
+    return bool(sign) and category(sign).startswith("M") and not is_point

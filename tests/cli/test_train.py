@@ -97,6 +97,7 @@ def test_training_from_raw_text_to_a_model_directory(run: Any, overrides: list[s
     shutil.rmtree(run_dir / "model")
     again = run(train.main, *command, "trainer.keep_checkpoints=2", "trainer.average_last=2")
     assert again.code == 0 and "this run is finished" not in again.err
+    assert read_json(run_dir / "end.json")["step"] == 6
     assert len(Translator.load(run_dir / "model", device="cpu").translate(["the dog"])) == 1
 
 

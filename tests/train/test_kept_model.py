@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -107,6 +108,17 @@ def test_patience_ends_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.M
     assert [line["step"] for line in log(tmp_path / "run", "valid")] == [1, 2, 3, 4, 5, 6]
     assert steps_saved(tmp_path / "run")[-1] == 6
     assert manifest(tmp_path / "run")["steps"] == 4
+
+
+def test_a_finished_run_whose_model_was_taken_away_trains_no_more(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_bleu(monkeypatch, 10.0, 9.0, 8.0, 7.0)
+    make("run", *EVERY_STEP, "trainer.patience=2").run()
+    shutil.rmtree(tmp_path / "run" / "model")
+    make("run", *EVERY_STEP, "trainer.patience=2").run()
+    assert [line["step"] for line in log(tmp_path / "run", "valid")] == [1, 2, 3, 3]
+    assert manifest(tmp_path / "run")["steps"] == 3
 
 
 def test_a_run_killed_before_its_end_averages_when_typed_again(

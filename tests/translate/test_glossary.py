@@ -32,6 +32,9 @@ def test_words_of_other_scripts() -> None:
     assert glossary.targets("पानी की कमी है, cafe\u0301") == []
     assert glossary.targets("कम cafe") == ["few", "Café"]
     assert glossary.targets("我在北京住") == ["Peking"]
+    assert glossary.targets("北京\ufe00和A4纸 AA4纸") == ["Peking", "A4 paper"]
+    assert Glossary({"كتاب": "book"}).targets("كتابٌ") == ["book"]
+    assert Glossary({"A纸": "x", "A纸B": "y"}).targets("A纸B A纸C") == ["y", "x"]
     assert glossary.targets("東京タワーと北京で A4纸。") == ["Tokyo Tower", "Peking", "A4 paper"]
 
 
