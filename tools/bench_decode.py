@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
         "machine": machine(),
-        "command": f"python -m tools.bench_decode {' '.join(sys.argv[1:])}",
+        "command": f"python -m tools.bench_decode {shlex.join(sys.argv[1:])}",
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
         "versions": {name: version(name) for name in ("torch", "ctranslate2", "transformers") if find_spec(name)},
         "rounds": arguments.rounds,

@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import math
 import os
+import shlex
 import statistics
 import sys
 import tempfile
@@ -278,7 +279,7 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "machine": machine(),
-        "command": f"python {' '.join(sys.argv)}",
+        "command": f"python {shlex.join(sys.argv)}",
         "versions": {name: version(name) for name in ("torch", "transformers") if importlib.util.find_spec(name)},
         "environment": ENVIRONMENT,
         "model": arguments.model,

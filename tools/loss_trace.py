@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator
 from datetime import date
@@ -113,7 +114,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": machine(),
         "torch": torch.__version__,
-        "command": f"python {' '.join(sys.argv)}",
+        "command": f"python {shlex.join(sys.argv)}",
         "precision": str(precision).removeprefix("torch."),
         **compared(config, data, arguments.steps, precision),
     }

@@ -64,17 +64,7 @@ def options() -> argparse.ArgumentParser:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores; raises RunError when they are under a bar."""
-    if arguments.output and not arguments.output.parent.is_dir():
-        raise UserError(f"--output {arguments.output}: no such folder; type: mkdir -p {arguments.output.parent}")
-    if arguments.output and arguments.output.is_dir():
-        raise UserError(f"--output {arguments.output}: a folder; give a file: --output {arguments.output}/output.txt")
-    if arguments.compare:
-        for name in ("hypotheses", "output", "paper_bleu", "min_bleu", "min_exact", "min_exact_each"):
-            value = getattr(arguments, name)
-            if value is not None and value is not False:
-                raise UserError(f"--{name.replace('_', '-')} with --compare, which only compares: leave out either")
-    if arguments.output and _is_stdout(arguments.output):
-        raise UserError(f"--output {arguments.output}: the scores go there, to standard output; give another file")
+    _require_sense(arguments)
     test_sets = _test_sets(arguments)
     if not all(test_sets.values()):
         raise UserError(f"{arguments.reference or 'the test set'}: no lines")
@@ -99,6 +89,21 @@ def evaluate(arguments: argparse.Namespace) -> None:
     low = below_bars(first, arguments.min_bleu, arguments.min_exact, arguments.min_exact_each)
     if low:
         raise RunError("; ".join(low))
+
+
+def _require_sense(arguments: argparse.Namespace) -> None:
+    """Raise UserError for an output that cannot be written, and for options that would do nothing."""
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise UserError(f"--output {arguments.output}: no such folder; type: mkdir -p {arguments.output.parent}")
+    if arguments.output and arguments.output.is_dir():
+        raise UserError(f"--output {arguments.output}: a folder; give a file: --output {arguments.output}/output.txt")
+    if arguments.compare:
+        for name in ("hypotheses", "output", "paper_bleu", "min_bleu", "min_exact", "min_exact_each"):
+            value = getattr(arguments, name)
+            if value is not None and value is not False:
+                raise UserError(f"--{name.replace('_', '-')} with --compare, which only compares: leave out either")
+    if arguments.output and _is_stdout(arguments.output):
+        raise UserError(f"--output {arguments.output}: the scores go there, to standard output; give another file")
 
 
 def _is_stdout(path: Path) -> bool:

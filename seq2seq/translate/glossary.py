@@ -48,7 +48,7 @@ class Glossary:
     def targets(self, source: str) -> list[str]:
         """The target terms of the source terms in a text, in order, each once."""
         matches = self._pattern.finditer(source) if self._pattern else ()
-        whole = (found[0] for found in matches if not _is_part(source[found.end() :][:1]))
+        whole = (found[0] for found in matches if not _is_part(source[found.end() : found.end() + 1] or " "))
         return list(dict.fromkeys(self.terms[word] for word in whole))
 
 
@@ -61,5 +61,5 @@ def _is_part(sign: str) -> bool:
 
     Points of Hebrew and Arabic are none: terms are written without them.
     """
-    is_point = bool(sign) and (10 <= combining(sign) <= 36 or name(sign, "").startswith("VARIATION SELECTOR"))
-    return bool(sign) and category(sign).startswith("M") and not is_point
+    is_point = 10 <= combining(sign) <= 36 or name(sign, "").startswith("VARIATION SELECTOR")
+    return category(sign).startswith("M") and not is_point
