@@ -7,6 +7,7 @@ Each contestant lives in a process of its own and works only when it is its turn
 the median of the rounds. Beside each speed: BLEU, the share of lines that are those of our float32, the rows that its
 decoder computed, and peak memory. Starting up is not in the speeds: it is a column; a whole process for one sentence is
 measured too, beside one that imports PyTorch and ends. Prints a table to stderr and the figures as JSON to stdout.
+No output is empty, with any of them.
 CTranslate2 runs at its best: its best batch size of several, two workers of one thread each, and AVX-512 where that is
 faster. With --device cuda all are measured there, in one process each, at their best of three batch sizes. Who cannot
 run is left out, and a line says so.

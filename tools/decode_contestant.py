@@ -45,7 +45,8 @@ def ours(job: dict[str, Any]) -> Turn:
     counted = count_rows(translator.model)
     translator.model.placed(torch.device(job["device"]), getattr(torch, job["dtype"]))
     chosen = {name: job[name] for name in ("beam_size", "length_penalty", "stop") if name in job}
-    translator.search = replace(translator.search, **chosen)
+    # Two with eos, as CTranslate2 counts one without: none gives an empty output.
+    translator.search = replace(translator.search, min_length=2, **chosen)
     translator.deterministic = job.get("deterministic", False)
     if "forced" in job:
         translator.search = replace(translator.search, max_length_ratio=0.0, max_length_offset=job["forced"])
@@ -119,7 +120,9 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
         inter_threads=job["workers"],
         intra_threads=1,
     )
-    length = {"min_decoding_length": job["forced"], "max_decoding_length": job["forced"]} if "forced" in job else {}
+    length = {"min_decoding_length": 1}
+    if "forced" in job:
+        length = {"min_decoding_length": job["forced"], "max_decoding_length": job["forced"]}
 
     def turn(texts: list[str], batch: int | None = None) -> tuple[list[str], int | None]:
         sources = [[*map(piece, ids), "</s>"] for ids in translator.tokenizer.encode(texts, torch.get_num_threads())]
@@ -149,7 +152,7 @@ def by_transformers(job: dict[str, Any]) -> Turn:
     model = as_marian(translator.model, config.model).to(device, getattr(torch, job["dtype"]))
     threads = torch.get_num_threads()
     torch.set_num_threads(job["workers"])
-    length = {"min_new_tokens": job["forced"]} if "forced" in job else {}
+    length = {"min_new_tokens": job.get("forced", 1)}
 
     @torch.inference_mode()
     def turn(texts: list[str], batch: int | None = None) -> tuple[list[str], int | None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from seq2seq.ops.attention import attention, attention_reference
 from seq2seq.ops.linear import Linear, linear
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.row_attention import lists_of_sentences, row_attention, suits_rows
+from seq2seq.ops.row_attention import row_attention, suits_rows
 from seq2seq.ops.sentence_attention import Kind, sentence_attention, suits_sentences
 from seq2seq.ops.short_attention import takes_short_sentences
 
@@ -42,9 +42,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Attend from each row of `x` to the rows of `memory` in the same sentence, [N, D]."""
         if not causal and suits_rows(x_ND, keys):
-            lists_BL, sentences_B = lists_of_sentences(keys.lengths), torch.arange(keys.batch_size, dtype=torch.int32)
-            lists_of_N, rows_ME = sentences_B.repeat_interleave(queries.lengths), self.key_value(memory_MD)
-            return self.output(row_attention(self.query(x_ND), rows_ME, lists_BL, lists_of_N, self.num_heads))
+            rows_ME, seen = self.key_value(memory_MD), (keys.lists, queries.sentences)
+            return self.output(row_attention(self.query(x_ND), rows_ME, *seen, self.num_heads))
         if suits_sentences(x_ND, queries, keys, causal=causal):
             rows = (self._joined(x_ND),) if memory_MD is x_ND else (self.query(x_ND), self.key_value(memory_MD))
             kind = Kind(self.num_heads, self.widths, causal)

@@ -11,14 +11,13 @@ in values), or of keys and values of all heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seq2seq.model.decoder_layer import Steps
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.step_attention import BLOCK, pad_mask, padded_heads, step_attention
 
@@ -80,6 +79,11 @@ class ColumnCache:
         self.ancestors = self.targets[0].keys.new_empty(source.batch_size, 1, 1, 0)
         self.length = self.filled = 0
 
+    def step(self, decoder: Steps, tokens_SK: Tensor, parents_SK: Tensor) -> Tensor:
+        """The hidden rows [S, K, D] of these tokens, each after one of the hypotheses of its slot."""
+        self.advance(parents_SK)
+        return decoder.through_layers(self, decoder.embedded(tokens_SK, self.length - 1))
+
     def advance(self, parents_SK: Tensor) -> None:
         """Make room for one step of the children of these hypotheses."""
         start, width = self.filled, parents_SK.shape[1]
@@ -92,10 +96,6 @@ class ColumnCache:
         if missing > 0:
             self.ancestors = F.pad(self.ancestors, (0, missing), value=-math.inf)
         self.ancestors.diagonal(start, 2, 3).zero_()
-
-    def computed(self, step: Callable[[Any, Tensor], Tensor], x_SKD: Tensor) -> Tensor:
-        """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
-        return step(self, x_SKD)
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
         """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""

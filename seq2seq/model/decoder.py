@@ -76,7 +76,7 @@ class TransformerDecoder(nn.Module):
     def finish(self) -> None:
         """See `interfaces.Decoder`."""
         self._is_final = True
-        self._native = NativeDecoder.of(self.layers)
+        self._native = NativeDecoder.of(self.layers, self.input, self.norm)
 
     def start(self, memory: Memory) -> Cache:
         """The cache before the first step: keys and values of the source, computed once."""
@@ -90,14 +90,17 @@ class TransformerDecoder(nn.Module):
 
     def step(self, state: Cache, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""
-        state.advance(parents)
-        x_SKD = self.input(tokens, state.length - 1, state.length)
-        return self.norm(state.computed(self._through_layers, x_SKD))
+        return state.step(self, tokens, parents)
 
-    def _through_layers(self, cache: Attended, x_SKD: Tensor) -> Tensor:
+    def embedded(self, tokens: Tensor, position: int) -> Tensor:
+        """See `decoder_layer.Steps`."""
+        return self.input(tokens, position, position + 1)
+
+    def through_layers(self, cache: Attended, x_SKD: Tensor) -> Tensor:
+        """See `decoder_layer.Steps`."""
         for number, layer in enumerate(self._layers):
             x_SKD = layer.step(x_SKD, cache, number)
-        return x_SKD
+        return self.norm(x_SKD)
 
     def keep(self, state: Cache, slots: Tensor) -> None:
         """Go on with these slots alone."""

@@ -23,6 +23,16 @@ class Attended(Protocol):
     def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor: ...
 
 
+class Steps(Protocol):
+    """What a cache asks of its decoder for a step of search."""
+
+    def embedded(self, tokens: Tensor, position: int) -> Tensor:
+        """What the first layer reads of tokens [...] at this position: [..., D]."""
+
+    def through_layers(self, cache: Attended, x: Tensor) -> Tensor:
+        """What all layers make of rows [S, K, D], and the norm behind them."""
+
+
 class DecoderLayer(nn.Module):
     """The three sub-layers with their residual connections; who attends to what is the caller's matter."""
 

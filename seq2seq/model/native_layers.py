@@ -1,7 +1,7 @@
-"""Layers of a Transformer in translation on a processor: an encoder, or a step of a decoder, in one call of C++.
+"""A Transformer in translation on a processor: the layers of its encoder, or a step of its decoder, in one call of C++.
 
 A processor computes a step in less time than Python needs to ask for its parts, and what lies between them stays in its
-caches. The plain references are `encoder.EncoderLayer` and `decoder_layer.DecoderLayer.step`.
+caches. The plain references are `encoder.EncoderLayer`, and `decoder.TransformerDecoder` itself.
 
 Shapes: N packed rows of the source; others as in `row_cache`.
 """
@@ -14,11 +14,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops import native
 from seq2seq.ops.dropout import Dropout
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
-from seq2seq.ops.row_attention import lists_of_sentences, suits_rows
+from seq2seq.ops.row_attention import suits_rows
 
 
 class NativeLayers:
@@ -37,20 +38,20 @@ class NativeLayers:
         )
         heads = layers[0].self_attention.num_heads
         keys, values = (width // heads for width in layers[0].self_attention.widths)
-        self._shape = heads, keys, values, int(layers[0].feed_forward_residual.normalise_first), len(layers)
+        self._shape = heads, keys, values, int(layers[0].feed_forward_residual.normalise_first)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy has layers of its own, at other addresses.
         return type(self), (self.layers,)
 
     @classmethod
-    def of(cls, layers: Iterable[nn.Module]) -> Self | None:
+    def of(cls, layers: Iterable[nn.Module], *others: Any) -> Self | None:
         """None where these layers are not laid out for it, or have another norm."""
         for part in (part for layer in layers for part in _parts(layer)):
             usual = part.eps == 1e-5 if isinstance(part, nn.LayerNorm) else isinstance(part, PanelLinear | Dropout)
             if not usual:
                 return None
-        return cls(list(layers))
+        return cls(list(layers), *others)
 
 
 def _parts(layer: nn.Module) -> list[nn.Module]:
@@ -66,40 +67,51 @@ class NativeEncoder(NativeLayers):
 
     def __call__(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """What the layers make of packed rows, in their place: [N, D]."""
-        lists_SL = lists_of_sentences(layout.lengths)
-        sentence_N = torch.arange(layout.batch_size, dtype=torch.int32).repeat_interleave(layout.lengths)
-        native.call(
-            "encoder_layers", x_ND, self._structs, lists_SL, sentence_N, lists_SL.shape[1], *self._shape, *x_ND.shape
-        )
+        seen = layout.lists, layout.sentences, layout.max_length
+        native.call("encoder_layers", x_ND, self._structs, *seen, *self._shape, len(self.layers), *x_ND.shape)
         return x_ND
 
 
 class NativeDecoder(NativeLayers):
-    """The layers of a decoder, for steps of search."""
+    """A decoder, for steps of search."""
+
+    def __init__(self, layers: list[Any], embedding: PositionedEmbedding, norm: nn.Module) -> None:
+        super().__init__(layers)
+        self.embedding, self.norm = embedding, norm
+        self._last_norm = [x.detach().float() for x in norm.parameters()]
+        self._last = addresses(self._last_norm) if self._last_norm else torch.zeros(2, dtype=torch.int64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.layers, self.embedding, self.norm)
 
     def __call__(
         self,
-        x_SKD: Tensor,
+        tokens_SK: Tensor,
+        parents_SK: Tensor,
+        past_SKT: Tensor,
+        filled: int,
         targets: Tensor,
         sources: Tensor,
-        filled: int,
-        past_SKT: Tensor,
         source_BL: Tensor,
         sentence_R: Tensor,
-    ) -> Tensor:
-        """What the layers make of these rows, in their place: [S, K, D].
+    ) -> tuple[Tensor, Tensor]:
+        """The hidden rows of these tokens [S, K, D], and the lists of their past [S, K, T + 1], each with its own row.
 
         `targets` and `sources` are `addresses` of the keys and values of each layer [N, E]; to those of the target the
         step adds its own, from row `filled` on.
         """
+        (slots, width), (before, length) = tokens_SK.shape, past_SKT.shape[1:]
+        weight_VD, table_PD = self.embedding.tables(length + 1)
+        vocabulary, d_model = weight_VD.shape
+        x_SKD, grown_SKT = weight_VD.new_empty(slots, width, d_model), past_SKT.new_empty(slots, width, length + 1)
         native.call(
             "decoder_step",
-            *(x_SKD, self._structs, targets, sources),
-            *(past_SKT, past_SKT.shape[2], source_BL, sentence_R, source_BL.shape[1]),
-            *self._shape,
-            *(x_SKD.shape[:2].numel(), x_SKD.shape[2], filled),
+            *(x_SKD, self._structs, self._last, weight_VD, table_PD, tokens_SK.contiguous(), parents_SK.contiguous()),
+            *(past_SKT, grown_SKT, targets, sources, source_BL, sentence_R),
+            *(vocabulary, table_PD.shape[0], d_model, slots, before, width, length, filled, source_BL.shape[1]),
+            *(*self._shape, len(self.layers)),
         )
-        return x_SKD
+        return x_SKD, grown_SKT
 
 
 def addresses(tensors: Iterable[Tensor]) -> Tensor:

@@ -7,11 +7,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.embedding import Embedding
 from seq2seq.ops.dropout import Dropout
+from seq2seq.ops.embed import embed
 from seq2seq.support.devices import compute_dtype
 from seq2seq.support.errors import UserError
 
@@ -34,13 +34,13 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("table", torch.empty(0, d_model), persistent=False)
         self._outgrown: list[Tensor] = []
 
-    def forward(self, positions: Tensor | int, max_length: int) -> Tensor:
-        """The encodings of `positions` [...], all below `max_length`: [..., d_model]."""
+    def forward(self, max_length: int) -> Tensor:
+        """The encodings of at least so many positions, [max_length or more, d_model]."""
         if max_length > self.table.shape[0]:
             # A CUDA graph of earlier batches goes on reading it. Tables double, so all are at most as much as the last.
             self._outgrown.append(self.table)
             self.table = sinusoids(max(512, 2 * max_length), self.table.shape[1]).to(self.table)
-        return self.table[positions]
+        return self.table
 
 
 class LearnedPositions(nn.Module):
@@ -50,17 +50,14 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(length, d_model).normal_(std=d_model**-0.5))
 
-    def forward(self, positions: Tensor | int, max_length: int) -> Tensor:
-        """The encodings of `positions` [...], all below `max_length`: [..., d_model].
-
-        Raises UserError where `max_length` is above the number of positions.
-        """
+    def forward(self, max_length: int) -> Tensor:
+        """The encodings of all positions, [length, d_model]. Raises UserError where `max_length` is above that."""
         if max_length > self.weight.shape[0]:
             raise UserError(
                 f"a sequence of {max_length} pieces, eos counted: max_positions={self.weight.shape[0]}; "
                 f"set data.cleaning.max_pieces={self.weight.shape[0] - 1}, or cut the text"
             )
-        return self.weight[positions] if isinstance(positions, int) else F.embedding(positions, self.weight)
+        return self.weight
 
 
 class PositionedEmbedding(nn.Module):
@@ -77,5 +74,10 @@ class PositionedEmbedding(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | int, max_length: int) -> Tensor:
         """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model], in the format that the
         layers compute in."""
-        x = self.embedding(tokens) + self.positions(positions, max_length)
+        weight_VD, table_PD = self.tables(max_length)
+        x = embed(weight_VD, tokens, table_PD, positions)
         return self.dropout(x.to(compute_dtype(x)))
+
+    def tables(self, max_length: int) -> tuple[Tensor, Tensor]:
+        """What rows are made of: the embeddings of tokens [V, D], and those of at least so many positions."""
+        return self.embedding.weight, self.positions(max_length)

@@ -11,23 +11,20 @@ D d_model, E keys and values of all heads.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from seq2seq.model.decoder_layer import Steps
 from seq2seq.ops import gpu
 from seq2seq.ops.gpu import power_of_two
 from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.row_attention import lists_of_sentences, row_attention
+from seq2seq.ops.row_attention import row_attention
 
 STEPS, ROWS, ALL_ROWS = 32, 128, 1 << 17
 """For how many steps, target rows of each sentence, and of all there is room at first."""
-
-Step = Callable[[Any, Tensor], Tensor]
-"""All layers of a decoder: a cache to attend to, and rows [R, 1, D] to rows [R, 1, D]."""
 
 
 class Arena:
@@ -94,7 +91,7 @@ class RecordedCache:
         for own_NE, source_NE in zip(arena.sources, sources, strict=True):
             own_NE[: source.total] = source_NE
         arena.lists_SL.fill_(-1)
-        arena.lists_SL[: self.slots, : source.max_length] = lists_of_sentences(source.lengths)
+        arena.lists_SL[: self.slots, : source.max_length] = source.lists
         arena.past_RT.fill_(-1)
 
     def advance(self, parents_SK: Tensor) -> None:
@@ -107,13 +104,15 @@ class RecordedCache:
         self.filled += count
         self.length += 1
 
-    def computed(self, step: Step, x_SKD: Tensor) -> Tensor:
-        """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
-        arena, count = self.arena, x_SKD.shape[0] * x_SKD.shape[1]
+    def step(self, decoder: Steps, tokens_SK: Tensor, parents_SK: Tensor) -> Tensor:
+        """The hidden rows [S, K, D] of these tokens, each after one of the hypotheses of its slot."""
+        self.advance(parents_SK)
+        x_SKD = decoder.embedded(tokens_SK, self.length - 1)
+        arena, count = self.arena, tokens_SK.numel()
         rows = power_of_two(count)
         if rows not in arena.graphs:
             places, x_R1D = _Places(arena, rows, self.heads), x_SKD.new_zeros(rows, 1, x_SKD.shape[2])
-            arena.graphs[rows] = x_R1D, Recorded(lambda: places.computed(step, x_R1D), x_SKD.device, arena.pool)
+            arena.graphs[rows] = x_R1D, Recorded(lambda: places.computed(decoder, x_R1D), x_SKD.device, arena.pool)
         x_R1D, graph = arena.graphs[rows]
         x_R1D[:count, 0] = x_SKD.flatten(0, 1)
         return graph()[:count].view(x_SKD.shape)
@@ -184,11 +183,11 @@ class _Places:
         self.places_R, self.sentence_R = arena.places_R[:rows], arena.sentence_R[:rows]
         self.heads = heads
 
-    def computed(self, step: Step, x_R1D: Tensor) -> Tensor:
+    def computed(self, decoder: Steps, x_R1D: Tensor) -> Tensor:
         """Take over the lists that grew; what layers make of these rows."""
         # Lists grow elsewhere since many may grow out of one. To do this twice does nothing more.
         self.past_RT.copy_(self.grown_RT)
-        return step(self, x_R1D)
+        return decoder.through_layers(self, x_R1D)
 
     def attend_target(self, layer: int, q_R1D: Tensor, keys_values_R1E: Tensor) -> Tensor:
         """Add a layer's keys and values; attend from each row to its past with them: [R, 1, D]."""

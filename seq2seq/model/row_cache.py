@@ -9,16 +9,17 @@ heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from seq2seq.model.decoder_layer import Steps
 from seq2seq.model.native_layers import NativeDecoder, addresses
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.row_attention import lists_of_sentences, row_attention
+from seq2seq.ops.row_attention import row_attention
 from seq2seq.ops.sequences import extended
+
+ROWS = 256
+"""For how many rows of the target there is room at first: those of a single sentence, mostly."""
 
 
 class RowCache:
@@ -31,7 +32,7 @@ class RowCache:
         self.sources, self.heads, self.native = sources, heads, native
         self.targets = [source_NE[:0] for source_NE in sources]
         self._addresses = addresses(self.targets), addresses(sources)
-        self.source_BL = lists_of_sentences(layout.lengths)
+        self.source_BL = layout.lists
         self.sentence_S = torch.arange(layout.batch_size, dtype=torch.int32, device=layout.lengths.device)
         self.past_SKT = self.sentence_S.new_empty(layout.batch_size, 1, 0)
         self.filled = 0
@@ -42,24 +43,32 @@ class RowCache:
         """The number of steps so far."""
         return self.past_SKT.shape[2]
 
+    def step(self, decoder: Steps, tokens_SK: Tensor, parents_SK: Tensor) -> Tensor:
+        """The hidden rows [S, K, D] of these tokens, each after one of the hypotheses of its slot."""
+        if not self.native:
+            self.advance(parents_SK)
+            return decoder.through_layers(self, decoder.embedded(tokens_SK, self.length - 1))
+        before = self.filled
+        self._make_room(parents_SK)
+        rest = *self._addresses, self.source_BL, self.sentence_R
+        x_SKD, self.past_SKT = self.native(tokens_SK, parents_SK, self.past_SKT, before, *rest)
+        return x_SKD
+
     def advance(self, parents_SK: Tensor) -> None:
         """Make room for one step of the children of these hypotheses."""
+        self.past_SKT = extended(self.past_SKT, parents_SK, self.filled)
+        self._make_room(parents_SK)
+
+    def _make_room(self, parents_SK: Tensor) -> None:
+        """Make room for the keys and values of a step."""
         if parents_SK.numel() != len(self.hypothesis_R):
             self._number_rows(parents_SK.shape[1])
-        self.past_SKT = extended(self.past_SKT, parents_SK, (self.filled + self.hypothesis_R).view(parents_SK.shape))
         self.filled += parents_SK.numel()
         if self.filled > len(self.targets[0]):
             for layer, rows_NE in enumerate(self.targets):
-                self.targets[layer] = rows_NE.new_empty(2 * self.filled, rows_NE.shape[1])
+                self.targets[layer] = rows_NE.new_empty(max(2 * self.filled, ROWS), rows_NE.shape[1])
                 self.targets[layer][: len(rows_NE)] = rows_NE
             self._addresses = addresses(self.targets), self._addresses[1]
-
-    def computed(self, step: Callable[[Any, Tensor], Tensor], x_SKD: Tensor) -> Tensor:
-        """What a decoder's layers make of the rows for which room was made: [S, K, D] to [S, K, D]."""
-        if self.native:
-            before = self.filled - len(self.sentence_R)
-            return self.native(x_SKD, *self._addresses, before, self.past_SKT, self.source_BL, self.sentence_R)
-        return step(self, x_SKD)
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
         """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""

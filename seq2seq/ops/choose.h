@@ -91,14 +91,13 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
     for_format(output, [&](auto format) {
         const int64_t of_group = (rows + groups - 1) / groups;
         const int64_t each = (of_group + tile - 1) / tile * tile, of_range = (parts + ranges - 1) / ranges;
-#pragma omp parallel for num_threads(int(threads)) if (threads > 1)
-        for (int64_t unit = 0; unit < groups * ranges; unit++) {
+        for_each(groups * ranges, threads, [&](int64_t unit) {
             const Tiles tiles(decltype(format)::tiled, rows);
             const int64_t first = unit / ranges * each, end = std::min(first + each, rows), range = unit % ranges;
             for (int64_t p = range * of_range; p < std::min((range + 1) * of_range, parts); p++)
                 look_at<decltype(format)>(output, given, first, end, p * part, never, never_count, masses.get(), parts,
                                           highest.get() + range * rows);
-        }
+        }, 1);
     });
     std::vector<float> of_row(count);
     std::vector<int64_t> outputs_of_row(count);
@@ -122,6 +121,22 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
         for (int64_t i = 0; i < count; i++)
             hypotheses[slot * count + i] = places[i] / output.outputs, tokens[slot * count + i] = places[i] % output.outputs;
     }
+}
+
+// The `count` candidates of each slot with the highest scores, highest first; of equal ones the earlier.
+inline void highest(const float* scores, const int64_t* places, const int64_t* tokens, float* best, int64_t* best_places,
+                    int64_t* best_tokens, int64_t slots, int64_t candidates, int64_t count, int64_t threads) {
+    for_each(slots, threads, [=](int64_t slot) {
+        std::vector<int64_t> order(count);
+        for (int64_t i = 0; i < count; i++) order[i] = i;
+        const Highest kept = {best + slot * count, order.data(), count};
+        kept.clear();
+        for (int64_t i = 0; i < candidates; i++) kept.add(scores[slot * candidates + i], i);
+        for (int64_t i = 0; i < count; i++) {
+            best_places[slot * count + i] = places[slot * candidates + order[i]];
+            best_tokens[slot * count + i] = tokens[slot * candidates + order[i]];
+        }
+    }, 1024);
 }
 
 }  // namespace

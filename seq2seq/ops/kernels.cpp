@@ -1,7 +1,7 @@
 // What translation and training do on processors: the layers of a Transformer, and their parts. Each function has its
 // plain reference in PyTorch beside the Python function that calls it (`native.call`): for translation in
-// row_attention.py, sequences.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and model/native_layers.py,
-// for training in attention.py, product.py, residual_norm.py and linear_cross_entropy.py.
+// row_attention.py, sequences.py, embed.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and
+// model/native_layers.py, for training in attention.py, product.py, residual_norm.py and linear_cross_entropy.py.
 //
 // What comes out for a row does not depend on which others there are (but for sums over rows, and for dropout, whose mask
 // is that of the row's number), and nothing depends on `threads`.
@@ -64,15 +64,46 @@ void best(const T* scores, const float* totals, float* found, int64_t* hypothese
     });
 }
 
-// Of each slot the sequences at these places, each with one element more.
+// Sequences of `length` elements, `before` of each slot, of which `width` go on, those at `places`.
 template <class T>
-void extended(const T* sequences, const int64_t* places, const T* last, T* out, int64_t slots, int64_t before,
-              int64_t width, int64_t length, int64_t threads) {
-    for_each(slots * width, threads, [=](int64_t row) {
-        const T* own = sequences + (row / width * before + places[row]) * length;
-        std::copy_n(own, length, out + row * (length + 1));
-        out[row * (length + 1) + length] = last[row];
+struct Growing {
+    const T* sequences;
+    const int64_t* places;
+    T* out;
+    int64_t slots, before, width, length;
+};
+
+// Those sequences, each with one element more: one of `last`, or the next number.
+template <class T>
+void extended(const Growing<T>& all, const T* last, int64_t number, int64_t threads) {
+    for_each(all.slots * all.width, threads, [&](int64_t row) {
+        T* out = all.out + row * (all.length + 1);
+        std::copy_n(all.sequences + (row / all.width * all.before + all.places[row]) * all.length, all.length, out);
+        out[all.length] = last ? last[row] : T(number + row);
     }, 4096);
+}
+
+// The embeddings of tokens, and of positions, of which one may be that of `all` rows.
+template <class T>
+struct Embeddings {
+    const T *of_tokens, *of_positions;
+    int64_t tokens, positions, columns;
+};
+
+// √columns times the rows of tokens, and those of their positions, or of the one that all have.
+template <class T, class Out>
+void embed(const Embeddings<T>& tables, const int64_t* tokens, const int64_t* positions, int64_t same, Out* out,
+           int64_t count, int64_t threads) {
+    const float scale = std::sqrt(float(tables.columns)), nothing = std::numeric_limits<float>::quiet_NaN();
+    for_each(count, threads, [&](int64_t row) {
+        const int64_t token = tokens[row], position = positions ? positions[row] : same;
+        const bool known = 0 <= token && token < tables.tokens && 0 <= position && position < tables.positions;
+        const T* x = tables.of_tokens + (known ? token : 0) * tables.columns;
+        const T* y = tables.of_positions + (known ? position : 0) * tables.columns;
+        Out* own = out + row * tables.columns;
+        for (int64_t i = 0; i < tables.columns; i++)
+            narrow(widen(x[i]) * (known ? scale : nothing) + widen(y[i]), own[i]);
+    });
 }
 
 template <class T>
@@ -94,38 +125,41 @@ void linear_rows(const T* x, const Linear& layer, T* out, int64_t rows, bool rec
     }
 }
 
-// Calls `compute` with rows in float32, and writes down what it makes of them.
-template <class T, class Compute>
-void in_float32_meanwhile(T* x, int64_t rows, int64_t columns, Compute compute) {
-    const auto wide = room_for<float>(rows * columns);
-    for (int64_t i = 0; i < rows * columns; i++) wide[i] = widen(x[i]);
-    compute(wide.get());
-    for (int64_t row = 0; row < rows; row++) narrow_row(wide.get() + row * columns, x + row * columns, columns);
-}
-
 template <class T>
 void encoder_layers(T* x, const EncoderLayer* layers, const Lists& sentences, const Shape& shape, int64_t number,
                     int64_t rows, int64_t columns) {
-    const auto queries = room_for<float>(rows * shape.keys());
+    const auto queries = room_for<float>(rows * shape.keys()), wide = room_for<float>(rows * columns);
     const auto table = room_for<T>(rows * (shape.keys() + shape.values()));
-    in_float32_meanwhile(x, rows, columns, [&](float* wide) {
-        for (int64_t i = 0; i < number; i++)
-            encoder_layer(layers[i], shape, queries.get(), table.get(), sentences, wide, rows, columns);
-    });
+    for (int64_t i = 0; i < rows * columns; i++) wide[i] = widen(x[i]);
+    for (int64_t i = 0; i < number; i++)
+        encoder_layer(layers[i], shape, queries.get(), table.get(), sentences, wide.get(), rows, columns);
+    narrow_rows(wide.get(), x, rows, columns);
 }
 
+// The keys and values of each layer's target and source, and how many rows those of the target have so far.
 template <class T>
-void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const* sources, const Lists& past,
-                  const Lists& of_source, const Shape& shape, int64_t number, int64_t rows, int64_t columns,
-                  int64_t filled) {
-    in_float32_meanwhile(x, rows, columns, [&](float* wide) {
-        for (int64_t i = 0; i < number; i++)
-            for_each_block(rows, shape.threads, [&](int64_t first, int64_t some) {
-                T* own = targets[i] + (filled + first) * (shape.keys() + shape.values());
-                decoder_layer(layers[i], shape, targets[i], own, sources[i], past.from(first), of_source.from(first),
-                              wide + first * columns, some, columns);
-            });
-    });
+struct Tables {
+    T *const *targets, *const *sources;
+    int64_t filled;
+};
+
+template <class T>
+void decoder_step(T* out, const DecoderLayer* layers, const Norm& last, const Embeddings<T>& embeddings,
+                  const int64_t* tokens, const Growing<int32_t>& past, const Tables<T>& tables, const Lists& of_source,
+                  const Shape& shape, int64_t number) {
+    const int64_t rows = past.slots * past.width, columns = embeddings.columns;
+    const auto x = room_for<float>(rows * columns);
+    embed(embeddings, tokens, nullptr, past.length, x.get(), rows, shape.threads);
+    extended<int32_t>(past, nullptr, tables.filled, shape.threads);
+    const Lists seen = {past.out, nullptr, past.length + 1};
+    for (int64_t i = 0; i < number; i++)
+        for_each_block(rows, shape.threads, [&](int64_t first, int64_t some) {
+            T *target = tables.targets[i], *own = target + (tables.filled + first) * (shape.keys() + shape.values());
+            decoder_layer(layers[i], shape, target, own, tables.sources[i], seen.from(first), of_source.from(first),
+                          x.get() + first * columns, some, columns);
+        });
+    if (last.weight) normalise(last, x.get(), x.get(), rows, columns);
+    narrow_rows(x.get(), out, rows, columns);
 }
 
 }  // namespace
@@ -147,6 +181,11 @@ void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const*
                            int64_t columns, int64_t threads) {                                                         \
         add_norm(x, y, weight, bias, out, rows, columns, threads);                                                     \
     }                                                                                                                  \
+    void embed_##format(const T* of_tokens, const T* of_positions, const int64_t* tokens, const int64_t* positions,    \
+                        T* out, int64_t vocabulary, int64_t longest, int64_t columns, int64_t same, int64_t count,     \
+                        int64_t threads) {                                                                             \
+        embed<T>({of_tokens, of_positions, vocabulary, longest, columns}, tokens, positions, same, out, count, threads);\
+    }                                                                                                                  \
     void linear_rows_##format(const T* x, const Linear* layer, T* out, int64_t rows, int64_t rectify,                  \
                               int64_t threads) {                                                                       \
         linear_rows(x, *layer, out, rows, rectify != 0, threads);                                                      \
@@ -163,12 +202,16 @@ void decoder_step(T* x, const DecoderLayer* layers, T* const* targets, T* const*
         encoder_layers(x, layers, {lists, list_of, longest}, {heads, d_k, d_v, norm_first != 0, threads}, number,      \
                        rows, columns);                                                                                 \
     }                                                                                                                  \
-    void decoder_step_##format(T* x, const DecoderLayer* layers, T* const* targets, T* const* sources,                 \
-                               const int32_t* pasts, int64_t steps, const int32_t* lists, const int32_t* list_of,      \
-                               int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t norm_first,           \
-                               int64_t number, int64_t rows, int64_t columns, int64_t filled, int64_t threads) {       \
-        decoder_step(x, layers, targets, sources, {pasts, nullptr, steps}, {lists, list_of, longest},                  \
-                     {heads, d_k, d_v, norm_first != 0, threads}, number, rows, columns, filled);                      \
+    void decoder_step_##format(T* out, const DecoderLayer* layers, const Norm* last, const T* of_tokens,               \
+                               const T* of_positions, const int64_t* tokens, const int64_t* parents,                   \
+                               const int32_t* past, int32_t* grown, T* const* targets, T* const* sources,              \
+                               const int32_t* lists, const int32_t* list_of, int64_t vocabulary, int64_t longest,      \
+                               int64_t columns, int64_t slots, int64_t before, int64_t width, int64_t length,          \
+                               int64_t filled, int64_t longest_source, int64_t heads, int64_t d_k, int64_t d_v,        \
+                               int64_t norm_first, int64_t number, int64_t threads) {                                  \
+        decoder_step<T>(out, layers, *last, {of_tokens, of_positions, vocabulary, longest, columns}, tokens,           \
+                        {past, parents, grown, slots, before, width, length}, {targets, sources, filled},              \
+                        {lists, list_of, longest_source}, {heads, d_k, d_v, norm_first != 0, threads}, number);        \
     }                                                                                                                  \
     void attend_sentences_##format(T* out, const T* queries, const T* keys_values, const int32_t* cu_queries,          \
                                    const int32_t* cu_keys, int64_t sentences, int64_t heads, int64_t d_k, int64_t d_v, \
@@ -209,11 +252,16 @@ FOR_BOTH_FORMATS(bfloat16, bfloat16)
 
 #define EXTENDED(format, T)                                                                                            \
     void extended_##format(const T* sequences, const int64_t* places, const T* last, T* out, int64_t slots,            \
-                           int64_t before, int64_t width, int64_t length, int64_t threads) {                           \
-        extended(sequences, places, last, out, slots, before, width, length, threads);                                 \
+                           int64_t before, int64_t width, int64_t length, int64_t number, int64_t threads) {           \
+        extended<T>({sequences, places, out, slots, before, width, length}, last, number, threads);                    \
     }
 EXTENDED(int32, int32_t)
 EXTENDED(int64, int64_t)
+
+void highest_float32(const float* scores, const int64_t* places, const int64_t* tokens, float* best, int64_t* best_places,
+                     int64_t* best_tokens, int64_t slots, int64_t candidates, int64_t count, int64_t threads) {
+    highest(scores, places, tokens, best, best_places, best_tokens, slots, candidates, count, threads);
+}
 
 // x·y, finished, of matrices whose elements lie at i * row + j * column.
 #define PRODUCT(name, Out, T)                                                                                          \

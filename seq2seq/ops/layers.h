@@ -45,8 +45,10 @@ constexpr int64_t block = 96;
 
 template <class Compute>
 void for_each_block(int64_t rows, int64_t threads, Compute compute) {
-#pragma omp parallel for num_threads(int(threads)) if (threads > 1 && rows > block)
-    for (int64_t first = 0; first < rows; first += block) compute(first, std::min(block, rows - first));
+    constexpr int64_t several = 2;
+    for_each((rows + block - 1) / block, threads, [&](int64_t number) {
+        compute(number * block, std::min(block, rows - number * block));
+    }, several);
 }
 
 inline void normalise(const Norm& norm, const float* x, float* out, int64_t rows, int64_t columns) {

@@ -9,6 +9,7 @@
 #include <new>
 #include <type_traits>
 
+#include "threads.h"
 #include "tiles.h"
 
 namespace {
@@ -37,6 +38,11 @@ inline void narrow_row(const float* x, bfloat16* out, int64_t columns) {
     int64_t i = 0;
     for (; i + lanes <= columns; i += lanes) store_wide(load_wide<wide_floats>(x + i), out + i);
     for (; i < columns; i++) narrow(x[i], out[i]);
+}
+
+template <class T>
+void narrow_rows(const float* x, T* out, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows * columns; i += columns) narrow_row(x + i, out + i, columns);
 }
 
 // The formats: what a row is written as, and how the products of a word's weights with as many inputs are added.
@@ -249,19 +255,17 @@ template <class Out>
 void linear(const Linear& layer, const Given& given, Out* out, int64_t threads, bool rectify = false) {
     for_format(layer, [&](auto format) {
         using F = decltype(format);
-        const int64_t enough = many / std::max<int64_t>(given.rows / 16, 1);
-#pragma omp parallel num_threads(int(threads)) if (threads > 1 && layer.inputs * layer.outputs >= enough)
-        {
+        const bool worth_it = layer.inputs * layer.outputs >= many / std::max<int64_t>(given.rows / 16, 1);
+        share_out((layer.outputs + panel - 1) / panel, worth_it ? threads : 1, [&](int64_t first, int64_t end) {
             const Tiles tiles(F::tiled, given.rows);
-#pragma omp for
-            for (int64_t start = 0; start < layer.outputs; start += panel) {
+            for (int64_t start = first * panel; start < std::min(end * panel, layer.outputs); start += panel) {
                 const Beside beside(layer, start);
                 const int64_t count = std::min(panel, layer.outputs - start);
                 products<F>(layer, given, start, 0, given.rows, [&](int64_t row, const auto* sums) {
                     finish_row(beside, sums, given.step(row), out + row * layer.outputs + start, count, rectify);
                 });
             }
-        }
+        });
     });
 }
 

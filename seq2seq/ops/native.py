@@ -38,6 +38,8 @@ WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 """Formats of weights, as they are numbered in C++."""
 SECONDS = 120
 """How long the compiler may take: it needs five."""
+_functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
+"""What was called so far: to look it up again takes a call twice as long."""
 
 
 def serves(x: Tensor) -> bool:
@@ -73,7 +75,8 @@ def call(name: str, *arguments: Tensor | float) -> None:
             values.append(x.data_ptr())
         else:
             values.append(x)
-    _function(name, first.dtype, tuple(map(type, values)))(*values, torch.get_num_threads())
+    function = _functions.get((name, first.dtype)) or _declared(name, first.dtype, values)
+    function(*values, torch.get_num_threads())
 
 
 def multiplies() -> bool:
@@ -95,13 +98,13 @@ def levels_of_rows() -> int:
     return int(cast(ctypes.CDLL, library()).levels_of_rows())
 
 
-@functools.cache
-def _function(name: str, kind: torch.dtype, types: tuple[type, ...]) -> Callable[..., None]:
-    # Not as an attribute, which would be one object for calls of all kinds.
+def _declared(name: str, kind: torch.dtype, values: list[float]) -> Callable[..., None]:
+    """The function of this name, for arguments like these: integers, of which addresses are some, and floats."""
     function = cast(ctypes.CDLL, library())[f"{name}_{NAMES[kind]}"]
-    function.argtypes = [ctypes.c_float if each is float else ctypes.c_int64 for each in (*types, int)]
+    function.argtypes = [ctypes.c_float if isinstance(x, float) else ctypes.c_int64 for x in (*values, 0)]
     function.restype = None
-    return cast(Callable[..., None], function)
+    _functions[name, kind] = cast(Callable[..., None], function)
+    return _functions[name, kind]
 
 
 @functools.cache

@@ -74,6 +74,18 @@ class Layout:
         """True where the padded grid holds a token, [B, L]."""
         return torch.arange(self.max_length, device=self.lengths.device) < self.lengths[:, None]
 
+    @cached_property
+    def lists(self) -> Tensor:
+        """The rows of each sentence, [B, L], int32; −1 behind the last."""
+        places_L = torch.arange(self.max_length, dtype=torch.int32, device=self.lengths.device)
+        return (self.starts.int()[:, None] + places_L).masked_fill(places_L >= self.lengths[:, None], -1)
+
+    @cached_property
+    def sentences(self) -> Tensor:
+        """The sentence of each row, [N], int32; there must be no filler."""
+        numbers_B = torch.arange(self.batch_size, dtype=torch.int32, device=self.lengths.device)
+        return numbers_B.repeat_interleave(self.lengths, output_size=self.total)
+
     def unpack(self, rows: Tensor) -> Tensor:
         """Packed rows [N, ...] as a padded grid [B, L, ...], zeros at the pads."""
         shape = (self.batch_size, self.max_length, *rows.shape[1:])

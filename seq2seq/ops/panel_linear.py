@@ -66,7 +66,7 @@ class PanelLinear(nn.Module):
         not written down; tokens in `never` are left out."""
         slots, width = scores_SK.shape
         found_SC = scores_SK.new_empty(slots, count)
-        places_SC, tokens_SC = torch.empty(2, slots, count, dtype=torch.int64)
+        places_SC, tokens_SC = (torch.empty(slots, count, dtype=torch.int64) for _ in range(2))
         tensors = (hidden_SKD.contiguous(), self._struct, scores_SK.contiguous(), never, found_SC, places_SC, tokens_SC)
         native.call("best_of_rows", *tensors, len(never), slots, width, count)
         return found_SC, places_SC, tokens_SC

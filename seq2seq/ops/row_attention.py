@@ -74,10 +74,3 @@ def row_attention_on_gpu(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_o
         *tensors, lists_GT.shape[1], keys**-0.5, H=heads, K=keys, V=values, **padded, BLOCK=BLOCK, num_warps=1
     )
     return out_RV
-
-
-def lists_of_sentences(lengths_S: Tensor) -> Tensor:
-    """The lists of packed sentences of these lengths, [S, L] in int32: sentence after sentence."""
-    places_L = torch.arange(int(lengths_S.max()), dtype=torch.int32, device=lengths_S.device)
-    starts_S = (lengths_S.cumsum(0) - lengths_S).int()
-    return (starts_S[:, None] + places_L).masked_fill(places_L >= lengths_S[:, None], -1)

@@ -16,17 +16,20 @@ def pick(sequences_SKT: Tensor, places_SC: Tensor) -> Tensor:
     return sequences_SKT.gather(1, places_SC[:, :, None].expand(-1, -1, sequences_SKT.shape[2]))
 
 
-def extended_reference(sequences_SKT: Tensor, places_SC: Tensor, last_SC: Tensor) -> Tensor:
-    """The same with an element more, [S, C, T + 1]."""
-    return torch.cat((pick(sequences_SKT, places_SC), last_SC[:, :, None]), 2)
+def extended_reference(sequences_SKT: Tensor, places_SC: Tensor, last: Tensor | int) -> Tensor:
+    """The same with an element more, [S, C, T + 1]: those of `last` [S, C], or numbers counted from it."""
+    if isinstance(last, int):
+        count, dtype, device = places_SC.numel(), sequences_SKT.dtype, sequences_SKT.device
+        last = torch.arange(last, last + count, dtype=dtype, device=device).view(places_SC.shape)
+    return torch.cat((pick(sequences_SKT, places_SC), last[:, :, None]), 2)
 
 
-def extended(sequences_SKT: Tensor, places_SC: Tensor, last_SC: Tensor) -> Tensor:
+def extended(sequences_SKT: Tensor, places_SC: Tensor, last: Tensor | int) -> Tensor:
     """The same in one call of C++ where it is there."""
     if sequences_SKT.device.type != "cpu" or native.library() is None:
-        return extended_reference(sequences_SKT, places_SC, last_SC)
+        return extended_reference(sequences_SKT, places_SC, last)
     (slots, width), before, length = places_SC.shape, *sequences_SKT.shape[1:]
     out_SCT = sequences_SKT.new_empty(slots, width, length + 1)
-    tensors = (sequences_SKT, places_SC.contiguous(), last_SC.contiguous(), out_SCT)
-    native.call("extended", *tensors, slots, before, width, length)
+    given, first = (0, last) if isinstance(last, int) else (last.contiguous(), 0)
+    native.call("extended", sequences_SKT, places_SC.contiguous(), given, out_SCT, slots, before, width, length, first)
     return out_SCT

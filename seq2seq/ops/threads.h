@@ -6,11 +6,21 @@
 
 namespace {
 
+// Calls `compute` with the first and the end of each thread's share of what is numbered below `count`.
+template <class Compute>
+void share_out(int64_t count, int64_t threads, Compute compute) {
+    // A team of one thread would still ask the system to wake the others, at each of its ends.
+    if (threads <= 1) return compute(int64_t(0), count);
+#pragma omp parallel for num_threads(int(threads))
+    for (int64_t i = 0; i < threads; i++) compute(count * i / threads, count * (i + 1) / threads);
+}
+
 template <class Compute>
 void for_each(int64_t count, int64_t threads, Compute compute, int64_t least = 64) {
     // A handful takes less time than waking another thread.
-#pragma omp parallel for num_threads(int(threads)) if (threads > 1 && count >= least)
-    for (int64_t i = 0; i < count; i++) compute(i);
+    share_out(count, count < least ? 1 : threads, [=](int64_t first, int64_t end) {
+        for (int64_t i = first; i < end; i++) compute(i);
+    });
 }
 
 }  // namespace

@@ -30,6 +30,23 @@ FEW_OF_GPU, BLOCKS_OF_GPU = 16, 8192
 """Continuations and blocks of a slot up to which a GPU's kernel chooses: it takes one after another from all."""
 
 
+def highest_reference(candidates: Candidates, count: int) -> Candidates:
+    """The `count` candidates of each slot with the highest scores, highest first."""
+    scores_SC, kept_SK = candidates[0].topk(count)
+    return scores_SC, candidates[1].gather(1, kept_SK), candidates[2].gather(1, kept_SK)
+
+
+def highest(candidates: Candidates, count: int) -> Candidates:
+    """The same; of equal scores any may come first, and any candidate stands for one of −∞."""
+    scores_SC, places_SC, tokens_SC = (x.contiguous() for x in candidates)
+    if not native.can_compute(scores_SC):
+        return highest_reference(candidates, count)
+    slots, given = scores_SC.shape
+    found = scores_SC.new_empty(slots, count), places_SC.new_empty(slots, count), tokens_SC.new_empty(slots, count)
+    native.call("highest", scores_SC, places_SC, tokens_SC, *found, slots, given, count)
+    return found
+
+
 def log_probabilities(logits_SKV: Tensor) -> tuple[Tensor, Tensor]:
     """log softmax(logits) as two summands: [S, K, V], which may be the logits themselves, and [S, K] in float32.
 

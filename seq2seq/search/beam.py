@@ -16,7 +16,7 @@ from torch import Tensor
 from seq2seq.config.schema import SearchConfig
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.sequences import extended
-from seq2seq.ops.topk import Candidates, best_continuations
+from seq2seq.ops.topk import Candidates, best_continuations, highest
 from seq2seq.search.constraints import RequiredPhrases
 from seq2seq.search.diversity import Diversity, joined, repeated
 from seq2seq.search.finished import Finished
@@ -50,6 +50,7 @@ class BeamSearch:
         self.max_length = max_length
         self.forbidden = forbidden
 
+    @torch.inference_mode()
     def __call__(
         self, model: SearchModel, source: Tensor, layout: Layout, constraints: Sequence[Constraints] | None = None
     ) -> list[list[Hypothesis]]:
@@ -61,7 +62,7 @@ class BeamSearch:
         groups = self.config.diversity_groups
         if groups > 1:
             source, layout, constraints = repeated(groups, source, layout, constraints)
-        for beams in self.steps(model, source, layout, constraints):
+        for beams in self._steps(model, source, layout, constraints):
             results = beams.results
         return joined(results, groups, self.config.n_best) if groups > 1 else results
 
@@ -70,11 +71,18 @@ class BeamSearch:
         self, model: SearchModel, source: Tensor, layout: Layout, constraints: Sequence[Constraints]
     ) -> Iterator[_Beams]:
         """The state of search after each step; the results are complete after the last."""
+        yield from self._steps(model, source, layout, constraints)
+
+    def _steps(
+        self, model: SearchModel, source: Tensor, layout: Layout, constraints: Sequence[Constraints]
+    ) -> Iterator[_Beams]:
         beams = _Beams(self, source, layout, constraints)
         state = model.start(model.encode(source, layout))
         while True:
             beams.advance(model, model.step(state, beams.tokens, beams.parents))
             yield beams
+            if beams.none_decided:
+                continue
             done_S = beams.decided()
             done = int(done_S.cpu().sum())
             if done == len(done_S):
@@ -157,11 +165,10 @@ class _Beams:
         if self.phrases:
             prefixes_SCT = extended(self.prefixes, places_SC, tokens_SC)
             kept_SK = self.phrases.choose(scores_SC, prefixes_SCT, places_SC, self.beam)
-            self.scores = scores_SC.gather(1, kept_SK)
+            kept = scores_SC.gather(1, kept_SK), places_SC.gather(1, kept_SK), tokens_SC.gather(1, kept_SK)
         else:
-            self.scores, kept_SK = scores_SC.topk(min(self.beam, scores_SC.shape[1]))
-        self.tokens = tokens_SC.gather(1, kept_SK)
-        self.parents = places_SC.gather(1, kept_SK)
+            kept = highest((scores_SC, places_SC, tokens_SC), min(self.beam, scores_SC.shape[1]))
+        self.scores, self.parents, self.tokens = kept
         self.prefixes = extended(self.prefixes, self.parents, self.tokens)
 
     def _candidates(self, model: SearchModel, hidden: Tensor) -> Candidates:
@@ -224,6 +231,11 @@ class _Beams:
         tokens_SK = draw(scores_SKV, uniforms_SK, config.temperature, config.top_k, config.top_p)
         scores_SK = totals_SK + scores_SKV.gather(2, tokens_SK[:, :, None])[..., 0]
         return scores_SK, places_K.expand_as(tokens_SK), tokens_SK
+
+    @property
+    def none_decided(self) -> bool:
+        """Whether `decided` need not be asked: nothing has ended yet, nor come to its limit."""
+        return not self.finished.some and self.prefixes.shape[2] < self.rules.first_limit
 
     def decided(self) -> Tensor:
         """Sentences [S] for which no live hypothesis can still be better than the n-th finished one."""

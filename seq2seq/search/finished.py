@@ -22,6 +22,7 @@ class Finished:
     def __init__(self, slots: int, config: SearchConfig, eos: int, device: torch.device) -> None:
         self.config = config
         self.eos = eos
+        self.some = False
         self.scores = torch.full((slots, config.n_best), -math.inf, device=device)
         self.outputs = torch.full((slots, config.n_best, 1), eos, device=device)
 
@@ -31,6 +32,7 @@ class Finished:
 
     def add(self, scores_SC: Tensor, ends_SC: Tensor, prefixes_SCT: Tensor) -> None:
         """Merge in what ended in this step: log-probabilities, whether each ended, and tokens up to eos."""
+        self.some = True
         longer = prefixes_SCT.shape[2] - self.outputs.shape[2]
         # The last column is eos wherever there is an output.
         outputs = torch.cat((self.outputs, self.outputs[:, :, -1:].expand(-1, -1, longer)), 2)

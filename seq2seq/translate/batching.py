@@ -24,8 +24,8 @@ def batches(
     `lengths` are those of the sources in pieces, `widths` by how many hypotheses their beams are widened. Of several
     workers each gets equally many batches, which for one width cost the same as far as `room` pieces allow.
     """
-    if not len(lengths):
-        return []
+    if len(lengths) < 2:
+        return [np.zeros(1, np.int64)] * len(lengths)
     # The longest first: what is left at the end, where some workers have nothing to do, is short.
     order = np.lexsort((-lengths, widths))
     sizes = lengths.astype(np.int64)

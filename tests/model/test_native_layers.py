@@ -127,7 +127,7 @@ def test_an_encoder_is_its_layers_one_part_at_a_time(
     tokens = torch.randint(VOCABULARY, (layout.total,), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         found = encoder(tokens, layout).rows
-        assert calls == ["encoder_layers"]
+        assert calls == ["embed", "encoder_layers"]
         monkeypatch.setattr(NativeEncoder, "takes", lambda *_: False)
         assert_near(found, encoder(tokens, layout).rows, tolerance)
         assert calls.count("encoder_layers") == 1

@@ -115,3 +115,9 @@ def test_parts_are_runs_of_whole_sentences(lengths: list[int], rows: int) -> Non
     assert [length for part in parts for length in part.lengths.tolist()] == lengths
     assert len(parts) <= -(-sum(lengths) // rows)
     assert max(part.total for part in parts) < rows + max(lengths)
+
+
+def test_sentences_lie_one_after_another() -> None:
+    layout = Layout.of([2, 1, 3])
+    assert layout.lists.tolist() == [[0, 1, -1], [2, -1, -1], [3, 4, 5]]
+    assert layout.sentences.tolist() == [0, 0, 1, 2, 2, 2]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.ops import native
-from seq2seq.ops.row_attention import lists_of_sentences, row_attention, row_attention_reference
+from seq2seq.ops.row_attention import row_attention, row_attention_reference
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 HEADS = 2
@@ -82,7 +82,3 @@ def test_with_several_threads_it_is_the_same_to_the_last_bit() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-
-
-def test_sentences_lie_one_after_another() -> None:
-    assert lists_of_sentences(torch.tensor([2, 1, 3])).tolist() == [[0, 1, -1], [2, -1, -1], [3, 4, 5]]

@@ -25,4 +25,7 @@ def test_sequences_grow_as_by_the_reference(
     found_SCT = extended(sequences_SKT, places_SC, last_SC)
     assert native_calls == ["extended"]
     assert torch.equal(found_SCT, extended_reference(sequences_SKT, places_SC, last_SC))
-    assert found_SCT.dtype == dtype
+    numbered_SCT = extended(sequences_SKT, places_SC, 7)
+    assert torch.equal(numbered_SCT, extended_reference(sequences_SKT, places_SC, 7))
+    assert numbered_SCT[..., -1].flatten().tolist() == list(range(7, 7 + slots * width))
+    assert found_SCT.dtype == numbered_SCT.dtype == dtype

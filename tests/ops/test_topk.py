@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from seq2seq.ops import native, topk
-from seq2seq.ops.topk import BLOCK, best_continuations, best_continuations_reference, log_probabilities
+from seq2seq.ops.topk import (
+    BLOCK,
+    best_continuations,
+    best_continuations_reference,
+    highest,
+    highest_reference,
+    log_probabilities,
+)
 
 
 @pytest.fixture(autouse=True, params=["native", "two stages", "plain"])
@@ -93,3 +100,24 @@ def test_what_is_not_a_number_stays_so() -> None:
     logits[1, 2, 50] = math.nan
     scores, sums = log_probabilities(logits)
     assert (scores + sums[:, :, None]).isnan().any(2).tolist() == [[False] * 3, [False, False, True]]
+
+
+@pytest.mark.parametrize(("slots", "candidates", "count"), [(1, 8, 4), (3, 8, 8), (2, 1, 1), (0, 8, 4), (2000, 8, 4)])
+def test_the_highest_candidates_are_those_of_one_topk(slots: int, candidates: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores_SC = torch.randn(slots, candidates, generator=generator)
+    # As where some have ended: as many as are wanted go on.
+    if candidates == 2 * count:
+        scores_SC[:, 1::2] = -math.inf
+    places_SC = torch.randint(4, (slots, candidates), generator=generator)
+    tokens_SC = torch.arange(slots * candidates).view(slots, candidates)
+    # A part of more, as search may have them.
+    given = torch.cat((scores_SC, scores_SC), 1)[:, :candidates], places_SC, tokens_SC
+    for found, wanted in zip(highest(given, count), highest_reference(given, count), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_candidate_that_there_is_not_has_no_score() -> None:
+    scores_SC = torch.tensor([[-math.inf, -1.0, -math.inf, -math.inf]])
+    scores, _, tokens = highest((scores_SC, torch.zeros(1, 4, dtype=torch.int64), torch.arange(4)[None]), 2)
+    assert scores.tolist() == [[-1.0, -math.inf]] and int(tokens[0, 0]) == 1

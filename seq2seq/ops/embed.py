@@ -1,0 +1,32 @@
+"""Embeddings of tokens with what their positions add, beside the plain reference.
+
+Shapes: ... any, V vocabulary, P positions, D d_model.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from seq2seq.ops import native
+
+
+def embed_reference(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positions: Tensor | int) -> Tensor:
+    """√D times the rows of tokens [...], and the rows of their positions [...], or of the one of all: [..., D]."""
+    rows = F.embedding(tokens, weight_VD) * math.sqrt(weight_VD.shape[1])
+    return rows + (table_PD[positions] if isinstance(positions, int) else F.embedding(positions, table_PD))
+
+
+def embed(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positions: Tensor | int) -> Tensor:
+    """The same in one call of C++ where it is there; of a token or position that is not in the tables, NaN."""
+    given, same = (0, positions) if isinstance(positions, int) else (positions.contiguous(), 0)
+    alike = isinstance(positions, int) or positions.shape == tokens.shape
+    if not (alike and weight_VD.dtype == table_PD.dtype and native.can_compute(weight_VD, table_PD)):
+        return embed_reference(weight_VD, tokens, table_PD, positions)
+    (vocabulary, width), count = weight_VD.shape, tokens.numel()
+    out = weight_VD.new_empty(*tokens.shape, width)
+    tensors = (weight_VD, table_PD, tokens.contiguous(), given, out)
+    native.call("embed", *tensors, vocabulary, table_PD.shape[0], width, same, count)
+    return out
