@@ -23,6 +23,7 @@ from seq2seq.config.compose import compose  # noqa: E402
 from seq2seq.data.tokenizer import EOS, PAD  # noqa: E402
 from seq2seq.model.directory import load_model_directory  # noqa: E402
 from seq2seq.model.translation import TranslationModel, build_model  # noqa: E402
+from seq2seq.ops.topk import Candidates  # noqa: E402
 from seq2seq.support.devices import keep_freed_memory  # noqa: E402
 from seq2seq.translate.translator import BATCH_TOKENS_OF_GPU, Translator  # noqa: E402
 
@@ -78,7 +79,8 @@ def count_rows(model: TranslationModel) -> Any:
 
 def never_end_early(translator: Translator, length: int) -> None:
     """Leave eos out before the last step, as CTranslate2's minimum length does."""
-    start, step, logits = translator.model.start, translator.model.step, translator.model.logits
+    start, step = translator.model.start, translator.model.step
+    logits, best = translator.model.logits, translator.model.best
     steps = [0]
 
     def starting(memory: Any) -> Any:
@@ -95,6 +97,10 @@ def never_end_early(translator: Translator, length: int) -> None:
             found[:, :, EOS] = -1e4
         return found
 
+    def best_without_eos(hidden: Tensor, scores: Tensor, count: int, never: Tensor) -> Candidates | None:
+        return best(hidden, scores, count, torch.cat((never, never.new_tensor([EOS]))) if steps[0] < length else never)
+
+    translator.model.best = best_without_eos  # type: ignore[method-assign]
     translator.model.start = starting  # type: ignore[method-assign]
     translator.model.step = stepping  # type: ignore[method-assign]
     translator.model.logits = without_eos  # type: ignore[method-assign]

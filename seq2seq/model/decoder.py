@@ -86,7 +86,9 @@ class TransformerDecoder(nn.Module):
             return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
         if self._is_final and self._holder.is_free and not native.can_compute(*sources):
             return RecordedCache(sources, memory.layout, first.num_heads, self._holder)
-        return RowCache(sources, memory.layout, first.num_heads, self._native)
+        # Under autocast rows may have another format than the weights that it reads.
+        alike = memory.rows.dtype is self.input.embedding.weight.dtype
+        return RowCache(sources, memory.layout, first.num_heads, self._native if alike else None)
 
     def step(self, state: Cache, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] for the next tokens [S, K]; see `interfaces.Decoder`."""

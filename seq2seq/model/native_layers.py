@@ -38,7 +38,7 @@ class NativeLayers:
         )
         heads = layers[0].self_attention.num_heads
         keys, values = (width // heads for width in layers[0].self_attention.widths)
-        self._shape = heads, keys, values, int(layers[0].feed_forward_residual.normalise_first)
+        self._shape = heads, keys, values, int(layers[0].feed_forward_residual.normalise_first), len(layers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy has layers of its own, at other addresses.
@@ -68,7 +68,7 @@ class NativeEncoder(NativeLayers):
     def __call__(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """What the layers make of packed rows, in their place: [N, D]."""
         seen = layout.lists, layout.sentences, layout.max_length
-        native.call("encoder_layers", x_ND, self._structs, *seen, *self._shape, len(self.layers), *x_ND.shape)
+        native.call("encoder_layers", x_ND, self._structs, *seen, *self._shape, *x_ND.shape)
         return x_ND
 
 
@@ -109,7 +109,7 @@ class NativeDecoder(NativeLayers):
             *(x_SKD, self._structs, self._last, weight_VD, table_PD, tokens_SK.contiguous(), parents_SK.contiguous()),
             *(past_SKT, grown_SKT, targets, sources, source_BL, sentence_R),
             *(vocabulary, table_PD.shape[0], d_model, slots, before, width, length, filled, source_BL.shape[1]),
-            *(*self._shape, len(self.layers)),
+            *self._shape,
         )
         return x_SKD, grown_SKT
 

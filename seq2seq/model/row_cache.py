@@ -48,19 +48,17 @@ class RowCache:
         if not self.native:
             self.advance(parents_SK)
             return decoder.through_layers(self, decoder.embedded(tokens_SK, self.length - 1))
-        before = self.filled
-        self._make_room(parents_SK)
+        first = self._make_room(parents_SK)
         rest = *self._addresses, self.source_BL, self.sentence_R
-        x_SKD, self.past_SKT = self.native(tokens_SK, parents_SK, self.past_SKT, before, *rest)
+        x_SKD, self.past_SKT = self.native(tokens_SK, parents_SK, self.past_SKT, first, *rest)
         return x_SKD
 
     def advance(self, parents_SK: Tensor) -> None:
         """Make room for one step of the children of these hypotheses."""
-        self.past_SKT = extended(self.past_SKT, parents_SK, self.filled)
-        self._make_room(parents_SK)
+        self.past_SKT = extended(self.past_SKT, parents_SK, self._make_room(parents_SK))
 
-    def _make_room(self, parents_SK: Tensor) -> None:
-        """Make room for the keys and values of a step."""
+    def _make_room(self, parents_SK: Tensor) -> int:
+        """Make room for the keys and values of a step; returns the first of its rows."""
         if parents_SK.numel() != len(self.hypothesis_R):
             self._number_rows(parents_SK.shape[1])
         self.filled += parents_SK.numel()
@@ -69,6 +67,7 @@ class RowCache:
                 self.targets[layer] = rows_NE.new_empty(max(2 * self.filled, ROWS), rows_NE.shape[1])
                 self.targets[layer][: len(rows_NE)] = rows_NE
             self._addresses = addresses(self.targets), self._addresses[1]
+        return self.filled - parents_SK.numel()
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
         """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""

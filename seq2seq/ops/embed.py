@@ -21,10 +21,10 @@ def embed_reference(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positio
 
 def embed(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positions: Tensor | int) -> Tensor:
     """The same in one call of C++ where it is there; of a token or position that is not in the tables, NaN."""
-    given, same = (0, positions) if isinstance(positions, int) else (positions.contiguous(), 0)
     alike = isinstance(positions, int) or positions.shape == tokens.shape
-    if not (alike and weight_VD.dtype == table_PD.dtype and native.can_compute(weight_VD, table_PD)):
+    if not (alike and native.can_compute(weight_VD, table_PD)):
         return embed_reference(weight_VD, tokens, table_PD, positions)
+    given, same = (0, positions) if isinstance(positions, int) else (positions.contiguous(), 0)
     (vocabulary, width), count = weight_VD.shape, tokens.numel()
     out = weight_VD.new_empty(*tokens.shape, width)
     tensors = (weight_VD, table_PD, tokens.contiguous(), given, out)

@@ -83,14 +83,14 @@ void extended(const Growing<T>& all, const T* last, int64_t number, int64_t thre
     }, 4096);
 }
 
-// The embeddings of tokens, and of positions, of which one may be that of `all` rows.
+// The embeddings of tokens, and of positions.
 template <class T>
 struct Embeddings {
     const T *of_tokens, *of_positions;
     int64_t tokens, positions, columns;
 };
 
-// √columns times the rows of tokens, and those of their positions, or of the one that all have.
+// √columns times the rows of tokens, and those of their positions, or of the `same` one for all.
 template <class T, class Out>
 void embed(const Embeddings<T>& tables, const int64_t* tokens, const int64_t* positions, int64_t same, Out* out,
            int64_t count, int64_t threads) {

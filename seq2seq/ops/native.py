@@ -104,7 +104,7 @@ def _declared(name: str, kind: torch.dtype, values: list[float]) -> Callable[...
     function.argtypes = [ctypes.c_float if isinstance(x, float) else ctypes.c_int64 for x in (*values, 0)]
     function.restype = None
     _functions[name, kind] = cast(Callable[..., None], function)
-    return _functions[name, kind]
+    return function
 
 
 @functools.cache

@@ -2,17 +2,32 @@
 
 #pragma once
 
+#include <omp.h>
+
 #include <cstdint>
+
+// Compilers would else make a copy of a function for each place that calls it with what is known there.
+#if defined(__GNUC__) && !defined(__clang__)
+#define WITHOUT_COPIES __attribute__((noipa))
+#else
+#define WITHOUT_COPIES __attribute__((noinline))
+#endif
 
 namespace {
 
+// Compiled once, so that a share has the same bits however many threads there are.
+template <class Compute>
+WITHOUT_COPIES void compute_share(const Compute& compute, int64_t first, int64_t end) {
+    compute(first, end);
+}
+
 // Calls `compute` with the first and the end of each thread's share of what is numbered below `count`.
 template <class Compute>
-void share_out(int64_t count, int64_t threads, Compute compute) {
+void share_out(int64_t count, int64_t threads, const Compute& compute) {
     // A team of one thread would still ask the system to wake the others, at each of its ends.
-    if (threads <= 1) return compute(int64_t(0), count);
+    if (threads <= 1 || omp_in_parallel()) return compute_share(compute, 0, count);
 #pragma omp parallel for num_threads(int(threads))
-    for (int64_t i = 0; i < threads; i++) compute(count * i / threads, count * (i + 1) / threads);
+    for (int64_t i = 0; i < threads; i++) compute_share(compute, count * i / threads, count * (i + 1) / threads);
 }
 
 template <class Compute>

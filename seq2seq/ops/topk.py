@@ -37,7 +37,7 @@ def highest_reference(candidates: Candidates, count: int) -> Candidates:
 
 
 def highest(candidates: Candidates, count: int) -> Candidates:
-    """The same; of equal scores any may come first, and any candidate stands for one of −∞."""
+    """The same; of equal scores any may come first, any candidate stands for one of −∞, and so does one of NaN."""
     scores_SC, places_SC, tokens_SC = (x.contiguous() for x in candidates)
     if not native.can_compute(scores_SC):
         return highest_reference(candidates, count)

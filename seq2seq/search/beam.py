@@ -234,7 +234,7 @@ class _Beams:
 
     @property
     def none_decided(self) -> bool:
-        """Whether `decided` need not be asked: nothing has ended yet, nor come to its limit."""
+        """Whether nothing has ended yet, nor come to its limit: then `decided` need not be asked."""
         return not self.finished.some and self.prefixes.shape[2] < self.rules.first_limit
 
     def decided(self) -> Tensor:

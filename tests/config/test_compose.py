@@ -6,13 +6,16 @@ import copy
 import itertools
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from seq2seq.config import compose as composing
 from seq2seq.config.compose import ADDED, compose, conf_dir, from_plain, known_keys, load, options_of, to_yaml
@@ -55,6 +58,14 @@ def test_every_option_of_every_group_composes_and_instantiates(group: str, optio
     instantiated(config.model)
     if group.startswith("model/"):
         assert getattr(config.model, group.removeprefix("model/")).kind in option
+
+
+@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
+def test_every_key_can_be_set_without_a_plus(kind: str) -> None:
+    overrides = ["+recipe=quickstart", f"model/encoder={kind}", f"model/decoder={kind}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = cast(dict[str, Any], OmegaConf.to_container(hydra_compose("config", overrides=overrides)))
+    assert set(composing._dotted(asdict(compose(overrides)), "")) == set(composing._dotted(composed, ""))
 
 
 def test_any_encoder_goes_with_any_decoder() -> None:

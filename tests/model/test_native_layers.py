@@ -159,6 +159,7 @@ def test_a_copy_has_weights_of_its_own(randomise: Randomise) -> None:
     other = copy.deepcopy(decoder)
     own, of_other = cast(NativeDecoder, decoder._native), cast(NativeDecoder, other._native)
     assert all(one is layer for one, layer in zip(of_other.layers, other.layers, strict=True))
+    assert of_other.embedding is other.input and of_other.norm is other.norm
     assert not set(own._structs.flatten().tolist()) & {x for x in of_other._structs.flatten().tolist() if x > 1 << 20}
     del decoder, own
     assert all(torch.equal(one, wanted) for one, wanted in zip(steps(other, torch.float32), expected, strict=True))
