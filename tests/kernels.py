@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
+from seq2seq.config.schema import ModelConfig, TransformerConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.search.beam import BeamSearch
 

@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "seq2seq"
-ORDER = ["cli", "train", "translate", "interop", "search", "model", "evaluate", "data", "ops", "config", "support"]
+ORDER = ["cli", "train", "translate", "search", "model", "evaluate", "data", "ops", "config", "support"]
 FILES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
 MODULES = {"seq2seq." + name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in FILES}
 

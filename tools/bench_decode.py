@@ -18,15 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +31,7 @@ import torch
 from seq2seq.evaluate.scores import bleu
 from seq2seq.support.errors import RunError
 from seq2seq.support.progress import say
-from tools.figures import give_out, machine
+from tools.figures import give_out, origin
 
 PROCESSORS = 2
 CTRANSLATE2 = {"CT2_FORCE_CPU_ISA": "AVX512"}
@@ -181,11 +177,8 @@ def main() -> None:
     arguments = options.parse_args()
     references = arguments.reference.read_text("utf-8").split("\n")[:-1]
     result: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "command": f"python -m tools.bench_decode {shlex.join(sys.argv[1:])}",
+        **origin("torch", "ctranslate2", "transformers"),
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
-        "versions": {name: version(name) for name in ("torch", "ctranslate2", "transformers") if find_spec(name)},
         "rounds": arguments.rounds,
         "rows": {},
     }

@@ -33,8 +33,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +48,7 @@ from seq2seq.data.text_files import read_lines
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.support.files import write_json
 from seq2seq.support.progress import bars_of_datasets, silence
-from tools.figures import give_out, machine
+from tools.figures import give_out, origin
 
 PARTS = ["encoding", "batches", "start"]
 VOCAB_SIZE = 37_000
@@ -257,10 +255,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-input-") as name:
         figures = measured(arguments, Path(name))
     result: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "versions": {name: version(name) for name in ("torch", "numpy", "sentencepiece", "datasets")},
-        "command": " ".join(["python -m tools.bench_input", *sys.argv[1:]]),
+        **origin("torch", "numpy", "sentencepiece", "datasets"),
         "rounds": arguments.rounds,
         "batch_tokens": BATCH_TOKENS,
         **figures,

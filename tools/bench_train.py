@@ -18,7 +18,6 @@ import argparse
 import importlib.util
 import math
 import os
-import shlex
 import statistics
 import sys
 import tempfile
@@ -26,8 +25,6 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +40,7 @@ from seq2seq.support.errors import exit_code_of
 from seq2seq.support.progress import say
 from tools.bench_input import generate
 from tools.contestants import CONTESTANTS, OURS, RANKS
-from tools.figures import give_out, machine
+from tools.figures import give_out, origin
 from tools.training_worker import MATRIX, Job, Stretch
 from tools.worker import ENVIRONMENT, ROOT, Worker, quotients
 
@@ -277,10 +274,7 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             print(table(precision, formats[precision]), file=sys.stderr, flush=True)
     return {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "command": f"python {shlex.join(sys.argv)}",
-        "versions": {name: version(name) for name in ("torch", "transformers") if importlib.util.find_spec(name)},
+        **origin("torch", "transformers"),
         "environment": ENVIRONMENT,
         "model": arguments.model,
         "settings": arguments.set,

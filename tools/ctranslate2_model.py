@@ -11,21 +11,25 @@ from ctranslate2 import specs
 from torch import Tensor, nn
 
 from seq2seq.config.schema import ModelConfig
-from seq2seq.data.tokenizer import BOS, EOS
+from seq2seq.data.tokenizer import BOS, EOS, PAD, UNK
 from seq2seq.model.positions import sinusoids
 from seq2seq.model.translation import TranslationModel
 
 LONGEST = 1024
 
 
+SPECIAL = {PAD: "<pad>", UNK: "<unk>", BOS: "<s>", EOS: "</s>"}
+NAMED = {name: token for token, name in SPECIAL.items()}
+
+
 def piece(token: int) -> str:
     """The name by which CTranslate2 knows a token of ours."""
-    return {0: "<pad>", 1: "<unk>", BOS: "<s>", EOS: "</s>"}.get(token, f"{token}")
+    return SPECIAL.get(token, str(token))
 
 
 def token(name: str) -> int:
     """The token of a name."""
-    return {"<pad>": 0, "<unk>": 1, "<s>": BOS, "</s>": EOS}.get(name) or int(name)
+    return NAMED[name] if name in NAMED else int(name)
 
 
 def write_ctranslate2_model(model: TranslationModel, config: ModelConfig, directory: Path) -> None:

@@ -18,11 +18,15 @@ tools/bench_train.py.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
+import shlex
+import sys
 from collections.abc import Callable
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +68,16 @@ def read_scores(files: dict[str, Path]) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         scores |= {name: found} if "bleu" in found else found
     return scores
+
+
+def origin(*packages: str) -> dict[str, Any]:
+    """When, where, by which command and with which versions of these packages, if they are there, figures are made."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "command": f"python -m tools.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip(),
+        "versions": {name: version(name) for name in packages if importlib.util.find_spec(name)},
+    }
 
 
 def machine() -> str:

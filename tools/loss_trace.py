@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
-import sys
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -36,7 +33,7 @@ from seq2seq.support.devices import autocast, choose_device, choose_precision
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.schedule import learning_rate
-from tools.figures import give_out, machine
+from tools.figures import give_out, origin
 
 
 @contextlib.contextmanager
@@ -111,10 +108,7 @@ def main() -> None:
     data = prepare(config)
     precision = choose_precision(config.trainer.precision, choose_device(config.trainer.device))
     result = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "torch": torch.__version__,
-        "command": f"python {shlex.join(sys.argv)}",
+        **origin("torch"),
         "precision": str(precision).removeprefix("torch."),
         **compared(config, data, arguments.steps, precision),
     }

@@ -24,8 +24,8 @@ def kills(figures: dict[str, Any]) -> str:
         f"{found['of one rank'] + found['of two ranks']} kills, {found['of one rank']} in trainings of one rank and "
         f"{found['of two ranks']} of two; {found['inside a save']} inside a save, of which "
         f"{found['of them with a torn directory left']} left a torn directory behind. "
-        f"{figures['trainings_bit_equal']} of {figures['trainings_bit_equal']} trainings of "
-        f"{figures['updates_of_each']} updates ended byte by byte as the unbroken one; at most "
+        f"All {figures['trainings_bit_equal']} trainings of {figures['updates_of_each']} updates ended byte by byte as "
+        "the unbroken one; at most "
         f"{figures['most_updates_lost']} updates were lost to a kill, with a save every {figures['save_every']}."
     )
 

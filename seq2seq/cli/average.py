@@ -36,18 +36,16 @@ def average(arguments: argparse.Namespace) -> None:
     from seq2seq.model.directory import read_manifest, save_model_directory
     from seq2seq.support.manifest import damage
     from seq2seq.train.averaging import average_weights
-    from seq2seq.train.checkpoint import Checkpoints
+    from seq2seq.train.checkpoint import Checkpoints, step_of
 
     if arguments.output.exists():
         raise UserError(f"{arguments.output}: already there; give another --output")
     found = Checkpoints(arguments.run_dir).all()
-    chosen = found[-arguments.last :]
-    if arguments.steps:
-        wanted = [f"step-{step}" for step in arguments.steps.split(",")]
-        chosen = [path for path in found if path.name in wanted]
-    expected = len(arguments.steps.split(",")) if arguments.steps else arguments.last
+    wanted = arguments.steps.split(",") if arguments.steps else None
+    chosen = [path for path in found if str(step_of(path)) in wanted] if wanted else found[-arguments.last :]
+    expected = len(wanted) if wanted else arguments.last
     if len(chosen) != expected or expected < 1:
-        names = ", ".join(path.name.removeprefix("step-") for path in found) or "none"
+        names = ", ".join(str(step_of(path)) for path in found) or "none"
         raise UserError(
             f"{arguments.run_dir}: {len(chosen)} of {expected} checkpoints found (steps there: {names}); "
             "choose by --last N or --steps A,B,…"
@@ -65,7 +63,7 @@ def average(arguments: argparse.Namespace) -> None:
         Tokenizer.load(trained / "tokenizer.model"),
         average_weights([path / "model.safetensors" for path in chosen]),
         **{key: manifest[key] for key in ("data_sha256", "longest_source") if key in manifest},
-        steps=[int(path.name.removeprefix("step-")) for path in chosen],
+        steps=[step_of(path) for path in chosen],
     )
     say(f"{arguments.output}: the mean of {', '.join(path.name for path in chosen)}")
 

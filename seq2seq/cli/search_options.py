@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
-from seq2seq.config.schema import SAMPLING_ALONE, SearchConfig
+from seq2seq.config.search import SAMPLING_ALONE, SearchConfig
 
 
 def add_search_options(options: argparse.ArgumentParser) -> None:

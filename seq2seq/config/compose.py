@@ -64,14 +64,12 @@ def checked(composed: DictConfig) -> Config:
     """
     try:
         given = cast(dict[str, Any], OmegaConf.to_container(composed))
-        _refuse_unknown("", {key: value for key, value in given.items() if key != "hydra"}, asdict(Config()))
+        _refuse_unknown("", given, asdict(Config()))
         if OmegaConf.is_missing(composed, "run_dir"):
             raise UserError(
                 f"run_dir is not set; type +recipe=NAME (one of {', '.join(options_of('recipe'))}) or run_dir=DIR"
             )
-        plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
-        plain.pop("hydra", None)
-        return from_plain(plain)
+        return from_plain(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
     except OmegaConfBaseException as error:
         raise UserError(str(error).partition("\n")[0]) from None
 
@@ -104,6 +102,8 @@ def load(path: Path) -> Config:
         for token in yaml.scan(text):
             if isinstance(token, yaml.AliasToken):
                 raise UserError(f"{path}: holds an alias (*name); a stored configuration must be written out")
+            if isinstance(token, yaml.ScalarToken) and "${" in token.value:
+                raise UserError(f"{path}: holds an interpolation (${{…}}); a stored configuration must be resolved")
             depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
             if depth > DEEPEST:
                 raise UserError(f"{path}: nested more than {DEEPEST} deep; no configuration is")
@@ -112,8 +112,6 @@ def load(path: Path) -> Config:
         raise UserError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict):
         raise UserError(f"{path}: not a configuration")
-    if any("${" in text for text in _strings(plain)):
-        raise UserError(f"{path}: holds an interpolation (${{…}}); a stored configuration must be resolved")
     try:
         return from_plain(plain)
     except UserError as error:
@@ -206,14 +204,3 @@ def _keys_of(key: str, value: Any) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{key}={value}: must hold keys, such as {key}.NAME=VALUE")
     return value or {}
-
-
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in [*value.keys(), *value.values()]:
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)

@@ -6,37 +6,13 @@ key, a wrong type or a value out of range is found before anything starts.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from seq2seq.support.errors import UserError, nearest
-
-
-def _at_least(key: str, value: float | None, limit: float) -> None:
-    if value is not None and not limit <= value < math.inf:
-        raise UserError(f"{key}={value}: must be at least {limit}, and finite")
-
-
-def _above(key: str, value: float | None, limit: float) -> None:
-    if value is not None and not limit < value < math.inf:
-        raise UserError(f"{key}={value}: must be greater than {limit}, and finite")
-
-
-def _seed(key: str, value: int) -> None:
-    if not 0 <= value < 1 << 63:
-        raise UserError(f"{key}={value}: must be at least 0, and below 2 to the power of 63")
-
-
-def _share(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise UserError(f"{key}={value}: must be at least 0 and below 1")
-
-
-def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{key}={value}: must be one of {', '.join(known)}{nearest(value, known)}")
+from seq2seq.config.checks import above, at_least, one_of, share, valid_seed
+from seq2seq.config.search import SearchConfig
+from seq2seq.support.errors import UserError
 
 
 @dataclass
@@ -64,7 +40,7 @@ class CorpusConfig:
                 raise UserError(f"{key}.{side}={value}: must be a path or a list of paths; put quotes around a number")
         if self.target and not self.source:
             raise UserError(f"{key}.target={self.target} without {key}.source: give both")
-        _at_least(f"{key}.phrases", self.phrases, 0)
+        at_least(f"{key}.phrases", self.phrases, 0)
         if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise UserError(f"{key}.sha256={self.sha256}: must be 64 digits of 0-9a-f, or null")
         if self.sha256 and not (self.source or self.dataset or self.phrases):
@@ -82,8 +58,8 @@ class CleaningConfig:
     max_pieces: int | None = 250
 
     def __post_init__(self) -> None:
-        _at_least("data.cleaning.max_length_ratio", self.max_length_ratio, 1)
-        _at_least("data.cleaning.max_pieces", self.max_pieces, 1)
+        at_least("data.cleaning.max_length_ratio", self.max_length_ratio, 1)
+        at_least("data.cleaning.max_pieces", self.max_pieces, 1)
 
 
 @dataclass
@@ -91,7 +67,8 @@ class DataConfig:
     """The corpora and the batches made of them.
 
     `batch_tokens` limits source tokens and target tokens, each, per update over all ranks, eos counted;
-    an update is computed in `micro_batches` parts, which the ranks share (null: as few as fit the memory).
+    an update is computed in `micro_batches` parts, which the ranks share (null: on GPUs as few as fit the
+    memory, on processors parts of 4,096 tokens).
     """
 
     source_language: str = "en"
@@ -106,9 +83,9 @@ class DataConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("data.batch_tokens", self.batch_tokens, 1)
-        _at_least("data.micro_batches", self.micro_batches, 1)
-        _at_least("data.workers", self.workers, 1)
+        at_least("data.batch_tokens", self.batch_tokens, 1)
+        at_least("data.micro_batches", self.micro_batches, 1)
+        at_least("data.workers", self.workers, 1)
         for split in ("train", "valid", "test"):
             getattr(self, split).check(f"data.{split}")
         for side in ("source_language", "target_language"):
@@ -135,9 +112,9 @@ class TokenizerConfig:
     split_digits: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("tokenizer.kind", self.kind, ("bpe", "unigram"))
-        _at_least("tokenizer.vocab_size", self.vocab_size, 300)
-        _at_least("tokenizer.max_lines", self.max_lines, 1)
+        one_of("tokenizer.kind", self.kind, ("bpe", "unigram"))
+        at_least("tokenizer.vocab_size", self.vocab_size, 300)
+        at_least("tokenizer.max_lines", self.max_lines, 1)
 
 
 @dataclass
@@ -166,12 +143,12 @@ class TransformerConfig:
     def check(self, key: str) -> None:
         """Refuse values out of range; `key` is where this stands, such as `model.encoder`."""
         for name in ("num_layers", "num_heads", "d_k", "d_ff"):
-            _at_least(f"{key}.{name}", getattr(self, name), 1)
-        _one_of(f"{key}.norm", self.norm, ("post", "pre"))
-        _share(f"{key}.dropout", self.dropout)
-        _one_of(f"{key}.positions", self.positions, ("sinusoidal", "learned"))
+            at_least(f"{key}.{name}", getattr(self, name), 1)
+        one_of(f"{key}.norm", self.norm, ("post", "pre"))
+        share(f"{key}.dropout", self.dropout)
+        one_of(f"{key}.positions", self.positions, ("sinusoidal", "learned"))
         # Half of it holds any one character, up to five pieces, so that a text can always be cut to fit.
-        _at_least(f"{key}.max_positions", self.max_positions, 16)
+        at_least(f"{key}.max_positions", self.max_positions, 16)
 
 
 @dataclass
@@ -189,8 +166,8 @@ class RecurrentConfig:
 
     def check(self, key: str) -> None:
         """Refuse values out of range; `key` is where this stands, such as `model.encoder`."""
-        _at_least(f"{key}.num_layers", self.num_layers, 1)
-        _share(f"{key}.dropout", self.dropout)
+        at_least(f"{key}.num_layers", self.num_layers, 1)
+        share(f"{key}.dropout", self.dropout)
 
 
 KINDS: dict[str, type[TransformerConfig] | type[RecurrentConfig]] = {
@@ -215,11 +192,11 @@ class ModelConfig:
     decoder: Any = field(default_factory=TransformerConfig)
 
     def __post_init__(self) -> None:
-        _at_least("model.d_model", self.d_model, 2)
+        at_least("model.d_model", self.d_model, 2)
         if self.d_model % 2:
             raise UserError(f"model.d_model={self.d_model}: must be even")
-        _one_of("model.tie_embeddings", self.tie_embeddings, ("all", "target", "none"))
-        _share("model.dropout", self.dropout)
+        one_of("model.tie_embeddings", self.tie_embeddings, ("all", "target", "none"))
+        share("model.dropout", self.dropout)
         for side in ("encoder", "decoder"):
             if not hasattr(getattr(self, side), "check"):
                 raise UserError(f"model.{side}={getattr(self, side)}: no {side}; type model/{side}=transformer")
@@ -227,86 +204,6 @@ class ModelConfig:
             heads = getattr(getattr(self, side), "num_heads", 1)
             if self.d_model % heads:
                 raise UserError(f"model.{side}.num_heads={heads}: must divide model.d_model={self.d_model}")
-
-
-def _told(default: Any, text: str) -> Any:
-    """A key that commands offer as an option too, with this line in their help."""
-    return field(default=default, metadata={"help": text})
-
-
-SAMPLING_ALONE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-"""The settings of search that only sampling may change."""
-
-
-@dataclass
-class SearchConfig:
-    """Beam search (a beam of one is greedy), or sampling. Lengths in pieces, eos counted.
-
-    An output is at most `max_length_ratio` · source + `max_length_offset` long, and at most `max_length`.
-    """
-
-    beam_size: int = _told(4, "hypotheses kept at each step; 1 is greedy")
-    length_penalty: float = _told(0.6, "GNMT's α: above 0 favours longer outputs")
-    max_length_ratio: float = _told(1.0, "longest output: this times the source's length, plus the offset")
-    max_length_offset: int = _told(50, "longest output, see above")
-    n_best: int = _told(1, "hypotheses given for each sentence")
-    length_normalization: str = _told("gnmt", "what scores are divided by: gnmt, average (the length) or none")
-    stop: str = _told(
-        "exact", "when a text is done: exact (nothing better can come) or beam (as many ended as it holds)"
-    )
-    coverage_penalty: float = _told(0.0, "GNMT's β: above 0, source words that got little attention cost")
-    max_length: int | None = _told(None, "longest output in pieces, eos counted")
-    min_length: int = _told(0, "shortest output in pieces, eos counted")
-    min_length_ratio: float = _told(0.0, "shortest output: this times the source's length")
-    no_repeat_ngram: int = _told(0, "no sequence of N pieces twice in an output; 0: off")
-    repetition_penalty: float = _told(1.0, "above 1: pieces already in the output become less likely")
-    diversity_groups: int = _told(1, "diverse beam search: parts of the beam that keep away from one another")
-    diversity_penalty: float = _told(0.5, "what a piece costs that another group has chosen in the same step")
-    sampling: bool = _told(False, "draw outputs at random instead of searching for the best")
-    temperature: float = _told(1.0, "sampling: below 1 sharpens the distribution")
-    top_k: int = _told(0, "sampling: draw from the K likeliest pieces; 0: all")
-    top_p: float = _told(1.0, "sampling: draw from the likeliest pieces that together have this probability")
-    seed: int = _told(1, "sampling: the same seed and text give the same sample")
-
-    def __post_init__(self) -> None:
-        _one_of("search.length_normalization", self.length_normalization, ("gnmt", "average", "none"))
-        _one_of("search.stop", self.stop, ("exact", "beam"))
-        for name in ("beam_size", "max_length_offset", "n_best", "diversity_groups"):
-            _at_least(f"search.{name}", getattr(self, name), 1)
-        _at_least("search.max_length", self.max_length, 1)
-        for name in ("length_penalty", "max_length_ratio", "min_length", "min_length_ratio", "coverage_penalty"):
-            _at_least(f"search.{name}", getattr(self, name), 0)
-        for name in ("no_repeat_ngram", "diversity_penalty", "top_k"):
-            _at_least(f"search.{name}", getattr(self, name), 0)
-        _seed("search.seed", self.seed)
-        for name in ("repetition_penalty", "temperature", "top_p"):
-            _above(f"search.{name}", getattr(self, name), 0)
-        if self.top_p > 1:
-            raise UserError(f"search.top_p={self.top_p}: must not be above 1")
-        if self.max_length is not None and self.min_length > self.max_length:
-            raise UserError(
-                f"search.min_length={self.min_length}: must not be above search.max_length={self.max_length}"
-            )
-        self._check_kind()
-
-    def _check_kind(self) -> None:
-        """Refuse settings of sampling in beam search, and the other way round."""
-        if self.sampling:
-            beam_only = {"diversity_groups": 1, "coverage_penalty": 0.0, "stop": "exact"}
-            for name, off in beam_only.items():
-                if getattr(self, name) != off:
-                    raise UserError(f"search.{name}={getattr(self, name)}: not with search.sampling; leave one out")
-            return
-        for name, off in SAMPLING_ALONE.items():
-            if getattr(self, name) != off:
-                raise UserError(f"search.{name}={getattr(self, name)}: for sampling alone; add search.sampling=true")
-        if self.n_best > self.beam_size:
-            raise UserError(f"search.n_best={self.n_best}: must not be above search.beam_size={self.beam_size}")
-        if self.beam_size % self.diversity_groups:
-            raise UserError(
-                f"search.beam_size={self.beam_size}: must be a multiple of "
-                f"search.diversity_groups={self.diversity_groups}"
-            )
 
 
 @dataclass
@@ -321,12 +218,12 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("optimizer.kind", self.kind, ("adam",))
-        _share("optimizer.beta1", self.beta1)
-        _share("optimizer.beta2", self.beta2)
-        _above("optimizer.epsilon", self.epsilon, 0)
-        _at_least("optimizer.weight_decay", self.weight_decay, 0)
-        _above("optimizer.clip_norm", self.clip_norm, 0)
+        one_of("optimizer.kind", self.kind, ("adam",))
+        share("optimizer.beta1", self.beta1)
+        share("optimizer.beta2", self.beta2)
+        above("optimizer.epsilon", self.epsilon, 0)
+        at_least("optimizer.weight_decay", self.weight_decay, 0)
+        above("optimizer.clip_norm", self.clip_norm, 0)
 
 
 @dataclass
@@ -341,9 +238,9 @@ class ScheduleConfig:
     peak: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("schedule.kind", self.kind, ("inverse_sqrt", "linear"))
-        _at_least("schedule.warmup_steps", self.warmup_steps, 1)
-        _above("schedule.peak", self.peak, 0)
+        one_of("schedule.kind", self.kind, ("inverse_sqrt", "linear"))
+        at_least("schedule.warmup_steps", self.warmup_steps, 1)
+        above("schedule.peak", self.peak, 0)
 
 
 @dataclass
@@ -351,8 +248,8 @@ class TrainerConfig:
     """How long and where to train, what to keep and what to show. Steps are updates of the weights.
 
     `compile` fuses the layers of Transformers with PyTorch's compiler and, on one GPU in bfloat16, replays forward and
-    backward passes as CUDA graphs; `auto` does on GPUs. With `deterministic`, GPUs
-    too compute the same bits each time, more slowly; processors always do.
+    backward passes as CUDA graphs; `auto` does on GPUs. With `deterministic`, GPUs too compute the same bits each time,
+    more slowly; processors always do.
 
     `devices` is the number of ranks on this machine, one a device; one that does not answer the others within
     `timeout_minutes` ends the run.
@@ -387,21 +284,21 @@ class TrainerConfig:
     samples: int = 3
 
     def __post_init__(self) -> None:
-        _at_least("trainer.max_steps", self.max_steps, 1)
+        at_least("trainer.max_steps", self.max_steps, 1)
         for key in ("max_minutes", "timeout_minutes"):
-            _above(f"trainer.{key}", getattr(self, key), 0)
-        _at_least("trainer.log_seconds", self.log_seconds, 0)
+            above(f"trainer.{key}", getattr(self, key), 0)
+        at_least("trainer.log_seconds", self.log_seconds, 0)
         for key in ("save_every", "validate_every", "keep_checkpoints", "devices", "max_skipped"):
-            _at_least(f"trainer.{key}", getattr(self, key), 1)
-        _at_least("trainer.average_last", self.average_last, 0)
+            at_least(f"trainer.{key}", getattr(self, key), 1)
+        at_least("trainer.average_last", self.average_last, 0)
         if self.average_decay is not None:
-            _share("trainer.average_decay", self.average_decay)
-        _at_least("trainer.patience", self.patience, 1)
-        _at_least("trainer.samples", self.samples, 0)
-        _share("trainer.label_smoothing", self.label_smoothing)
-        _one_of("trainer.precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
-        _one_of("trainer.on_full_disk", self.on_full_disk, ("retry", "stop"))
-        _one_of("trainer.on_loss_spike", self.on_loss_spike, ("warn", "rollback", "off"))
+            share("trainer.average_decay", self.average_decay)
+        at_least("trainer.patience", self.patience, 1)
+        at_least("trainer.samples", self.samples, 0)
+        share("trainer.label_smoothing", self.label_smoothing)
+        one_of("trainer.precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
+        one_of("trainer.on_full_disk", self.on_full_disk, ("retry", "stop"))
+        one_of("trainer.on_loss_spike", self.on_loss_spike, ("warn", "rollback", "off"))
         if self.compile not in ("auto", True, False):
             raise UserError(f"trainer.compile={self.compile}: must be one of auto, true, false")
         if self.average_last > self.keep_checkpoints:
@@ -427,7 +324,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        _seed("seed", self.seed)
+        valid_seed("seed", self.seed)
         for key, folder in (("run_dir", self.run_dir), ("data.prepared_dir", self.data.prepared_dir)):
             if not folder:
                 raise UserError(f"{key}=: empty (a shell variable that is not set?); give a folder: {key}=DIR")

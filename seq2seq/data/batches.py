@@ -25,8 +25,7 @@ WINDOW = 1 << 13
 class Batch:
     """Packed pairs: token ids [N] of sources, of targets as fed in (bos first) and as predicted (eos last).
 
-    What is fed in may end in filler, as its layouts tell; what is to be predicted has none. A target of −1
-    is none: there nothing is to be predicted.
+    Inputs may end in filler, as their layouts tell. A target of −1 is none: there nothing is to be predicted.
     """
 
     source: Tensor

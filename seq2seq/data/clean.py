@@ -35,7 +35,7 @@ def text_hash(*texts: str) -> int:
     return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest()) >> 1
 
 
-class Report:
+class CleaningReport:
     """Counts of kept and dropped pairs, with the first examples of each reason."""
 
     def __init__(self) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import date, timedelta
 from decimal import Decimal
-from hashlib import blake2b
 from importlib import import_module
 from itertools import cycle
 from random import Random
 from typing import NamedTuple, TypeVar
 
+from seq2seq.data.clean import text_hash
 from seq2seq.data.expressions import (
     COINS,
     DAY,
@@ -93,8 +93,7 @@ def draw(seed: int, *, held_out: bool) -> Iterator[Phrase]:
 
 def is_held_out(source: str) -> bool:
     """Return whether the phrase with this source is kept for testing, by a hash that is the same everywhere."""
-    digest = blake2b(source.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**64
+    return text_hash(source) < HELD_OUT_SHARE * 2**63
 
 
 def _phrase(kind: str, rng: Random, held_out: bool) -> Phrase:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from seq2seq.config.schema import Config, DataConfig
 from seq2seq.data import corpus
-from seq2seq.data.clean import Report, length_reason, text_hash, text_reason
+from seq2seq.data.clean import CleaningReport, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.stages import require_place, require_sound, stage, was_made_of
@@ -122,7 +122,7 @@ def _run_stages(config: Config, root: Path) -> None:
 
 def _clean(folder: Path, config: Config) -> None:
     data = config.data
-    report = Report()
+    report = CleaningReport()
     digests: dict[str, str] = {}
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         train = _table(data, "train", config.seed, cache, digests, report)
@@ -157,7 +157,7 @@ def _require_recorded_sha256(clean: Path, data: DataConfig) -> None:
 
 
 def _table(
-    data: DataConfig, split: str, seed: int, cache: str, digests: dict[str, str], report: Report | None = None
+    data: DataConfig, split: str, seed: int, cache: str, digests: dict[str, str], report: CleaningReport | None = None
 ) -> Any:
     """A corpus as an Arrow table of `COLUMNS`, the hash that of the source; cleaned when a report is given."""
     import datasets
@@ -182,9 +182,7 @@ def _table(
     features = datasets.Features({name: datasets.Value(kind) for name, kind in COLUMNS.items()})
     try:
         with bars_of_datasets(shown=False):
-            return datasets.Dataset.from_generator(
-                rows, features=features, cache_dir=cache, fingerprint=split, keep_in_memory=False
-            )
+            return datasets.Dataset.from_generator(rows, features=features, cache_dir=cache, fingerprint=split)
     except datasets.exceptions.DatasetGenerationError as error:
         # `datasets` wraps whatever the generator raised.
         raise error.__cause__ or error from None
@@ -247,7 +245,7 @@ def _train_tokenizer(folder: Path, root: Path, config: Config) -> None:
 def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
     tokenizer = Tokenizer.load(root / "tokenizer" / "tokenizer.model")
     table = _cleaned(root, split)
-    report = Report()
+    report = CleaningReport()
     kept = [np.zeros(0, bool)]
 
     def blocks() -> Iterator[tuple[list[list[int]], list[list[int]]]]:
@@ -293,7 +291,7 @@ def _short_enough(
     sources: list[list[int]],
     targets: list[list[int]],
     data: DataConfig,
-    report: Report,
+    report: CleaningReport,
 ) -> list[bool]:
     @functools.cache
     def reason_of(source: int, target: int) -> str | None:

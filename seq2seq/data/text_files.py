@@ -90,8 +90,8 @@ def read_lines(path: Path, *, is_table: bool = False) -> Iterator[str]:
             for number, line in enumerate(iter(partial(stream.readline, LONGEST + 1), b""), 1):
                 if len(line) > LONGEST:
                     raise UserError(
-                        f"{path}:{number}: the line has more than {LONGEST:,} bytes: no sentence has; does it end "
-                        "in another sign than a newline, or is it no text?"
+                        f"{path}:{number}: the line has more than {LONGEST:,} bytes: no sentence is that long; are "
+                        "its lines separated by something other than newlines, or is it no text file?"
                     )
                 if number % 1000 == 0:
                     progress.update(file.tell() - progress.n)

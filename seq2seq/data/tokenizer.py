@@ -15,9 +15,9 @@ from seq2seq.support.progress import say
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 TEXTS_OF_A_THREAD = 64
-"""Fewer are done before a thread has started."""
+"""From how many texts on one more thread is worth starting."""
 ONE_BY_ONE = 8
-"""So few are done before SentencePiece has started the one thread that it starts for several at once."""
+"""Up to how many texts are encoded one by one: for a list SentencePiece starts a thread, which takes longer."""
 
 
 class Tokenizer:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.sequences import extended
 from seq2seq.ops.topk import Candidates, best_continuations, highest

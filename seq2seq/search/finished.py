@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.ops.sequences import pick
 from seq2seq.search.hypotheses import Hypothesis
 from seq2seq.search.penalties import Length, length_penalty

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.ops.topk import log_probabilities
 from seq2seq.search.constraints import RequiredPhrases
 

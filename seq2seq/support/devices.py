@@ -14,9 +14,9 @@ from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
 FORMATS = ("float32", "bfloat16", "int8")
-PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 SHAPES_OF_TRAINING = 64
-"""Of products for which code is kept: more were no faster and took more memory (docs/log.md, 2026-11-25)."""
+"""Shapes of products whose compiled code oneDNN keeps: more were no faster and took more memory (docs/log.md,
+2026-11-25)."""
 
 
 def choose_device(name: str, index: int | None = None) -> torch.device:
@@ -64,10 +64,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The number format for matrix products: bfloat16 for `auto` where the hardware has it, else float32.
 
     `tf32` is float32 of which a GPU multiplies the first ten bits of the mantissa; this sets it for the whole process,
-    and `float32` full products. What the hardware lacks is said on stderr. Raises UserError for other names.
+    and `float32` full products. What the hardware lacks is said on stderr.
     """
-    if name not in PRECISIONS:
-        raise UserError(f"trainer.precision={name}: must be one of {', '.join(PRECISIONS)}")
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     native = has_native_bfloat16(device)
     if name == "auto" and device.type == "cuda" and not native:

@@ -52,7 +52,7 @@ class Elsewhere(Explained):
 
 
 class Stopped(Explained):
-    """A signal ended the run after its state was saved. Exit code 128 + signal, as shells count."""
+    """A signal ended the run, the first one after its state was saved. Exit code 128 + signal, as shells count."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)

@@ -124,7 +124,7 @@ def locked(directory: Path) -> Iterator[None]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("ab") as file:
-        if not _is_taken(file, fcntl.LOCK_NB):
+        if not _acquire(file, fcntl.LOCK_NB):
             raise UserError(f"{directory}: another process trains there; wait for its end, or take another run_dir=DIR")
         yield
 
@@ -143,13 +143,13 @@ def in_turn(directory: Path) -> Iterator[None]:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
         else:
-            if not _is_taken(file, fcntl.LOCK_NB):
+            if not _acquire(file, fcntl.LOCK_NB):
                 say(f"{directory}: another process prepares data there; waiting for its end")
-                _is_taken(file)
+                _acquire(file)
         yield
 
 
-def _is_taken(file: BinaryIO, flags: int = 0) -> bool:
+def _acquire(file: BinaryIO, flags: int = 0) -> bool:
     """Whether this process holds the file now, or there are no locks on its file system."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | flags)

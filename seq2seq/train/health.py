@@ -25,7 +25,7 @@ class Health:
     def __init__(self, settings: TrainerConfig, progress: Progress, report: Report, data: Prepared) -> None:
         self._settings, self._progress, self._report, self._data = settings, progress, report, data
 
-    def is_finite(self, update: Pending, loss: float, norm: float) -> bool:
+    def accept(self, update: Pending, loss: float, norm: float) -> bool:
         """Whether the update, of this summed loss, changed the weights: the norm of its gradient is finite.
 
         Raises RunError after `trainer.max_skipped` in a row that did not.

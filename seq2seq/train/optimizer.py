@@ -27,6 +27,6 @@ def change_weights(optimizer: torch.optim.Optimizer, rate: float, *, skip: Tenso
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    # Where torch's gradient scaler leaves word for fused optimizers.
+    # This is how torch's GradScaler tells a fused optimizer to skip its step.
     optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
     optimizer.step()

@@ -23,7 +23,7 @@ Loss = Callable[[Batch], tuple[Tensor, Tensor]]
 """The loss [] of a batch, and figures of it."""
 
 SHAPES = 256
-"""Of batches that are recorded: each takes some of a GPU's memory."""
+"""How many shapes are recorded at most: each graph takes some of a GPU's memory."""
 
 
 def is_short(batch: Batch) -> bool:
@@ -73,7 +73,7 @@ class RecordedPasses:
         assert all(weight.grad is own for weight, own in zip(self.weights, self.gradients, strict=True))
         self.scale.fill_(scale)
         shape = batch.shape
-        if shape not in self.graphs and not self._is_recorded(batch):
+        if shape not in self.graphs and not self._record(batch):
             return self._launched(batch)
         own, graph = self.graphs[shape]
         for to, given in zip(own.tensors, batch.tensors, strict=True):
@@ -102,7 +102,7 @@ class RecordedPasses:
         torch._foreach_add_(self.gradients, list(found))
         return figures
 
-    def _is_recorded(self, batch: Batch) -> bool:
+    def _record(self, batch: Batch) -> bool:
         """Record what is to be done for batches of this shape, if it comes again and there is room."""
         shape = batch.shape
         if shape not in self._met or len(self.graphs) >= self._room or not is_short(batch):

@@ -25,7 +25,7 @@ from seq2seq.data.batches import Batch, Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
-from seq2seq.model.directory import fill, own_weights, save_model_directory
+from seq2seq.model.directory import fill, load_model_directory, own_weights, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.ops.compiled import compile_regions
 from seq2seq.support.devices import (
@@ -52,9 +52,8 @@ from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.recorded import RecordedPasses
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
-from seq2seq.train.update import Part, Pending, Update, ready_for
+from seq2seq.train.update import MicroBatch, Pending, Update, ready_for
 from seq2seq.train.validation import validate
-from seq2seq.train.warm_start import starting_weights
 
 
 class Trainer:
@@ -74,7 +73,8 @@ class Trainer:
         self.model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(self.device)
         self.checkpoints = Checkpoints(self.run_dir)
         if config.init_from and not self.checkpoints.all():
-            fill(self.model, starting_weights(config), Path(config.init_from))
+            given = Path(config.init_from)
+            fill(self.model, own_weights(load_model_directory(given).model), given)
         self.average = copy.deepcopy(self.model) if config.trainer.average_decay is not None else None
         self.compiles = choose_compiling(config.trainer.compile, self.device)
         if self.compiles:
@@ -93,31 +93,20 @@ class Trainer:
     def run(self) -> None:
         """Train to the end and leave the final model in `run_dir/model`.
 
-        Raises RunError on a non-finite loss, Stopped when a signal ended the run (its state saved), UserError when
-        the run directory belongs to another configuration, its micro-batches do not suit the number of ranks, or the
-        ranks do not find the same state in it.
+        Raises RunError after `trainer.max_skipped` updates in a row whose gradients were not finite, Stopped when a
+        signal ended the run (its state saved), UserError when the run directory belongs to another configuration, its
+        micro-batches do not suit the number of ranks, or the ranks do not find the same state in it.
         """
         if self.world.is_main:
             for folder in (self.run_dir, self.checkpoints.directory):
                 remove_leftovers(folder)
         found = self.checkpoints.resume(self.model, self.optimizer, self.config, self.average)
         has_model = self.world.gather((self.run_dir / "model" / "manifest.json").is_file())[0]
-        was_finished = False
+        was_finished = found is not None and self._take_up(found, has_model=has_model)
+        if was_finished and has_model:
+            say(f"this run is finished (step {self.progress.step:,}); its model: {self.run_dir / 'model'}")
+            return
         if found:
-            self.progress = found
-            if found.data_sha256 != self.data.data_sha256:
-                raise UserError(
-                    f"{self.run_dir}: the training data are not those that this run was started with; "
-                    "restore them, or take another run_dir=DIR"
-                )
-            end = read_json(self.end) if self.end.is_file() else {"step": 0, "bleu": -1.0}
-            self._require_same_state(end)
-            was_finished = self._finished() and end["step"] == found.step
-            if was_finished and has_model:
-                say(f"this run is finished (step {found.step:,}); its model: {self.run_dir / 'model'}")
-                return
-            # Where somebody took the model away, the next one is the best there is.
-            found.best_bleu = max(found.best_bleu, end["bleu"]) if has_model else -1.0
             say(f"going on from step {found.step:,}")
         else:
             self._require_same_state({})
@@ -152,6 +141,20 @@ class Trainer:
             ) from None
         finally:
             self.report.close()
+
+    def _take_up(self, found: Progress, *, has_model: bool) -> bool:
+        """Stand where a checkpoint was; returns whether the run was finished there. Raises UserError."""
+        self.progress = found
+        if found.data_sha256 != self.data.data_sha256:
+            raise UserError(
+                f"{self.run_dir}: the training data are not those that this run was started with; "
+                "restore them, or take another run_dir=DIR"
+            )
+        end = read_json(self.end) if self.end.is_file() else {"step": 0, "bleu": -1.0}
+        self._require_same_state(end)
+        # Where somebody took the model away, the next one is the best there is.
+        found.best_bleu = max(found.best_bleu, end["bleu"]) if has_model else -1.0
+        return self._finished() and bool(end["step"] == found.step)
 
     def _require_same_state(self, end: dict[str, Any]) -> None:
         state = {**asdict(self.progress), "data_sha256": self.data.data_sha256, "end": end}
@@ -296,13 +299,13 @@ class Trainer:
         if pending:
             progress.source_tokens += pending.tokens[0]
             progress.target_tokens += pending.tokens[1]
-            if self.health.is_finite(pending, loss, norm):
+            if self.health.accept(pending, loss, norm):
                 trained, left = progress.seconds, self._left()
                 self.report.update(pending.step, (loss, nll), pending.tokens, pending.rate, trained, left)
                 self._spike = self.health.spike(pending, loss)
         return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
 
-    def _gradients(self, parts: list[Part], target_tokens: int) -> Tensor:
+    def _gradients(self, parts: list[MicroBatch], target_tokens: int) -> Tensor:
         """Leave the gradients of the mean loss of an update in the model; returns this rank's sums of loss and nll."""
         sums = torch.zeros(2, device=self.device)
         for index, batch, weight in parts:

@@ -10,7 +10,7 @@ from torch import Tensor
 from seq2seq.data.batches import Batch
 from seq2seq.train.recorded import regular
 
-Part = tuple[int, Batch, float]
+MicroBatch = tuple[int, Batch, float]
 """A micro-batch of an update: its number, its pairs, its weight."""
 
 
@@ -19,7 +19,7 @@ class Update(NamedTuple):
 
     pairs: list[int]
     tokens: tuple[int, int]
-    parts: list[Part]
+    parts: list[MicroBatch]
 
 
 def ready_for(batch: Batch, device: torch.device, precision: torch.dtype, *, recorded: bool) -> Batch:

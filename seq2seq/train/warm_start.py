@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
-from seq2seq.model.directory import load_model_directory, own_weights
 from seq2seq.support.errors import UserError
 
 
@@ -28,8 +25,3 @@ def require_same_model(config: Config) -> None:
     ]
     if overrides:
         raise UserError(f"init_from={directory}: its model has other settings; add {' '.join(overrides)}")
-
-
-def starting_weights(config: Config) -> dict[str, torch.Tensor]:
-    """The weights of `config.init_from`, verified as `load_model_directory` does. Raises UserError."""
-    return own_weights(load_model_directory(Path(str(config.init_from))).model)

@@ -43,7 +43,7 @@ def batches(
 
 
 @contextmanager
-def telling_what_fits(texts: int, tokens: int, batch_tokens: int) -> Iterator[None]:
+def explaining_out_of_memory(texts: int, tokens: int, batch_tokens: int) -> Iterator[None]:
     """Raise OutOfMemory, with what to type next, where a batch of so many texts and tokens does not fit the device."""
     try:
         yield

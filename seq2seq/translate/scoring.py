@@ -29,7 +29,7 @@ from seq2seq.ops.packing import Layout
 from seq2seq.support.devices import choose_device, choose_format
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.translate.alignment import pharaoh, word_links, words_of
-from seq2seq.translate.batching import telling_what_fits
+from seq2seq.translate.batching import explaining_out_of_memory
 
 BATCH_TOKENS = 4096
 ROWS = 512
@@ -88,7 +88,7 @@ def score_pairs(
     for run in cut(order, [side[order] for side in lengths], most):
         batch = forced([pairs[index] for index in run])
         tokens = max(batch.source_layout.total, batch.target_layout.total)
-        with telling_what_fits(len(run), tokens, batch_tokens):
+        with explaining_out_of_memory(len(run), tokens, batch_tokens):
             batch = batch.to(model.output_weight.device)
             hidden_MD, weights = model.with_attention(batch, layer) if attention else (model(batch), [None] * len(run))
             log_probs = token_log_probs(model, hidden_MD, batch.target_out)

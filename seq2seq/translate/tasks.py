@@ -10,7 +10,7 @@ from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.splitting import split
 
 
-class Part(NamedTuple):
+class Segment(NamedTuple):
     """A text, or a part of one too long, with its pieces."""
 
     text: str
@@ -24,20 +24,20 @@ class Task(NamedTuple):
     constraints: Constraints
 
 
-def parts_of(texts: list[str], tokenizer: Tokenizer, longest: int, threads: int = 1) -> list[list[Part]]:
+def parts_of(texts: list[str], tokenizer: Tokenizer, longest: int, threads: int = 1) -> list[list[Segment]]:
     """What to search for instead of each text: itself, nothing for a blank one, several for one of too many pieces."""
     parts = []
     # All at once: the tokenizer takes longer to be called than to read a line.
     for text, ids in zip(texts, tokenizer.encode(texts, threads), strict=True):
         if len(ids) > longest:
             pieces = split(text, tokenizer.count, longest)
-            parts.append(list(map(Part, pieces, tokenizer.encode(pieces))))
+            parts.append(list(map(Segment, pieces, tokenizer.encode(pieces))))
         else:
-            parts.append([Part(text, ids)] if text.strip() else [])
+            parts.append([Segment(text, ids)] if text.strip() else [])
     return parts
 
 
-def tasks_of(parts: list[Part], prefixes: list[str], tokenizer: Tokenizer, glossary: Glossary | None) -> list[Task]:
+def tasks_of(parts: list[Segment], prefixes: list[str], tokenizer: Tokenizer, glossary: Glossary | None) -> list[Task]:
     """The task of each part, whose output begins with its prefix (`""`: with anything) and holds the terms due."""
     sources = [[*part.ids, EOS] for part in parts]
     if not glossary and not any(prefixes):

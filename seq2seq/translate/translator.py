@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from seq2seq.config.schema import Config, SearchConfig
+from seq2seq.config.schema import Config
+from seq2seq.config.search import SearchConfig
 from seq2seq.data.text_files import BLANKS
 from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
 from seq2seq.model.directory import load_model_directory
@@ -26,10 +27,10 @@ from seq2seq.search.penalties import coverage_penalty
 from seq2seq.support.devices import choose_device, choose_format
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.progress import bar
-from seq2seq.translate.batching import batches, telling_what_fits
+from seq2seq.translate.batching import batches, explaining_out_of_memory
 from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.scoring import NOT_FINITE, PairScore, score_pairs
-from seq2seq.translate.tasks import Part, Task, parts_of, tasks_of
+from seq2seq.translate.tasks import Task, parts_of, tasks_of
 from seq2seq.translate.workers import Workers
 
 BATCH_TOKENS = 8192
@@ -146,20 +147,13 @@ class Translator:
 
         With `prefixes`, each begins with the one for its text (`""`: with anything).
         """
-        # Outer blanks were taken off in training too; a line of a file with CRLF ends with one.
-        stripped = [text.strip(BLANKS) for text in texts]
-        parts = parts_of(stripped, self.tokenizer, self.longest, torch.get_num_threads())
-        starts = [
-            prefix.strip(BLANKS) if place == 0 else ""
-            for prefix, of_text in zip(prefixes or [""] * len(texts), parts, strict=True)
-            for place, _ in enumerate(of_text)
-        ]
-        tasks = self._tasks(list(chain.from_iterable(parts)), starts)
+        tasks_of_texts = self._tasks_of(texts, prefixes or [""] * len(texts))
+        tasks = list(chain.from_iterable(tasks_of_texts))
         results = self._search(tasks)
         unmet = {place: self._why(task) for place, task in enumerate(tasks) if not results[place]}
         again = iter(self._search([Task(tasks[place].source, Constraints()) for place in unmet]) if unmet else [])
         found = ((task, results[place] or next(again), unmet.get(place, "")) for place, task in enumerate(tasks))
-        translations = [self._join([next(found) for _ in of_text]) for of_text in parts]
+        translations = [self._join([next(found) for _ in of_text]) for of_text in tasks_of_texts]
         outputs = [output for translation in translations for output in translation.outputs]
         sequences = [part.tokens for output in outputs for _, part in output]
         decoded = iter(self.tokenizer.decode(sequences, torch.get_num_threads()))
@@ -176,7 +170,7 @@ class Translator:
         self.require_streaming()
         if why := self.too_long(text, prefix):
             raise UserError(why)
-        for place, task in enumerate(self._tasks_of(text, prefix)):
+        for place, task in enumerate(self._tasks_of([text], [prefix])[0]):
             if place:
                 yield " "
             told = shown = ""
@@ -195,29 +189,33 @@ class Translator:
 
     def too_long(self, text: str, prefix: str) -> str:
         """Why no translation of a text can begin with this; empty where one can."""
-        return next((self._no_room(task) for task in self._tasks_of(text, prefix)), "")
+        return next((self._no_room(task) for task in self._tasks_of([text], [prefix])[0]), "")
 
-    def _tasks_of(self, text: str, prefix: str) -> list[Task]:
-        """The tasks of one text; its prefix is that of the first."""
-        (parts,) = parts_of([text.strip(BLANKS)], self.tokenizer, self.longest)
-        starts = [prefix.strip(BLANKS) if place == 0 else "" for place, _ in enumerate(parts)]
-        return self._tasks(parts, starts)
+    def _tasks_of(self, texts: Sequence[str], prefixes: Sequence[str]) -> list[list[Task]]:
+        """The tasks of each text; its prefix is that of the first."""
+        if self.glossary and self.search.sampling:
+            raise UserError("a glossary is for beam search: leave it out, or sampling (--sampling)")
+        # Outer blanks were taken off in training too; a line of a file with CRLF ends with one.
+        stripped = [text.strip(BLANKS) for text in texts]
+        parts = parts_of(stripped, self.tokenizer, self.longest, torch.get_num_threads())
+        starts = [
+            prefix.strip(BLANKS) if place == 0 else ""
+            for prefix, of_text in zip(prefixes, parts, strict=True)
+            for place, _ in enumerate(of_text)
+        ]
+        tasks = iter(tasks_of(list(chain.from_iterable(parts)), starts, self.tokenizer, self.glossary))
+        return [[next(tasks) for _ in of_text] for of_text in parts]
 
     def _steps(self, task: Task) -> Iterator[Any]:
         """The state of search for one text after each step."""
         steps = self._beam_search().steps(self._together(), *self._packed([task]), [task.constraints])
         while True:
             # Never across a yield: what the caller computes meanwhile is its own matter.
-            with self._invariant(), self._telling_what_fits([task]):
+            with self._invariant(), self._explaining_out_of_memory([task]):
                 beams = next(steps, None)
             if beams is None:
                 return
             yield beams
-
-    def _tasks(self, parts: list[Part], prefixes: list[str]) -> list[Task]:
-        if self.glossary and self.search.sampling:
-            raise UserError("a glossary is for beam search: leave it out, or sampling (--sampling)")
-        return tasks_of(parts, prefixes, self.tokenizer, self.glossary)
 
     def require_streaming(self) -> None:
         """Raise UserError unless there is one hypothesis alone, from which nothing is ever taken back."""
@@ -259,12 +257,12 @@ class Translator:
             self._started.close()
         # Without processes: other settings, or an error, ended them.
         if not (self._started and self._started.processes):
-            self._started, self._as_started = Workers(workers, now._search_batch, now._take_place), now
+            self._started, self._as_started = Workers(workers, now._search_batch, now._move_to_device), now
         # As many as these texts are worth; the first ones were few where input comes slowly.
         self._started.grow(workers)
         yield from self._started.map(batches)
 
-    def _take_place(self, worker: int) -> None:
+    def _move_to_device(self, worker: int) -> None:
         if self.devices:
             for model in (self.model, *self.others):
                 model.placed(self.devices[worker], self.dtype)
@@ -281,7 +279,7 @@ class Translator:
 
     def _search_batch(self, tasks: list[Task]) -> list[list[Hypothesis]]:
         constraints = [task.constraints for task in tasks]
-        with self._invariant(), self._telling_what_fits(tasks):
+        with self._invariant(), self._explaining_out_of_memory(tasks):
             found = self._beam_search()(self._together(), *self._packed(tasks), constraints)
         if not self.search.coverage_penalty:
             return found
@@ -299,8 +297,8 @@ class Translator:
         ]
         return sorted(scored, key=lambda one: -one.score)[: self.search.n_best]
 
-    def _telling_what_fits(self, tasks: list[Task]) -> AbstractContextManager[None]:
-        return telling_what_fits(len(tasks), sum(len(task.source) for task in tasks), self.batch_tokens)
+    def _explaining_out_of_memory(self, tasks: list[Task]) -> AbstractContextManager[None]:
+        return explaining_out_of_memory(len(tasks), sum(len(task.source) for task in tasks), self.batch_tokens)
 
     def _invariant(self) -> AbstractContextManager[None]:
         return batch_invariant(self.deterministic and self._can_be_batch_invariant())

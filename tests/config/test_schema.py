@@ -18,11 +18,11 @@ from seq2seq.config.schema import (
     OptimizerConfig,
     RecurrentConfig,
     ScheduleConfig,
-    SearchConfig,
     TokenizerConfig,
     TrainerConfig,
     TransformerConfig,
 )
+from seq2seq.config.search import SearchConfig
 from seq2seq.support.errors import UserError
 
 

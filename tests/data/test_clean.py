@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq.config.schema import CleaningConfig
-from seq2seq.data.clean import EXAMPLES, Report, length_reason, text_hash, text_reason
+from seq2seq.data.clean import EXAMPLES, CleaningReport, length_reason, text_hash, text_reason
 
 OFF = CleaningConfig(empty=False, duplicate=False, same=False, max_length_ratio=None, max_pieces=None)
 
@@ -67,7 +67,7 @@ def test_the_hash_is_the_same_everywhere_and_positive() -> None:
 
 
 def test_the_report_counts_and_shows_examples() -> None:
-    report = Report()
+    report = CleaningReport()
     report.kept = 1_994
     for number in range(5):
         report.drop("same", f"{number}" * 200, "t", "a.en:9")

@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from seq2seq.config.schema import ModelConfig, SearchConfig, TransformerConfig
+from seq2seq.config.schema import ModelConfig, TransformerConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import build_model
 from seq2seq.ops.compiled import compile_regions

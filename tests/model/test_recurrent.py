@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from seq2seq.config.compose import compose
-from seq2seq.config.schema import Config, ModelConfig, RecurrentConfig, SearchConfig, TransformerConfig
+from seq2seq.config.schema import Config, ModelConfig, RecurrentConfig, TransformerConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.model.directory import load_model_directory, own_weights, save_model_directory

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from seq2seq.config.schema import ModelConfig, RecurrentConfig, SearchConfig, TransformerConfig
+from seq2seq.config.schema import ModelConfig, RecurrentConfig, TransformerConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops.packing import Layout
 from seq2seq.search import beam as module

@@ -8,7 +8,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Constraints
 from tests.search.toy import SOURCES, WORDS, ToyModel, holds, limit_of, run

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.search.constraints import RequiredPhrases
 from seq2seq.search.hypotheses import Constraints
 from tests.search.toy import FREE, SOURCES, WORDS, ToyModel, all_outputs, assert_same, holds, run

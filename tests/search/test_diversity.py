@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from tests.search.toy import EOS, SOURCES, WORDS, Exact, Prefix, ToyModel, assert_same, limit_of, log_probabilities, run
 
 

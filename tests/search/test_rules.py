@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.search.hypotheses import Constraints
 from seq2seq.search.rules import forbid, forbid_repeated, penalize_repetition
 from tests.search.toy import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.ops.packing import Layout
 from seq2seq.search.sampling import draw, uniforms
 from tests.search.toy import EOS, SOURCES, WORDS, Prefix, ToyModel, log_probabilities, run, score_of

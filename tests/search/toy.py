@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Constraints, Hypothesis, SearchModel

@@ -17,7 +17,7 @@ from seq2seq.support.errors import RunError
 from seq2seq.train import health
 from seq2seq.train.report import Report
 from seq2seq.train.trainer import Trainer
-from seq2seq.train.update import Part, Pending, Update
+from seq2seq.train.update import MicroBatch, Pending, Update
 from tests.train.runs import TINY, assert_same_state, draw, log, steps_saved, tensors, write_copies
 
 
@@ -50,7 +50,7 @@ def breaking(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: set[int])
     """Make the gradients of these steps infinite."""
     gradients = trainer._gradients
 
-    def broken(parts: list[Part], target_tokens: int) -> Tensor:
+    def broken(parts: list[MicroBatch], target_tokens: int) -> Tensor:
         sums = gradients(parts, target_tokens)
         if trainer.progress.step in steps:
             next(iter(trainer.model.parameters())).grad.view(-1)[3] = math.inf  # type: ignore[union-attr]
@@ -95,7 +95,7 @@ def test_the_lines_of_an_update_that_was_skipped_are_told(
     trainer = trainer_in(tmp_path, corpus, "trainer.max_steps=4", "data.micro_batches=2")
     gradients = trainer._gradients
 
-    def broken(parts: list[Part], target_tokens: int) -> Tensor:
+    def broken(parts: list[MicroBatch], target_tokens: int) -> Tensor:
         sums = gradients(parts, target_tokens)
         if trainer.progress.step == 3:
             next(iter(trainer.model.parameters())).grad.view(-1)[3] = math.nan  # type: ignore[union-attr]
@@ -122,7 +122,7 @@ def test_an_update_is_skipped_though_its_lines_are_not_known(
     trainer = trainer_in(tmp_path, corpus)
     (Path(trainer.config.data.prepared_dir) / "train" / "rows.npy").unlink()
     judge = health.Health(trainer.config.trainer, trainer.progress, Report(tmp_path, 0), trainer.data)
-    assert not judge.is_finite(Pending(3, 0.1, (9, 9), [*range(7, 20)], torch.zeros(3)), 1.0, math.nan)
+    assert not judge.accept(Pending(3, 0.1, (9, 9), [*range(7, 20)], torch.zeros(3)), 1.0, math.nan)
     told = capsys.readouterr().err
     assert "(its lines: pair 7 of the encoded training data, counted from 0, pair 8" in told
     assert "pair 14 of the encoded training data, counted from 0, …; all 13 in log.jsonl)" in told

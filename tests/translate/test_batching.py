@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seq2seq.support.errors import OutOfMemory
-from seq2seq.translate.batching import FIXED, batches, telling_what_fits
+from seq2seq.translate.batching import FIXED, batches, explaining_out_of_memory
 
 ROOM = 10_000
 
@@ -66,12 +66,14 @@ def test_texts_of_other_widths_are_not_together() -> None:
     [(40, 8000, "--batch-tokens 4096"), (9, 4096, "--batch-tokens 2048"), (2, 2, "--batch-tokens 1")],
 )
 def test_a_batch_that_does_not_fit_is_told_with_one_that_has_fewer(count: int, tokens: int, advice: str) -> None:
-    with telling_what_fits(count, tokens, 8192):
+    with explaining_out_of_memory(count, tokens, 8192):
         pass
-    with pytest.raises(OutOfMemory, match=f"{count} texts, .*; type {advice}$"), telling_what_fits(count, tokens, 8192):
+    found = pytest.raises(OutOfMemory, match=f"{count} texts, .*; type {advice}$")
+    with found, explaining_out_of_memory(count, tokens, 8192):
         raise torch.OutOfMemoryError
     # A text cannot be parted.
-    with pytest.raises(OutOfMemory, match=r"1 texts, .*; type --device cpu$"), telling_what_fits(1, tokens, 8192):
+    found = pytest.raises(OutOfMemory, match=r"1 texts, .*; type --device cpu$")
+    with found, explaining_out_of_memory(1, tokens, 8192):
         raise torch.OutOfMemoryError
-    with pytest.raises(ValueError, match="other"), telling_what_fits(count, tokens, 8192):
+    with pytest.raises(ValueError, match="other"), explaining_out_of_memory(count, tokens, 8192):
         raise ValueError("other")

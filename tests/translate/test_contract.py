@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seq2seq.cli import translate as command
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.data.text_files import BLANKS
 from seq2seq.data.tokenizer import EOS, Tokenizer
 from seq2seq.ops.packing import Layout

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seq2seq.config.schema import ModelConfig, RecurrentConfig, SearchConfig, TransformerConfig
+from seq2seq.config.schema import ModelConfig, RecurrentConfig, TransformerConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import BOS, EOS
 from seq2seq.model.translation import TranslationModel, build_model

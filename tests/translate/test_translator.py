@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import seq2seq
 from seq2seq.config.compose import load
-from seq2seq.config.schema import SearchConfig
+from seq2seq.config.search import SearchConfig
 from seq2seq.data.tokenizer import BOS, EOS
 from seq2seq.model import directory
 from seq2seq.model.translation import build_model
