@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from seq2seq.search.beam import BeamSearch
 from seq2seq.search.hypotheses import Constraints, Hypothesis
 from seq2seq.search.penalties import coverage_penalty
 from seq2seq.support.devices import choose_device, choose_format
-from seq2seq.support.errors import RunError, UserError
+from seq2seq.support.errors import RunError, UserError, nearest
 from seq2seq.support.progress import bar
 from seq2seq.translate.batching import batches, explaining_out_of_memory
 from seq2seq.translate.glossary import Glossary
@@ -101,6 +101,10 @@ class Translator:
         (linear layers in 8-bit integers, on a CPU), or its name. Several devices, with commas between
         (`cuda:0,cuda:1`), share the work. Raises UserError, also when vocabularies differ.
         """
+        known = [one.name for one in fields(SearchConfig)]
+        for name in search:
+            if name not in known:
+                raise UserError(f"{name}: no such setting of search{nearest(name, known)}")
         places = [choose_device(name) for name in device.split(",")]
         dtype = choose_format(dtype)
         members = [cls._load(Path(directory), places, dtype) for directory in directories]
@@ -147,7 +151,10 @@ class Translator:
 
         With `prefixes`, each begins with the one for its text (`""`: with anything).
         """
-        tasks_of_texts = self._tasks_of(texts, prefixes or [""] * len(texts))
+        prefixes = prefixes or [""] * len(texts)
+        if len(prefixes) != len(texts):
+            raise UserError(f"{len(prefixes)} prefixes for {len(texts)} texts: give one for each, empty for none")
+        tasks_of_texts = self._tasks_of(texts, prefixes)
         tasks = list(chain.from_iterable(tasks_of_texts))
         results = self._search(tasks)
         unmet = {place: self._why(task) for place, task in enumerate(tasks) if not results[place]}

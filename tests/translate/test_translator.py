@@ -47,7 +47,8 @@ def sentences(toy_pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def test_the_package_offers_it_without_loading_torch_at_once() -> None:
-    assert seq2seq.Translator is Translator
+    assert seq2seq.Translator is Translator and seq2seq.Scorer is Scorer and seq2seq.UserError is UserError
+    assert all(hasattr(seq2seq, name) for name in seq2seq.__all__)
     assert not hasattr(seq2seq, "Translater")
 
 
@@ -239,8 +240,15 @@ def test_settings_of_search_can_be_given(tiny_model: Path, sentences: list[str])
         Translator.load(tiny_model, device="cpu", beam_size=0)
     with pytest.raises(UserError, match=r"search\.n_best=5"):
         Translator.load(tiny_model, device="cpu", n_best=5)
+    with pytest.raises(UserError, match=r"beam_sise: no such setting of search; did you mean beam_size\?"):
+        Translator.load(tiny_model, device="cpu", beam_sise=4)
     with pytest.raises(UserError, match="no such device"):
         Translator.load(tiny_model, device="gpu")
+
+
+def test_prefixes_are_as_many_as_texts(translator: Translator) -> None:
+    with pytest.raises(UserError, match="1 prefixes for 2 texts: give one for each"):
+        translator.translate(["the dog", "a cat"], ["der"])
 
 
 def test_bfloat16_gives_scores_near_those_of_float32(
