@@ -51,10 +51,15 @@ class Tokenizer:
             raise UserError(f"{path}: cannot be read as a SentencePiece model: {first_line(error)}") from None
 
     def encode(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The piece ids of each text, without bos and eos."""
-        if len(texts) <= ONE_BY_ONE:
-            return list(map(self._processor.encode, texts))
-        return self._processor.encode(list(texts), num_threads=_worthwhile(threads, texts))
+        """The piece ids of each text, without bos and eos. Raises UserError for half a character."""
+        try:
+            if len(texts) <= ONE_BY_ONE:
+                return list(map(self._processor.encode, texts))
+            return self._processor.encode(list(texts), num_threads=_worthwhile(threads, texts))
+        except (RuntimeError, TypeError):
+            for text in texts:
+                _require_whole_characters(text)
+            raise
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """The number of pieces of each text, without bos and eos."""
@@ -73,6 +78,17 @@ class Tokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The pieces as written in the vocabulary, for showing."""
         return [self._processor.id_to_piece(int(piece)) for piece in ids]
+
+
+def _require_whole_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise UserError(
+            f"{text[max(0, error.start - 20) : error.start + 1]!r}: {half!r} is half a character, which no text has; "
+            "decode bytes with errors='replace'"
+        ) from None
 
 
 def _worthwhile(threads: int, texts: Sequence[object]) -> int:

@@ -149,8 +149,10 @@ class Translator:
     def translate_n_best(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[Translation]:
         """The `search.n_best` translations of each text, with scores.
 
-        With `prefixes`, each begins with the one for its text (`""`: with anything).
+        With `prefixes`, each begins with the one for its text (`""`: with anything). Raises UserError, RunError.
         """
+        if isinstance(texts, str) or isinstance(prefixes, str):
+            raise UserError("one text alone: give a list, translate([text])")
         prefixes = prefixes or [""] * len(texts)
         if len(prefixes) != len(texts):
             raise UserError(f"{len(prefixes)} prefixes for {len(texts)} texts: give one for each, empty for none")

@@ -251,6 +251,17 @@ def test_prefixes_are_as_many_as_texts(translator: Translator) -> None:
         translator.translate(["the dog", "a cat"], ["der"])
 
 
+def test_one_text_is_not_taken_for_a_list_of_its_letters(translator: Translator) -> None:
+    with pytest.raises(UserError, match=r"give a list, translate\(\[text\]\)"):
+        translator.translate("the dog")
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_half_a_character_is_refused(translator: Translator, count: int) -> None:
+    with pytest.raises(UserError, match=r"'the \\ud800': '\\ud800' is half a character"):
+        translator.translate(["a cat"] * (count - 1) + ["the \ud800 dog"])
+
+
 def test_bfloat16_gives_scores_near_those_of_float32(
     tiny_model: Path, translator: Translator, sentences: list[str]
 ) -> None:
