@@ -72,7 +72,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "old Macintosh line ends": (
         lambda sides: [side.__setitem__(slice(None), [b"\r".join(side) * 3000]) for side in sides],
-        rf"train\.en:1: the line has more than {LONGEST:,} bytes: no sentence has; does it end in another sign",
+        rf"train\.en:1: the line has more than {LONGEST:,} bytes: no sentence is that long",
     ),
 }
 
