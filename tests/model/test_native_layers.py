@@ -191,3 +191,12 @@ def test_it_is_for_layers_that_are_laid_out_for_it(randomise: Randomise) -> None
     layer.self_residual.norm.eps = 1e-3
     decoder.finish()
     assert decoder._native is None
+
+
+def test_rows_of_another_format_than_the_weights_take_another_way(randomise: Randomise) -> None:
+    decoder = decoder_of(randomise)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad():
+            state = decoder.start(Memory(torch.zeros(3, WIDTH, dtype=dtype), Layout.of([3])))
+        assert isinstance(state, RowCache)
+        assert (state.native is not None) == (dtype is torch.float32)
