@@ -16,8 +16,6 @@ run is left out, and a line says so.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -31,7 +29,9 @@ import torch
 from seq2seq.evaluate.scores import bleu
 from seq2seq.support.errors import RunError
 from seq2seq.support.progress import say
+from tools.benchmarks import decode, one_line_seconds
 from tools.figures import give_out, origin
+from tools.worker import Answering
 
 PROCESSORS = 2
 CTRANSLATE2 = {"CT2_FORCE_CPU_ISA": "AVX512"}
@@ -55,16 +55,10 @@ class Contestant:
 
     def __init__(self, name: str, job: dict[str, Any]) -> None:
         system, self.dtype = name.split()
-        environment = dict(os.environ)
-        if job["device"] == "cpu":
-            environment |= {"OMP_NUM_THREADS": "1", **(CTRANSLATE2 if system == "ctranslate2" else {})}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tools.decode_contestant", system],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        environment = {"OMP_NUM_THREADS": "1"} if job["device"] == "cpu" else {}
+        if job["device"] == "cpu" and system == "ctranslate2":
+            environment |= CTRANSLATE2
+        self.process = Answering("tools.decode_contestant", system, environment=environment)
         self.rounds: list[dict[str, Any]] = []
         self.ready: dict[str, Any] = {}
 
@@ -76,20 +70,9 @@ class Contestant:
         """One round."""
         self.rounds.append(self._ask({}))
 
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RunError(f"it ended with {self.process.wait()}; its words are above")
-        return dict(json.loads(answer))
+        self.process.ask(question)
+        return self.process.answer()
 
 
 def measure(names: list[str], job: dict[str, Any], rounds: int, references: list[str]) -> dict[str, Any]:
@@ -103,7 +86,7 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
             contestant.begin(job)
             contestants[name] = contestant
         except RunError as error:
-            say(f"{name} is left out: {error}")
+            say(f"{name} is left out: it {error}")
     for _ in range(rounds):
         for contestant in contestants.values():
             contestant.turn()
@@ -111,7 +94,7 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
     figures: dict[str, Any] = {}
     ours = contestants["ours float32"].rounds[0]["texts"] if "ours float32" in contestants else None
     for name, contestant in contestants.items():
-        contestant.close()
+        contestant.process.end()
         last = contestant.rounds[-1]
         seconds = [turn["seconds"] for turn in contestant.rounds]
         figures[name] = {
@@ -147,22 +130,6 @@ def process_seconds(model: Path, line: str, rounds: int) -> dict[str, list[float
     return seconds
 
 
-def show(row: str, figures: dict[str, Any]) -> None:
-    """The figures of one row, for people."""
-    for name, values in figures.items():
-        latency = ""
-        if "p50_milliseconds" in values:
-            latency = f"  p50 {values['p50_milliseconds']} p99 {values['p99_milliseconds']} ms"
-        print(
-            f"{row:<12} {name:<20} {values['sentences_per_second']:>8} lines/s"
-            f" {values['target_tokens_per_second']:>8} tokens/s"
-            f"  BLEU {values['bleu']}  same {values['same_lines']}  rows {values['decoder_rows']}"
-            f"  {values['peak_megabytes']} MB  start {values['start_seconds']} s{latency}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,11 +157,11 @@ def main() -> None:
                 del job["lines"]
             job["workers"] = 1 if "one_by_one" in job or arguments.device != "cpu" else PROCESSORS
             result["rows"][row] = measure(arguments.contestants, job, arguments.rounds, references)
-            show(row, result["rows"][row])
+            say("\n".join(decode({**result, "rows": {row: result["rows"][row]}})))
     if arguments.device == "cpu":
         first = arguments.source.read_text("utf-8").split("\n")[0]
         result["process_seconds"] = process_seconds(arguments.model, first, 2 * arguments.rounds - 1)
-        print({name: statistics.median(found) for name, found in result["process_seconds"].items()}, file=sys.stderr)
+        say(one_line_seconds(result))
     give_out(result, arguments.output)
 
 

@@ -39,6 +39,7 @@ from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import exit_code_of
 from seq2seq.support.progress import say
 from tools.bench_input import generate
+from tools.benchmarks import train_in
 from tools.contestants import CONTESTANTS, OURS, RANKS
 from tools.figures import give_out, origin
 from tools.training_worker import MATRIX, Job, Stretch
@@ -150,32 +151,6 @@ def rotated(items: list[Any], by: int) -> list[Any]:
     return items[by:] + items[:by]
 
 
-def table(precision: str, figures: dict[str, Any]) -> str:
-    """The figures of a number format for people."""
-    rows = [("", "target tokens/s", "both/s", "of matrix", "pads", "MiB", "first update")]
-    for name, row in figures["contestants"].items():
-        cells = (
-            "{median:,.0f} ({min:,.0f}-{max:,.0f})".format(**row["target_tokens_per_second"]),
-            f"{row['tokens_per_second']['median']:,.0f}",
-            f"{row['share_of_matrix_rate']['median']:.1%}",
-            f"{row['padding_share']:.1%}",
-            f"{row['peak_memory_bytes'] / 2**20:,.0f}",
-            "{:.1f} s".format(max(row["seconds_to_first_update"].values())),
-        )
-        rows.append((name, *cells))
-    rate = figures["matrix_flops_per_second"]["median"] / 1e9
-    head = f"{precision}, {figures['device']}, {figures['threads']} threads; matrix product {rate:,.0f} GFLOP/s"
-    head += "; processors busy for others: {median:.2f} ({min:.2f}-{max:.2f})".format(
-        **figures["processors_busy_for_others"]
-    )
-    ratios = (
-        f"{own} over {name}: " + "{median:.2f} ({min:.2f}-{max:.2f})".format(**ratio)
-        for own, others in figures["ratios"].items()
-        for name, ratio in others.items()
-    )
-    return "\n".join((head, *("{:<15}{:>24}{:>9}{:>11}{:>7}{:>8}{:>14}".format(*row) for row in rows), *ratios))
-
-
 def growth(job: Job, stretch: Stretch, limit: int, corpora: list[int], rounds: int, folder: Path) -> dict[str, Any]:
     """Microseconds for a target token of ours, from the store to the changed weights.
 
@@ -236,6 +211,7 @@ def corpus_of(arguments: argparse.Namespace, folder: Path) -> tuple[str, Path, i
     shared = os.environ.get("SEQ2SEQ_SHARED_DATA")
     if shared:
         return name, *real_corpus(name, Path(shared), vocab_size)
+    say("SEQ2SEQ_SHARED_DATA is not set: random pieces stand for a text")
     return "random", random_corpus(usual_lengths(30_000), vocab_size, folder / "random"), vocab_size
 
 
@@ -272,7 +248,7 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             formats[precision] = compare(
                 [matrix, ours, *others], stretch, arguments.rounds, arguments.warm, arguments.seconds
             )
-            print(table(precision, formats[precision]), file=sys.stderr, flush=True)
+            say("\n".join(train_in(precision, formats[precision])))
     return {
         **origin("torch", "transformers"),
         "environment": ENVIRONMENT,

@@ -52,28 +52,33 @@ def train(figures: dict[str, Any]) -> Iterator[str]:
     """Training beside peers, by number format."""
     yield f"{sizes(figures)}. Ratios are medians of those within a round."
     for precision, found in figures["formats"].items():
-        rate, others = found["matrix_flops_per_second"]["median"] / 1e9, found["processors_busy_for_others"]["median"]
-        yield ""
-        yield (
-            f"**{precision}**, {found['device']}, {found['threads']} threads; matrix product {rate:,.0f} GFLOP/s; "
-            f"processors busy for others: {others:.2f}"
+        yield from train_in(precision, found)
+
+
+def train_in(precision: str, found: dict[str, Any]) -> Iterator[str]:
+    """The same in one format."""
+    rate, others = found["matrix_flops_per_second"]["median"] / 1e9, found["processors_busy_for_others"]["median"]
+    yield ""
+    yield (
+        f"**{precision}**, {found['device']}, {found['threads']} threads; matrix product {rate:,.0f} GFLOP/s; "
+        f"processors busy for others: {others:.2f}"
+    )
+    yield ""
+    ratios = found["ratios"]
+    yield from head(
+        *("", "target tokens/s", "of the matrix rate", "pads", "peak MiB", "s to first update"),
+        *(f"{own} ÷ it" for own in ratios),
+    )
+    for name, values in found["contestants"].items():
+        yield row(
+            name,
+            span(values["target_tokens_per_second"], ",.0f"),
+            f"{values['share_of_matrix_rate']['median']:.0%}",
+            f"{values['padding_share']:.1%}",
+            f"{values['peak_memory_bytes'] / 2**20:,.0f}",
+            f"{max(values['seconds_to_first_update'].values()):.1f}",
+            *(span(over[name], ".2f") if name in over else "" for over in ratios.values()),
         )
-        yield ""
-        ratios = found["ratios"]
-        yield from head(
-            *("", "target tokens/s", "of the matrix rate", "pads", "peak MiB", "s to first update"),
-            *(f"{own} ÷ it" for own in ratios),
-        )
-        for name, values in found["contestants"].items():
-            yield row(
-                name,
-                span(values["target_tokens_per_second"], ",.0f"),
-                f"{values['share_of_matrix_rate']['median']:.0%}",
-                f"{values['padding_share']:.1%}",
-                f"{values['peak_memory_bytes'] / 2**20:,.0f}",
-                f"{max(values['seconds_to_first_update'].values()):.1f}",
-                *(span(over[name], ".2f") if name in over else "" for over in ratios.values()),
-            )
 
 
 def parts(figures: dict[str, Any]) -> Iterator[str]:
@@ -169,11 +174,13 @@ def decode(figures: dict[str, Any]) -> Iterator[str]:
                 f"{found['p50_milliseconds']}, {found['p99_milliseconds']}" if "p50_milliseconds" in found else "",
             )
     if "process_seconds" in figures:
-        medians = {name: statistics.median(found) for name, found in figures["process_seconds"].items()}
-        yield from (
-            "",
-            "One line, whole processes: " + ", ".join(f"{name} {own:.2f} s" for name, own in medians.items()),
-        )
+        yield from ("", one_line_seconds(figures))
+
+
+def one_line_seconds(figures: dict[str, Any]) -> str:
+    """How long whole processes take for one line."""
+    medians = {name: statistics.median(found) for name, found in figures["process_seconds"].items()}
+    return "One line, whole processes: " + ", ".join(f"{name} {own:.2f} s" for name, own in medians.items())
 
 
 def input_line(figures: dict[str, Any]) -> Iterator[str]:

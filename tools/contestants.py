@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,8 +21,7 @@ from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import BOS, EOS, PAD
 from seq2seq.model.positions import sinusoids
 from seq2seq.model.translation import build_model
-from seq2seq.train.distributed import World
-from seq2seq.train.loss import BatchLoss
+from seq2seq.train.loss import batch_loss
 
 SMOOTHING = 0.1
 LONGEST = 1024
@@ -37,7 +35,6 @@ class Contestant:
     model: nn.Module
     loss: Callable[[Batch], Tensor]
     rows: Callable[[Batch], int]
-    is_ours: bool = False
 
 
 def packed_rows(batch: Batch) -> int:
@@ -50,11 +47,10 @@ def padded_rows(batch: Batch) -> int:
     return sum(layout.batch_size * layout.max_length for layout in (batch.source_layout, batch.target_layout))
 
 
-def ours(config: ModelConfig, vocab_size: int, world: World) -> Contestant:
-    """Our model and loss; our trainer also makes sure that the gradient is finite, so that is timed with it."""
+def ours(config: ModelConfig, vocab_size: int) -> Contestant:
+    """Our model and loss."""
     model = build_model(config, vocab_size, seed=1)
-    loss = world.synchronised(BatchLoss(model))
-    return Contestant(model, lambda batch: loss(batch, SMOOTHING)[0], packed_rows, is_ours=True)
+    return Contestant(model, lambda batch: batch_loss(model, batch, SMOOTHING)[0], packed_rows)
 
 
 class PlainTransformer(nn.Module):
@@ -108,16 +104,16 @@ class PlainTransformer(nn.Module):
         return self.dropout(rows + self.positions[: tokens.shape[1]])
 
 
-def plain(config: ModelConfig, vocab_size: int, _: World) -> Contestant:
+def plain(config: ModelConfig, vocab_size: int) -> Contestant:
     """PyTorch's own Transformer."""
     model = PlainTransformer(config, vocab_size)
     return padded(model, model)
 
 
-def marian(attention: str) -> Callable[[ModelConfig, int, World], Contestant]:
+def marian(attention: str) -> Callable[[ModelConfig, int], Contestant]:
     """Hugging Face's Marian with this kind of attention, `sdpa` or `eager`."""
 
-    def build(config: ModelConfig, vocab_size: int, _: World) -> Contestant:
+    def build(config: ModelConfig, vocab_size: int) -> Contestant:
         model = marian_model(config, vocab_size, attention)
 
         def logits(source_BS: Tensor, target_BT: Tensor, mask_BS: Tensor) -> Tensor:
@@ -179,7 +175,7 @@ def padded(model: nn.Module, logits: Callable[[Tensor, Tensor, Tensor], Tensor])
 OURS = "ours"
 RANKS = {"ours, 2 ranks": 2}
 """Contestants of several processes (`trainer.devices=2`), which share the threads that others have in one."""
-CONTESTANTS: dict[str, Callable[[ModelConfig, int, World], Contestant]] = {
+CONTESTANTS: dict[str, Callable[[ModelConfig, int], Contestant]] = {
     OURS: ours,
     **dict.fromkeys(RANKS, ours),
     "nn.Transformer": plain,
@@ -191,8 +187,3 @@ CONTESTANTS: dict[str, Callable[[ModelConfig, int, World], Contestant]] = {
 def learnt_parameters(model: nn.Module) -> int:
     """The number of learnt values, shared ones once; Marian keeps its sinusoids as parameters that are not."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def total_norm(model: nn.Module) -> Tensor:
-    """The norm of all gradients."""
-    return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])

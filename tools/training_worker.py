@@ -21,28 +21,25 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
-from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
+from seq2seq.config.schema import Config, ModelConfig, OptimizerConfig, TrainerConfig, TransformerConfig
 from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.store import Store
 from seq2seq.model.translation import TranslationModel
-from seq2seq.ops.compiled import compile_regions
 from seq2seq.support.devices import (
     SHAPES_OF_TRAINING,
     autocast,
-    choose_compiling,
     choose_device,
     keep_freed_memory,
     limit_compiled_shapes,
 )
 from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
-from seq2seq.train.optimizer import build_optimizer, change_weights
-from seq2seq.train.recorded import RecordedPasses
-from seq2seq.train.update import ready_for
-from tools.contestants import CONTESTANTS, OURS, learnt_parameters, total_norm
+from seq2seq.train.optimizer import build_optimizer
+from seq2seq.train.update import MicroBatch
+from seq2seq.train.updater import Updater
+from tools.contestants import CONTESTANTS, OURS, RANKS, SMOOTHING, Contestant, learnt_parameters
 from tools.flops import update_flops
 from tools.parts import watched
 
@@ -75,75 +72,89 @@ class Stretch:
     watched: bool = False
 
 
+class Ours:
+    """Updates by what the trainer itself updates with."""
+
+    def __init__(self, model: TranslationModel, config: Config, world: World) -> None:
+        self._updater, self._step = Updater(model, config, world), 0
+        self._updater.start()
+        self.ready = self._updater.ready
+
+    def update(self, parts: list[MicroBatch], target_tokens: int) -> None:
+        """One update by all ranks, of so many target tokens in all."""
+        self._step += 1
+        self._updater.gradients(parts, target_tokens, self._step)
+        self._updater.apply(RATE, self._step)
+
+
+class Peer:
+    """Updates in a plain loop."""
+
+    def __init__(self, contestant: Contestant, device: torch.device, precision: torch.dtype) -> None:
+        self._loss, self._device, self._precision = contestant.loss, device, precision
+        self._optimizer = build_optimizer(contestant.model, OptimizerConfig())
+        for group in self._optimizer.param_groups:
+            group["lr"] = RATE
+
+    def ready(self, batch: Batch) -> Batch:
+        """The same, in page-locked memory for a GPU."""
+        return batch.pinned() if self._device.type == "cuda" else batch
+
+    def update(self, parts: list[MicroBatch], target_tokens: int) -> None:
+        """One update, of so many target tokens."""
+        for _, batch, _ in parts:
+            with autocast(self._device, self._precision):
+                loss = self._loss(batch.to(self._device))
+            (loss / target_tokens).backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+
 class TrainingRun:
-    """Updates of a contestant's weights, as in `seq2seq.train.trainer`, without schedule, reports and saves."""
+    """A contestant's training, without schedule, reports and saves."""
 
     def __init__(self, job: Job, device: torch.device, world: World) -> None:
-        self.job, self.device, self.precision = job, device, getattr(torch, job.precision)
-        self.world = world
+        self.job, self.device, self.world = job, device, world
         sides = {side: TransformerConfig(**job.model[side]) for side in ("encoder", "decoder")}
-        self.config = ModelConfig(**{**job.model, **sides})
+        settings = TrainerConfig(precision=job.precision, label_smoothing=SMOOTHING)
+        self.config = Config(model=ModelConfig(**{**job.model, **sides}), trainer=settings)
         torch.manual_seed(1)
-        self.contestant = CONTESTANTS[job.contestant](self.config, job.vocab_size, world)
-        self.model = self.contestant.model.to(device).train()
-        self.recorded: RecordedPasses | None = None
-        if self.contestant.is_ours and choose_compiling("auto", device):
-            compile_regions(self.model)
-            if cast(TranslationModel, self.model).can_be_recorded(device, self.precision):
-                self.recorded = RecordedPasses(self.loss, self.model, device)
-        self.optimizer = build_optimizer(self.model, OptimizerConfig())
-        for group in self.optimizer.param_groups:
-            group["lr"] = RATE
-        self.parameters = learnt_parameters(self.model)
+        self.contestant = CONTESTANTS[job.contestant](self.config.model, job.vocab_size)
+        model = self.contestant.model.to(device).train()
+        self.updates: Ours | Peer
+        if job.contestant in (OURS, *RANKS):
+            self.updates = Ours(cast(TranslationModel, model), self.config, world)
+        else:
+            self.updates = Peer(self.contestant, device, getattr(torch, job.precision))
+        self.parameters = learnt_parameters(model)
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
         """Compute the updates; returns seconds, tokens without pads, FLOPs, and rows that entered linear layers."""
         store, updates = opened(stretch.store, stretch.batch_tokens)
         chosen = [updates[index % len(updates)] for index in range(stretch.first, stretch.first + stretch.count)]
+        lengths = [[side[pairs] for side in store.lengths] for pairs in chosen]
         rows = 0
         started = now(self.device)
-        for parts in prefetched(lambda pairs: self.parts(store, pairs), chosen):
-            self.update(parts)
-            rows += sum(self.contestant.rows(batch) for batch in parts)
+        for parts, (_, targets) in zip(
+            prefetched(lambda pairs: self.parts(store, pairs), chosen), lengths, strict=True
+        ):
+            self.updates.update(parts, int(targets.sum()))
+            rows += sum(self.contestant.rows(batch) for _, batch, _ in parts)
         seconds = now(self.device) - started
-        lengths = [[side[pairs] for side in store.lengths] for pairs in chosen]
         source_tokens, target_tokens = (sum(int(side.sum()) for side in sides) for sides in zip(*lengths, strict=True))
         return {
             "seconds": seconds,
             "tokens": source_tokens + target_tokens,
             "target_tokens": target_tokens,
-            "flops": sum(update_flops(self.config, self.job.vocab_size, *sides) for sides in lengths),
+            "flops": sum(update_flops(self.config.model, self.job.vocab_size, *sides) for sides in lengths),
             "rows": rows,
         }
 
-    def parts(self, store: Store, pairs: NDArray[np.int64]) -> list[Batch]:
+    def parts(self, store: Store, pairs: NDArray[np.int64]) -> list[MicroBatch]:
         """The micro-batches of an update that this rank computes."""
         world, count = self.world, self.job.micro_batches * self.world.size
-        batches = (batch for _, batch, _ in micro_batches(store, pairs, count, world.rank, world.size))
-        precision = self.precision if self.contestant.is_ours else torch.float32
-        recorded = self.recorded is not None
-        return [ready_for(batch, self.device, precision, recorded=recorded) for batch in batches]
-
-    def update(self, parts: list[Batch]) -> None:
-        """One update by the mean loss of its parts; ranks are averaged."""
-        target_tokens = sum(int((batch.target_out >= 0).sum()) for batch in parts)
-        for batch in parts:
-            (self.recorded or self.backward)(batch, 1 / target_tokens)
-        if self.contestant.is_ours:
-            change_weights(self.optimizer, RATE, skip=~total_norm(self.model).isfinite())
-        else:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=self.recorded is None)
-
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, with and without what its gradients need."""
-        with autocast(self.device, self.precision):
-            loss = self.contestant.loss(batch.to(self.device))
-        return loss, loss.detach()
-
-    def backward(self, batch: Batch, scale: float) -> None:
-        """Add the gradients of a batch's loss times `scale`."""
-        (self.loss(batch)[0] * scale).backward()
+        batches = micro_batches(store, pairs, count, world.rank, world.size)
+        return [(index, self.updates.ready(batch), weight) for index, batch, weight in batches]
 
 
 class MatrixProducts:

@@ -1,4 +1,4 @@
-"""A contestant of tools/bench_train.py as the benchmark sees it: tools/training_worker.py in processes of its own."""
+"""Processes that answer lines of JSON, and a contestant of tools/bench_train.py as the benchmark sees it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,46 @@ ENVIRONMENT = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
 """As our commands set it, for all."""
 
 
+class Answering:
+    """A Python module in a process of its own, run with this environment beside ours; asleep until it is asked."""
+
+    def __init__(self, *command: str, environment: dict[str, str]) -> None:
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env={**os.environ, "PYTHONPATH": path, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, question: dict[str, Any]) -> None:
+        """Let it begin. Raises RunError when the process has ended."""
+        try:
+            print(json.dumps(question), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def answer(self) -> dict[str, Any]:
+        """What it answers, once it does. Raises RunError when the process has ended."""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        return dict(json.loads(line))
+
+    def end(self, *, at_once: bool = False) -> None:
+        """Let it end, and wait for that."""
+        if at_once:
+            self._process.kill()
+        self._process.communicate()
+
+    def _ended(self) -> RunError:
+        return RunError(
+            f"ended with code {self._process.wait()}, its words are above; where memory ran out (code -9) give it less"
+        )
+
+
 class Worker:
     """A contestant's process, or those of its ranks, and its answers in the rounds that count."""
 
@@ -30,14 +70,7 @@ class Worker:
         self.built: dict[str, Any] = {}
         self.started = time.monotonic()
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tools.training_worker"],
-                cwd=ROOT,
-                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": python_path(), **environment},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            Answering("tools.training_worker", environment={**ENVIRONMENT, **environment})
             for environment in environments(RANKS.get(job.contestant, 1))
         ]
 
@@ -60,15 +93,15 @@ class Worker:
     def _ask(self, question: Job | Stretch) -> dict[str, Any]:
         try:
             for process in self.processes:
-                print(json.dumps(asdict(question)), file=process.stdin, flush=True)
-            answers = [json.loads(process.stdout.readline()) for process in self.processes if process.stdout]
-        except (BrokenPipeError, json.JSONDecodeError):
-            raise RunError(
-                f"{self.job.contestant} in {self.job.precision} ended with code {self.processes[0].wait()}, its words "
-                "are above; where memory ran out (code -9) type a smaller --batch-tokens, or --micro-batches=2"
-            ) from None
+                process.ask(asdict(question))
+            answers = [process.answer() for process in self.processes]
+        except RunError as error:
+            way_out = "type a smaller --batch-tokens, or --micro-batches=2"
+            raise RunError(f"{self.job.contestant} in {self.job.precision} {error}: {way_out}") from None
         # Ranks share the work and its time.
-        summed = {key: sum(answer[key] for answer in answers) for key in ("peak_memory", "rows") if key in answers[0]}
+        summed: dict[str, Any] = {
+            key: sum(answer[key] for answer in answers) for key in ("peak_memory", "rows") if key in answers[0]
+        }
         own = {"others": max(0.0, answers[0]["others"] - len(answers) + 1)} if "others" in answers[0] else {}
         return {**answers[0], **summed, **own}
 
@@ -77,14 +110,7 @@ class Worker:
 
     def __exit__(self, *error: object) -> None:
         for process in self.processes:
-            if any(error):
-                process.kill()
-            process.communicate()
-
-
-def python_path() -> str:
-    """Where a worker finds the project, and what its starter may have found beside the interpreter's own packages."""
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+            process.end(at_once=any(error))
 
 
 def environments(ranks: int) -> list[dict[str, str]]:

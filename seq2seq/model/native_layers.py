@@ -78,8 +78,8 @@ class NativeDecoder(NativeLayers):
     def __init__(self, layers: list[Any], embedding: PositionedEmbedding, norm: nn.Module) -> None:
         super().__init__(layers)
         self.embedding, self.norm = embedding, norm
-        self._last_norm = [x.detach().float() for x in norm.parameters()]
-        self._last = addresses(self._last_norm) if self._last_norm else torch.zeros(2, dtype=torch.int64)
+        self._final_norm = [x.detach().float() for x in norm.parameters()]
+        self._norm_addresses = addresses(self._final_norm) if self._final_norm else torch.zeros(2, dtype=torch.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.layers, self.embedding, self.norm)
@@ -106,7 +106,15 @@ class NativeDecoder(NativeLayers):
         x_SKD, grown_SKT = weight_VD.new_empty(slots, width, d_model), past_SKT.new_empty(slots, width, length + 1)
         native.call(
             "decoder_step",
-            *(x_SKD, self._structs, self._last, weight_VD, table_PD, tokens_SK.contiguous(), parents_SK.contiguous()),
+            *(
+                x_SKD,
+                self._structs,
+                self._norm_addresses,
+                weight_VD,
+                table_PD,
+                tokens_SK.contiguous(),
+                parents_SK.contiguous(),
+            ),
             *(past_SKT, grown_SKT, targets, sources, source_BL, sentence_R),
             *(vocabulary, table_PD.shape[0], d_model, slots, before, width, length, filled, source_BL.shape[1]),
             *self._shape,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import shlex
 import signal
@@ -16,43 +15,30 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seq2seq.config.compose import to_yaml
 from seq2seq.config.schema import Config
-from seq2seq.data.batches import Batch, Sampler, micro_batches
+from seq2seq.data.batches import Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
 from seq2seq.model.directory import fill, load_model_directory, own_weights, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
-from seq2seq.ops.compiled import compile_regions
-from seq2seq.support.devices import (
-    SHAPES_OF_TRAINING,
-    autocast,
-    choose_compiling,
-    choose_device,
-    choose_precision,
-    keep_freed_memory,
-    limit_compiled_shapes,
-)
+from seq2seq.support.devices import SHAPES_OF_TRAINING, choose_device, keep_freed_memory, limit_compiled_shapes
 from seq2seq.support.errors import Explained, OutOfMemory, RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
-from seq2seq.train.averaging import average_weights, update_ema
+from seq2seq.train.averaging import average_weights
 from seq2seq.train.checkpoint import Checkpoints, Progress, step_of
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, worst_part
 from seq2seq.train.full_disk import FullDisk
 from seq2seq.train.health import Health
 from seq2seq.train.interrupts import SIGNALS, Interrupts
-from seq2seq.train.loss import BatchLoss
-from seq2seq.train.optimizer import build_optimizer, change_weights
-from seq2seq.train.recorded import RecordedPasses
 from seq2seq.train.report import Report
 from seq2seq.train.schedule import learning_rate
-from seq2seq.train.update import MicroBatch, Pending, Update, ready_for
+from seq2seq.train.update import Pending, Update
+from seq2seq.train.updater import Updater
 from seq2seq.train.validation import validate
 
 
@@ -64,7 +50,6 @@ class Trainer:
         self.run_dir = Path(config.run_dir)
         self.end = self.run_dir / "end.json"
         self.device = choose_device(config.trainer.device, self.world.local_rank if self.world.size > 1 else None)
-        self.precision = choose_precision(config.trainer.precision, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
             limit_compiled_shapes(SHAPES_OF_TRAINING)
@@ -75,15 +60,9 @@ class Trainer:
         if config.init_from and not self.checkpoints.all():
             given = Path(config.init_from)
             fill(self.model, own_weights(load_model_directory(given).model), given)
-        self.average = copy.deepcopy(self.model) if config.trainer.average_decay is not None else None
-        self.compiles = choose_compiling(config.trainer.compile, self.device)
-        if self.compiles:
-            compile_regions(self.model)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.updater = Updater(self.model, config, self.world)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
         self.progress = Progress(data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or 0)
-        self.loss: nn.Module = BatchLoss(self.model)
-        self.recorded: RecordedPasses | None = None
         self.interrupts = Interrupts(self._stopped)
         self.full_disk = FullDisk(self.run_dir, config.trainer.on_full_disk)
         self._spike: int | None = None
@@ -100,7 +79,7 @@ class Trainer:
         if self.world.is_main:
             for folder in (self.run_dir, self.checkpoints.directory):
                 remove_leftovers(folder)
-        found = self.checkpoints.resume(self.model, self.optimizer, self.config, self.average)
+        found = self._resume()
         has_model = self.world.gather((self.run_dir / "model" / "manifest.json").is_file())[0]
         was_finished = found is not None and self._take_up(found, has_model=has_model)
         if was_finished and has_model:
@@ -112,13 +91,10 @@ class Trainer:
             self._require_same_state({})
             say(
                 f"{count_parameters(self.model):,} parameters, {len(self.data.train):,} pairs, "
-                f"{self.world.size} x {self.device.type} in {str(self.precision).removeprefix('torch.')}"
+                f"{self.world.size} x {self.device.type} in {str(self.updater.precision).removeprefix('torch.')}"
             )
         self._choose_micro_batches()
         require_shareable(self.progress.micro_batches, self.world.size)
-        self.loss = self.world.synchronised(self.loss)
-        if self.compiles and self.world.size == 1 and self.model.can_be_recorded(self.device, self.precision):
-            self.recorded = RecordedPasses(self._loss_of, self.model, self.device)
         if self.world.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
@@ -142,6 +118,9 @@ class Trainer:
         finally:
             self.report.close()
 
+    def _resume(self) -> Progress | None:
+        return self.checkpoints.resume(self.model, self.updater.optimizer, self.config, self.updater.average)
+
     def _take_up(self, found: Progress, *, has_model: bool) -> bool:
         """Stand where a checkpoint was; returns whether the run was finished there. Raises UserError."""
         self.progress = found
@@ -158,7 +137,7 @@ class Trainer:
 
     def _require_same_state(self, end: dict[str, Any]) -> None:
         state = {**asdict(self.progress), "data_sha256": self.data.data_sha256, "end": end}
-        self.world.require_same({"device": self.device.type, "precision": str(self.precision), **state})
+        self.world.require_same({"device": self.device.type, "precision": str(self.updater.precision), **state})
 
     def _choose_micro_batches(self) -> None:
         """Cut updates into as few parts as fit the memory; parts that are given, or were chosen before, are tried."""
@@ -168,7 +147,7 @@ class Trainer:
             updates = self.sampler.epoch(0)
             longest = max(int(lengths.max()) for lengths in self.data.train.lengths)
             parts = fitting_parts(
-                lambda parts: self._try(worst_part(self.data.train, updates, parts)),
+                lambda parts: self.updater.try_out(worst_part(self.data.train, updates, parts)),
                 least=given or size,
                 most=given or -(-tokens // longest),
             )
@@ -178,25 +157,9 @@ class Trainer:
             say(f"updates of {tokens:,} tokens a side are computed in {parts} parts (data.micro_batches={parts})")
         self.progress.micro_batches = parts
 
-    def _try(self, batch: Batch) -> None:
-        """A whole update that changes nothing, to see that it fits; the optimizer's state is made with it."""
-        self.model.train()
-        try:
-            self._backward(batch, 0.0)
-            # Else the optimizer's state would lie scattered in what the pass has let go.
-            torch.cuda.empty_cache()
-            change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-
     def _train(self) -> None:
         settings, progress = self.config.trainer, self.progress
-        self.model.train()
-        if self.world.size > 1:
-            # The graph is recorded in the first backward pass, which must be one that synchronises.
-            self._backward(Batch.of(self.data.train, np.arange(1)), 0.0)
-            self.optimizer.zero_grad(set_to_none=True)
+        self.updater.start()
         if progress.step and progress.validated < progress.step and self._is_due():
             self._validate()
         self._skip_pause()
@@ -230,11 +193,7 @@ class Trainer:
         def make(pairs: NDArray[np.int64]) -> Update:
             source, target = (int(lengths[pairs].sum()) for lengths in data.lengths)
             parts = micro_batches(data, pairs, progress.micro_batches, world.rank, world.size)
-            recorded = self.recorded is not None
-            ready = [
-                (index, ready_for(batch, self.device, self.precision, recorded=recorded), weight)
-                for index, batch, weight in parts
-            ]
+            ready = [(index, self.updater.ready(batch), weight) for index, batch, weight in parts]
             return Update(pairs.tolist(), (source, target), ready)
 
         while True:
@@ -261,25 +220,12 @@ class Trainer:
         config, progress = self.config, self.progress
         progress.step += 1
         rate = learning_rate(progress.step, config.schedule, config.model.d_model, config.trainer.max_steps)
-        sums = self._gradients(update.parts, update.tokens[1])
+        sums = self.updater.gradients(update.parts, update.tokens[1], progress.step)
         # Asked before this update's weights are waited for: a rank that is gone shows here.
         signal_number = self._settle()
-        norm = self._step(rate)
+        norm = self.updater.apply(rate, progress.step)
         self._pending = Pending(progress.step, rate, update.tokens, update.pairs, torch.stack((*sums, norm)))
         return signal_number
-
-    def _step(self, rate: float) -> Tensor:
-        """Change the weights by their gradients, unless one is not finite; returns the norm of all gradients."""
-        settings = self.config.optimizer
-        parameters = list(self.model.parameters())
-        norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
-        if settings.clip_norm is not None:
-            clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-        change_weights(self.optimizer, rate, skip=~norm.isfinite())
-        self.optimizer.zero_grad(set_to_none=self.recorded is None)
-        if self.average and self.config.trainer.average_decay is not None:
-            update_ema(self.average, self.model, self.config.trainer.average_decay, self.progress.step)
-        return norm
 
     def _settle(self) -> int:
         """Share what the ranks know of the update before, and count it; returns the signal that any of them got, or 0.
@@ -305,29 +251,6 @@ class Trainer:
                 self._spike = self.health.spike(pending, loss)
         return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
 
-    def _gradients(self, parts: list[MicroBatch], target_tokens: int) -> Tensor:
-        """Leave the gradients of the mean loss of an update in the model; returns this rank's sums of loss and nll."""
-        sums = torch.zeros(2, device=self.device)
-        for index, batch, weight in parts:
-            # Dropout depends on (seed, update, micro-batch) alone: neither on stops nor on the number of ranks.
-            torch.manual_seed(_seed_of(self.config.seed, self.progress.step, index))
-            last = index == parts[-1][0]
-            with contextlib.nullcontext() if last else self.world.no_sync(self.loss):
-                # Ranks are averaged, not summed.
-                compute = self.recorded or self._backward
-                sums += weight * compute(batch, weight * self.world.size / target_tokens)
-        return sums
-
-    def _loss_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with autocast(self.device, self.precision):
-            loss, nll = self.loss(batch.to(self.device), self.config.trainer.label_smoothing)
-        return loss, torch.stack((loss.detach(), nll))
-
-    def _backward(self, batch: Batch, scale: float) -> Tensor:
-        loss, figures = self._loss_of(batch)
-        (loss * scale).backward()
-        return figures
-
     def _left(self) -> tuple[int, float]:
         settings = self.config.trainer
         minutes = settings.max_minutes if settings.max_minutes is not None else math.inf
@@ -339,7 +262,7 @@ class Trainer:
         return steps <= 0 or seconds <= 0 or (patience is not None and self.progress.validations_since_best >= patience)
 
     def _validate(self) -> None:
-        progress, model = self.progress, self.average or self.model
+        progress, model = self.progress, self.updater.average or self.model
         self.interrupts.all_is_saved(True)
         values = self._scores(model)
         self.interrupts.all_is_saved(False)
@@ -358,7 +281,7 @@ class Trainer:
         self._since = time.monotonic()
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
-        values = validate(model, self.data, self.config, self.world, self.precision)
+        values = validate(model, self.data, self.config, self.world, self.updater.precision)
         # PyTorch would keep for others what search has let go, and passes of training have a memory of their own.
         torch.cuda.empty_cache()
         self._skip_pause()
@@ -367,9 +290,10 @@ class Trainer:
 
     def _save(self) -> None:
         if self.world.is_main:
-            state = self.model, self.optimizer
-            with self.full_disk.saving("checkpoint", self.progress.step, self.checkpoints.size(*state, self.average)):
-                self.checkpoints.save(*state, self.progress, self.config, self.average)
+            model, optimizer, average = self.model, self.updater.optimizer, self.updater.average
+            size = self.checkpoints.size(model, optimizer, average)
+            with self.full_disk.saving("checkpoint", self.progress.step, size):
+                self.checkpoints.save(model, optimizer, self.progress, self.config, average)
         self._skip_pause()
 
     def _save_model(self, model: TranslationModel, values: dict[str, Any]) -> bool:
@@ -404,7 +328,7 @@ class Trainer:
         if self.world.is_main:
             self.checkpoints.drop_since(since)
         self.world.wait()
-        found = self.checkpoints.resume(self.model, self.optimizer, self.config, self.average)
+        found = self._resume()
         assert found
         self._pending = None
         progress.step, progress.skipped, progress.losses = found.step, found.skipped, found.losses
@@ -438,8 +362,3 @@ class Trainer:
         model = self.run_dir / "model"
         say(f"finished after {self.progress.seconds / 60:.1f} minutes of training; the model: {model}")
         say(f"to translate with it: seq2seq-translate --model {shlex.quote(str(model))} < input.txt")
-
-
-def _seed_of(*numbers: int) -> int:
-    """One seed out of several numbers, the same in every process."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

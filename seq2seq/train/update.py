@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from seq2seq.data.batches import Batch
-from seq2seq.train.recorded import regular
 
 MicroBatch = tuple[int, Batch, float]
 """A micro-batch of an update: its number, its pairs, its weight."""
@@ -20,16 +19,6 @@ class Update(NamedTuple):
     pairs: list[int]
     tokens: tuple[int, int]
     parts: list[MicroBatch]
-
-
-def ready_for(batch: Batch, device: torch.device, precision: torch.dtype, *, recorded: bool) -> Batch:
-    """This batch as training there wants it: page-locked for a GPU, with filler for bfloat16 on a processor.
-
-    What is to be `recorded` is in a regular shape too.
-    """
-    if device.type == "cuda":
-        return (regular(batch) if recorded else batch).pinned()
-    return batch.rounded() if precision == torch.bfloat16 else batch
 
 
 class Pending:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
 from seq2seq.ops.quantized_linear import in_int8
 from seq2seq.ops.row_attention import SHORT
+from seq2seq.support.errors import UserError
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 WIDTH, VOCABULARY = 24, 31
@@ -41,8 +42,9 @@ def finished(
     dtype: torch.dtype,
     make: Callable[..., nn.Module] = PanelLinear.of,
     sizes: tuple[int, int] = (WIDTH, 40),
+    **others: Any,
 ) -> TransformerDecoder | TransformerEncoder:
-    config = TransformerConfig(num_layers=3, num_heads=4, d_k=d_k, d_ff=sizes[1], norm=norm, dropout=0.0)
+    config = TransformerConfig(num_layers=3, num_heads=4, d_k=d_k, d_ff=sizes[1], norm=norm, dropout=0.0, **others)
     found = side(config, Embedding(VOCABULARY, sizes[0]))
     randomise(found)
     found.to(dtype).eval()
@@ -105,6 +107,25 @@ def test_a_step_is_that_of_the_layers_one_part_at_a_time(
     assert calls.count("decoder_step") == len(found)
     for own, wanted in zip(found, expected, strict=True):
         assert_near(own, wanted, tolerance)
+
+
+@pytest.mark.parametrize(("positions", "length"), [("sinusoidal", 700), ("learned", 20)])
+def test_steps_are_the_rows_of_the_whole_at_all_positions(
+    positions: str, length: int, randomise: Randomise, native_calls: list[str]
+) -> None:
+    settings: dict[str, Any] = {"positions": positions, "max_positions": 20}
+    decoder = cast(TransformerDecoder, finished(TransformerDecoder, randomise, "post", None, torch.float32, **settings))
+    generator = torch.Generator().manual_seed(2)
+    memory = Memory(torch.randn(3, WIDTH, generator=generator), Layout.of([3]))
+    tokens = torch.randint(VOCABULARY, (length,), generator=generator)
+    with torch.no_grad():
+        state, parents = decoder.start(memory), torch.zeros(1, 1, dtype=torch.int64)
+        found = torch.cat([decoder.step(state, token.view(1, 1), parents)[0] for token in tokens])
+        assert native_calls.count("decoder_step") == length
+        assert_near(found, decoder(tokens, Layout.of([length]), memory), 2e-5)
+        if positions == "learned":
+            with pytest.raises(UserError, match=f"a sequence of {length + 1} pieces"):
+                decoder.step(state, tokens[:1].view(1, 1), parents)
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])

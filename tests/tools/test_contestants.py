@@ -17,7 +17,6 @@ from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import BOS
 from seq2seq.ops import dropout, native
 from seq2seq.ops.packing import Layout
-from seq2seq.train.distributed import World
 from tools.contestants import CONTESTANTS, RANKS, Contestant, learnt_parameters
 
 VOCAB_SIZE = 50
@@ -48,12 +47,12 @@ def batch() -> Batch:
 
 
 def test_as_many_weights(name: str, config: ModelConfig) -> None:
-    ours = learnt_parameters(CONTESTANTS["ours"](config, VOCAB_SIZE, World()).model)
-    assert learnt_parameters(CONTESTANTS[name](config, VOCAB_SIZE, World()).model) == ours
+    ours = learnt_parameters(CONTESTANTS["ours"](config, VOCAB_SIZE).model)
+    assert learnt_parameters(CONTESTANTS[name](config, VOCAB_SIZE).model) == ours
 
 
 def test_rows_are_those_that_enter_linear_layers(name: str, config: ModelConfig) -> None:
-    contestant = CONTESTANTS[name](config, VOCAB_SIZE, World())
+    contestant = CONTESTANTS[name](config, VOCAB_SIZE)
     seen: list[int] = []
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -86,7 +85,7 @@ def test_dropout_is_where_the_paper_has_it(name: str, config: ModelConfig, monke
     # Ours draws its own masks on a CPU, one for each site; what is in C++ nobody could count.
     monkeypatch.setattr(native, "serves", lambda _: False)
     monkeypatch.setattr(dropout, "mask", lambda like, p: F.dropout(torch.ones_like(like), p))
-    contestant = CONTESTANTS[name](config, VOCAB_SIZE, World())
+    contestant = CONTESTANTS[name](config, VOCAB_SIZE)
     contestant.model.train()
     with Count():
         contestant.loss(batch())
@@ -95,7 +94,7 @@ def test_dropout_is_where_the_paper_has_it(name: str, config: ModelConfig, monke
 
 
 def test_plain_computes_what_ours_does(config: ModelConfig) -> None:
-    ours, plain = (CONTESTANTS[name](config, VOCAB_SIZE, World()) for name in ("ours", "nn.Transformer"))
+    ours, plain = (CONTESTANTS[name](config, VOCAB_SIZE) for name in ("ours", "nn.Transformer"))
     weights, given = ours.model.state_dict(), plain.model.state_dict()
     names = {
         "embedding": "target_embedding",

@@ -11,7 +11,6 @@ from seq2seq.config.compose import compose
 from seq2seq.data.batches import Batch
 from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
-from seq2seq.train.distributed import World
 from tools.contestants import CONTESTANTS
 from tools.flops import update_flops
 
@@ -36,7 +35,7 @@ def test_as_pytorch_counts(name: str, settings: list[str], tiny: list[str]) -> N
         pytest.importorskip("transformers")
     config = compose(["+recipe=files", *tiny, *(settings if name == "ours" else [])]).model
     batch = batch_of(7, 5, 3)
-    contestant = CONTESTANTS[name](config, 50, World())
+    contestant = CONTESTANTS[name](config, 50)
     with FlopCounterMode(display=False) as counter:
         contestant.loss(batch).backward()
     assert counter.get_total_flops() == update_flops(config, 50, [7] * 3, [5] * 3)
@@ -45,7 +44,7 @@ def test_as_pytorch_counts(name: str, settings: list[str], tiny: list[str]) -> N
 def test_narrow_keys_cost_less(tiny: list[str]) -> None:
     config = compose(["+recipe=files", *tiny, "model.encoder.d_k=2", "model.decoder.d_k=3"]).model
     with FlopCounterMode(display=False) as counter:
-        CONTESTANTS["ours"](config, 50, World()).loss(batch_of(7, 5, 3)).backward()
+        CONTESTANTS["ours"](config, 50).loss(batch_of(7, 5, 3)).backward()
     assert counter.get_total_flops() == update_flops(config, 50, [7] * 3, [5] * 3)
 
 

@@ -201,14 +201,14 @@ class Told(World):
 BREAKING = """
 import math, sys
 from seq2seq.cli.train import main
-from seq2seq.train.trainer import Trainer
+from seq2seq.train.updater import Updater
 
-steps, backward = {int(step) for step in sys.argv.pop(1).split(",")}, Trainer._backward
+steps, gradients = {int(step) for step in sys.argv.pop(1).split(",")}, Updater.gradients
 
-def broken(trainer, batch, scale):
-    return backward(trainer, batch, math.nan if trainer.progress.step in steps else scale)
+def broken(updater, parts, target_tokens, step):
+    return gradients(updater, parts, math.nan if step in steps else target_tokens, step)
 
-Trainer._backward = broken
+Updater.gradients = broken
 main()
 """
 
@@ -216,6 +216,43 @@ main()
 def breaking(*overrides: str, steps: str) -> list[str]:
     """A training whose gradients in this process are not finite at these steps."""
     return [sys.executable, "-c", BREAKING, steps, *overrides]
+
+
+SPOILING = """
+import sys
+import torch
+from seq2seq.cli.train import main
+from seq2seq.train.updater import Updater
+
+apply, spoilt = Updater.apply, []
+
+def spoil(updater, rate, step):
+    norm = apply(updater, rate, step)
+    if step == 44 and not spoilt:
+        spoilt.append(step)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for weight in updater.model.parameters():
+                weight.add_(3 * torch.randn_like(weight))
+    return norm
+
+Updater.apply = spoil
+main()
+"""
+
+
+def test_ranks_go_back_together_to_before_a_spike(
+    corpus: list[str], tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    own = [*corpus, *SETTINGS, "trainer.max_steps=60", "trainer.save_every=10", "trainer.on_loss_spike=rollback"]
+    for name, count in (("alone", 1), ("run", 2)):
+        spoiling = [sys.executable, "-c", SPOILING, *own, f"run_dir={tmp_path}/{name}"]
+        started[:] = ranks(tmp_path, *[spoiling] * count)
+        assert [process.wait(120) for process in started] == [0] * count, last_line(tmp_path, 0)
+    alone, run = (log(tmp_path / name, "train") for name in ("alone", "run"))
+    steps = [line["step"] for line in run]
+    assert steps == [line["step"] for line in alone] == [*range(1, 48), *range(41, 61)]
+    assert [line["loss"] for line in run] == pytest.approx([line["loss"] for line in alone], rel=1e-3)
 
 
 def test_when_one_rank_has_a_nan_no_rank_updates(

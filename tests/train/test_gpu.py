@@ -40,7 +40,7 @@ def test_an_update_does_not_wait_for_the_device(tmp_path: Path, monkeypatch: pyt
     watched = 0
 
     def watch(name: str) -> None:
-        method = getattr(trainer, name)
+        method = getattr(trainer.updater, name)
 
         def watching(*arguments: Any) -> Any:
             nonlocal watched
@@ -54,10 +54,10 @@ def test_an_update_does_not_wait_for_the_device(tmp_path: Path, monkeypatch: pyt
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-        monkeypatch.setattr(trainer, name, watching)
+        monkeypatch.setattr(trainer.updater, name, watching)
 
-    watch("_gradients")
-    watch("_step")
+    watch("gradients")
+    watch("apply")
     trainer.run()
     assert watched == 2 * 7
 

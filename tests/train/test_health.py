@@ -48,15 +48,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(
 
 def breaking(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the gradients of these steps infinite."""
-    gradients = trainer._gradients
+    gradients = trainer.updater.gradients
 
-    def broken(parts: list[MicroBatch], target_tokens: int) -> Tensor:
-        sums = gradients(parts, target_tokens)
+    def broken(parts: list[MicroBatch], target_tokens: int, step: int) -> Tensor:
+        sums = gradients(parts, target_tokens, step)
         if trainer.progress.step in steps:
             next(iter(trainer.model.parameters())).grad.view(-1)[3] = math.inf  # type: ignore[union-attr]
         return sums
 
-    monkeypatch.setattr(trainer, "_gradients", broken)
+    monkeypatch.setattr(trainer.updater, "gradients", broken)
 
 
 def test_an_update_that_is_not_finite_changes_nothing_and_the_run_goes_on(
@@ -93,15 +93,15 @@ def test_the_lines_of_an_update_that_was_skipped_are_told(
     tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = trainer_in(tmp_path, corpus, "trainer.max_steps=4", "data.micro_batches=2")
-    gradients = trainer._gradients
+    gradients = trainer.updater.gradients
 
-    def broken(parts: list[MicroBatch], target_tokens: int) -> Tensor:
-        sums = gradients(parts, target_tokens)
+    def broken(parts: list[MicroBatch], target_tokens: int, step: int) -> Tensor:
+        sums = gradients(parts, target_tokens, step)
         if trainer.progress.step == 3:
             next(iter(trainer.model.parameters())).grad.view(-1)[3] = math.nan  # type: ignore[union-attr]
         return sums
 
-    monkeypatch.setattr(trainer, "_gradients", broken)
+    monkeypatch.setattr(trainer.updater, "gradients", broken)
     trainer.run()
     (line,) = log(tmp_path, "skipped")
     assert line["step"] == 3

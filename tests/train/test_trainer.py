@@ -190,7 +190,7 @@ def test_a_changed_configuration_is_refused(make: Make, tmp_path: Path) -> None:
 def test_trying_whether_an_update_fits_changes_nothing(make: Make, tmp_path: Path) -> None:
     make("plain").run()
     trainer = make("tried")
-    trainer._try(worst_part(trainer.data.train, trainer.sampler.epoch(0), 1))
+    trainer.updater.try_out(worst_part(trainer.data.train, trainer.sampler.epoch(0), 1))
     assert all(weight.grad is None for weight in trainer.model.parameters())
     trainer.run()
     assert_same_state(tmp_path / "plain", tmp_path / "tried", 12)
@@ -214,7 +214,7 @@ def collect_gradients(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list
         weights = trainer.model.named_parameters()
         found.append({name: weight.grad.clone() for name, weight in weights if weight.grad is not None})
 
-    monkeypatch.setattr(trainer.optimizer, "step", step)
+    monkeypatch.setattr(trainer.updater.optimizer, "step", step)
     monkeypatch.setattr(trainer, "_save", lambda: None)
     trainer.run()
     return found
@@ -237,7 +237,7 @@ def test_micro_batches_add_up_to_the_batch(make: Make, tmp_path: Path, monkeypat
 def test_the_gradient_is_that_of_the_mean_over_target_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make("run", "model.dropout=0", "trainer.max_steps=1")
     (found,) = collect_gradients(trainer, monkeypatch)
-    trainer.optimizer.zero_grad()
+    trainer.updater.optimizer.zero_grad()
     batch = Batch.of(trainer.data.train, trainer.sampler.epoch(0)[0])
     (batch_loss(trainer.model, batch, 0.1)[0] / len(batch.target_out)).backward()
     for name, weight in trainer.model.named_parameters():

@@ -1,0 +1,123 @@
+"""What an update computes on the device: the gradients of its micro-batches, and the change of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from seq2seq.config.schema import Config
+from seq2seq.data.batches import Batch
+from seq2seq.model.translation import TranslationModel
+from seq2seq.ops.compiled import compile_regions
+from seq2seq.support.devices import autocast, choose_compiling, choose_precision
+from seq2seq.train.averaging import update_ema
+from seq2seq.train.distributed import World
+from seq2seq.train.loss import BatchLoss
+from seq2seq.train.optimizer import build_optimizer, change_weights
+from seq2seq.train.recorded import RecordedPasses, regular
+from seq2seq.train.update import MicroBatch
+
+
+class Updater:
+    """Updates a model's weights on the device that it is on, by `optimizer`; `average` is their moving average, if any.
+
+    The host waits for nothing in it: whether a gradient was finite is decided on the device, and may be read later.
+    """
+
+    def __init__(self, model: TranslationModel, config: Config, world: World) -> None:
+        self.model, self.config, self.world = model, config, world
+        self.device = model.device
+        self.precision = choose_precision(config.trainer.precision, self.device)
+        self.average = copy.deepcopy(model) if config.trainer.average_decay is not None else None
+        self._compiles = choose_compiling(config.trainer.compile, self.device)
+        if self._compiles:
+            compile_regions(model)
+        self.optimizer = build_optimizer(model, config.optimizer)
+        self._loss: nn.Module = BatchLoss(model)
+        self._has_shared = False
+        self._recorded: RecordedPasses | None = None
+
+    def try_out(self, batch: Batch) -> None:
+        """A whole update that changes nothing, to see that it fits; the optimizer's state is made with it.
+
+        Only before the first one that does change something. Raises torch.OutOfMemoryError.
+        """
+        self.model.train()
+        try:
+            self._backward(batch, 0.0)
+            # Else the optimizer's state would lie scattered in what the pass has let go.
+            torch.cuda.empty_cache()
+            change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+
+    def start(self) -> None:
+        """Get ready for updates: from now on gradients are shared with the other ranks, or passes recorded."""
+        self.model.train()
+        self._loss = self.world.synchronised(self._loss)
+        if self._compiles and self.world.size == 1 and self.model.can_be_recorded(self.device, self.precision):
+            self._recorded = RecordedPasses(self._loss_of, self.model, self.device)
+
+    def ready(self, batch: Batch) -> Batch:
+        """This batch as passes here want it: page-locked for a GPU, with filler for bfloat16 on a processor.
+
+        What is to be recorded is in a regular shape too.
+        """
+        if self.device.type == "cuda":
+            return (regular(batch) if self._recorded else batch).pinned()
+        return batch.rounded() if self.precision == torch.bfloat16 else batch
+
+    def gradients(self, parts: list[MicroBatch], target_tokens: int, step: int) -> Tensor:
+        """Leave the gradients of the mean loss of update number `step` in the model, the same on all ranks.
+
+        `parts` are this rank's, `target_tokens` the whole update's. Returns this rank's sums of loss and nll, [2].
+        """
+        if self.world.size > 1 and not self._has_shared:
+            # The graph is recorded in the first backward pass, which must be one that synchronises.
+            self._backward(parts[0][1], 0.0)
+            self.optimizer.zero_grad(set_to_none=True)
+        self._has_shared = True
+        sums = torch.zeros(2, device=self.device)
+        for index, batch, weight in parts:
+            # Dropout depends on (seed, update, micro-batch) alone: neither on stops nor on the number of ranks.
+            torch.manual_seed(_seed_of(self.config.seed, step, index))
+            last = index == parts[-1][0]
+            with contextlib.nullcontext() if last else self.world.no_sync(self._loss):
+                # Ranks are averaged, not summed.
+                compute = self._recorded or self._backward
+                sums += weight * compute(batch, weight * self.world.size / target_tokens)
+        return sums
+
+    def apply(self, rate: float, step: int) -> Tensor:
+        """Change the weights by their gradients, unless one is not finite; returns the norm of all gradients, []."""
+        settings = self.config.optimizer
+        parameters = list(self.model.parameters())
+        norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
+        if settings.clip_norm is not None:
+            clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+        change_weights(self.optimizer, rate, skip=~norm.isfinite())
+        self.optimizer.zero_grad(set_to_none=self._recorded is None)
+        if self.average and self.config.trainer.average_decay is not None:
+            update_ema(self.average, self.model, self.config.trainer.average_decay, step)
+        return norm
+
+    def _loss_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        with autocast(self.device, self.precision):
+            loss, nll = self._loss(batch.to(self.device), self.config.trainer.label_smoothing)
+        return loss, torch.stack((loss.detach(), nll))
+
+    def _backward(self, batch: Batch, scale: float) -> Tensor:
+        loss, figures = self._loss_of(batch)
+        (loss * scale).backward()
+        return figures
+
+
+def _seed_of(*numbers: int) -> int:
+    """One seed out of several numbers, the same in every process."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
