@@ -1,16 +1,16 @@
-"""Translation speed: ours beside CTranslate2 and, if named, Hugging Face's Marian, on the same weights.
+"""Translation speed: ours beside CTranslate2 and, if named, Hugging Face's Marian, with the same weights.
 
     python -m tools.bench_decode MODEL_DIR SOURCE REFERENCE [--rounds 5] [--rows NAME ...]
         [--contestants NAME ...] [--device cpu|cuda] [--output FILE]
 
-Each contestant lives in a process of its own and works only when it is its turn; a round is one turn each, the figure
-the median of the rounds. Beside each speed: BLEU, the share of lines that are those of our float32, the rows that its
-decoder computed, and peak memory. Starting up is not in the speeds: it is a column; a whole process for one sentence is
-measured too, beside one that imports PyTorch and ends. Prints a table to stderr and the figures as JSON to stdout.
-No output is empty, with any of them.
-CTranslate2 runs at its best: its best batch size of several, two workers of one thread each, and AVX-512 where that is
-faster. With --device cuda all are measured there, in one process each, at their best of three batch sizes. Who cannot
-run is left out, and a line says so.
+Each contestant lives in a process of its own and works only when it is its turn; a round is one turn each, each figure
+the median over the rounds. Beside each speed: BLEU, the share of lines identical to those of our float32, the rows that
+its decoder computed, and peak memory. Start-up time is not part of the speeds but a column of its own; a whole process
+for one sentence is measured too, beside one that only imports PyTorch. Prints a table to stderr and the figures as JSON
+to stdout. No contestant may give an empty output.
+CTranslate2 runs at its best: the best of several batch sizes, two workers of one thread each, and AVX-512. With
+--device cuda all are measured there, in one process each, CTranslate2 and Marian at the best of three batch sizes. A
+contestant that cannot run is left out, and a line says so.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "latency": {"beam_size": 4, "length_penalty": 0.0, "lines": 100, "one_by_one": True},
     "base-latency": {"beam_size": 4, "length_penalty": 0.0, "lines": 8, "forced": 30, "one_by_one": True},
 }
-"""What each row of the table sets: `product` is each side's own penalty, in `stop` ours ends a text as CTranslate2
-does, in `alone` ours is --deterministic, `base` and `base-latency` have random weights."""
+"""What each row of the table sets: `product` has each side's own length penalty, in `stop` ours ends a text as
+CTranslate2 does, in `alone` ours is --deterministic, `base` and `base-latency` have random weights."""
 
 
 class Contestant:
@@ -63,7 +63,7 @@ class Contestant:
         self.ready: dict[str, Any] = {}
 
     def begin(self, job: dict[str, Any]) -> None:
-        """Let it load its model. Raises RunError where it cannot."""
+        """Have it load its model. Raises RunError where it cannot."""
         self.ready = self._ask({**job, "dtype": self.dtype})
 
     def turn(self) -> None:
@@ -78,7 +78,7 @@ class Contestant:
 def measure(names: list[str], job: dict[str, Any], rounds: int, references: list[str]) -> dict[str, Any]:
     """The figures of one row of the table, by contestant."""
     contestants = {}
-    # On a GPU's time all import what they need at once; two processors would be in each other's way.
+    # On a GPU all start at once, to save its time; on two cores their imports would slow each other down.
     started = {name: Contestant(name, job) for name in names} if job["device"] == "cuda" else {}
     for name in names:
         contestant = started.get(name) or Contestant(name, job)
@@ -116,7 +116,7 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
 
 
 def process_seconds(model: Path, line: str, rounds: int) -> dict[str, list[float]]:
-    """Whole processes, by turns: one that imports PyTorch, and `seq2seq-translate` for one line."""
+    """Seconds of whole processes, in turns: one that imports PyTorch, and `seq2seq-translate` for one line."""
     commands = {
         "import torch": [sys.executable, "-c", "import torch"],
         "seq2seq-translate": [str(Path(sys.executable).with_name("seq2seq-translate")), "--model", str(model)],

@@ -1,20 +1,20 @@
-"""The way of data from disk into batches: speed, start-up, memory, and encoding beside SentencePiece alone.
+"""Data from disk into batches: speed, start-up, memory, and encoding beside SentencePiece alone.
 
     python -m tools.bench_input [--pairs 100000 1000000 10000000] [--start-pairs 5000000] [--text FILE ...]
                                  [--parts encoding batches start] [--rounds 5] [--output FILE]
 
-Prints a table to stderr and the figures as JSON to stdout. Stores are generated, with lengths as of real text (26
-tokens a side on average, 37,000 pieces), in a temporary folder, and read back from the page cache. Start-up, memory and
-speed are those of a fresh process each, on one core. `--text` files, source and target (also .gz .xz .bz2 .zst), are
-what is encoded; without them, the embedded corpus is. Figures are medians of the rounds.
+Prints a table to stderr and the figures as JSON to stdout. Stores are generated in a temporary folder, with lengths
+like those of real text (26 tokens a side on average, 37,000 pieces), and read back from the page cache. Start-up,
+memory and speed are each measured in a fresh process, on one core. Encoding is measured on the `--text` files, source
+and target (also .gz .xz .bz2 .zst); without them, on the embedded corpus. Figures are medians of the rounds.
 
 tokens a second   source and target tokens of ready batches, through Sampler and micro_batches; `first` is a whole
                   first epoch, in which all blocks are checked
 start-up          seconds from a prepared directory to the first batch: opening, order of an epoch, batch; no imports
-memory            bytes of anonymous memory (RssAnon) a pair, beyond what the process had before it opened the store:
-                  `steady` in training, `peak_first` while the first order is made, `peak` while a later one is
+memory            bytes of anonymous memory (RssAnon) per pair, beyond what the process had before it opened the store:
+                  `steady` in training, `peak_first` while the first order is made, `peak` while a later one is made
 encoding          lines a second from the Arrow table to the finished store, and those of SentencePiece's own batch
-                  encoding of the same lines on as many threads
+                  encoding of the same lines with as many threads
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def phrases(count: int) -> list[str]:
 
 
 def generate_prepared(directory: Path, pairs: int) -> None:
-    """A directory as `seq2seq-prepare` leaves it, as far as opening it goes."""
+    """Write a directory like one that `seq2seq-prepare` leaves, with all that opening it needs."""
     for split, count in (("train", pairs), ("valid", 1000)):
         generate(directory / split, count)
     write_json(directory / "valid" / "text.json", [])
@@ -100,7 +100,7 @@ def rss_anon() -> int:
 
 @contextmanager
 def peak_of_rss_anon() -> Iterator[list[int]]:
-    """The most anonymous memory seen while the block runs, looked at every millisecond."""
+    """The most anonymous memory seen while the block runs, sampled every millisecond."""
     seen, done = [rss_anon()], threading.Event()
 
     def watch() -> None:
@@ -130,8 +130,8 @@ def measure_start(directory: Path) -> dict[str, float]:
 
 
 def measure_memory(directory: Path) -> dict[str, float]:
-    """Bytes of anonymous memory a pair."""
-    # Allocators and lazy imports take their share with a first order and batch of a few pairs.
+    """Bytes of anonymous memory per pair."""
+    # A first order and batch of a few pairs, so that allocators and lazy imports have taken their share before.
     few = Store(directory.parent / "few")
     next(micro_batches(few, Sampler(few, BATCH_TOKENS, 1).epoch(0)[0], 1))
     before = rss_anon()
@@ -148,7 +148,7 @@ def measure_memory(directory: Path) -> dict[str, float]:
 
 
 def measure_rate(directory: Path) -> dict[str, float]:
-    """Tokens a second into batches, with blocks to check and without."""
+    """Tokens a second into batches, with blocks still to be checked and without."""
     torch.set_num_threads(1)
     store = Store(directory)
     updates = Sampler(store, BATCH_TOKENS, 1).epoch(0)
@@ -165,7 +165,7 @@ def measure_rate(directory: Path) -> dict[str, float]:
 
 
 def measure_encoding(folder: Path, threads: int) -> dict[str, float]:
-    """Lines a second: SentencePiece alone, and all of encoding."""
+    """Lines a second: SentencePiece alone, and the whole of encoding."""
     import datasets
 
     table = datasets.load_from_disk(str(folder / "clean" / "train"))
@@ -212,7 +212,7 @@ def corpus_to_encode(folder: Path, files: list[Path], lines: int) -> None:
 
 
 def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """The figures of the parts asked for."""
+    """The figures of the requested parts."""
     silence()
     repeat = range(options.rounds)
     figures: dict[str, Any] = {}

@@ -1,15 +1,15 @@
-"""Training speed beside that of peers: the same data, batches, sizes, optimizer and threads.
+"""Training speed compared with that of peers: the same data, batches, sizes, optimizer and threads.
 
     python tools/bench_train.py [--model small|base|big] [--formats float32 bfloat16] [--rounds 11] [--output FILE]
     python tools/bench_train.py --growth [N] [--pairs N ...]
     python tools/bench_train.py --parts [--updates N] [--warm N]
 
 Prints a table to stderr and the figures as JSON to stdout. Every contestant is a process of its own, asleep while
-another computes; a round runs each of them once over the same updates, and the next one begins with another. Figures
-are medians of the rounds, ratios medians of the ratios within a round. `--growth` shows instead how our time for a
-token grows with the batch, the length of sentences and the size of a generated corpus, `--parts` where the time of an
-update goes, by the names of operations (tools/parts.py). Text comes from the folder
-$SEQ2SEQ_SHARED_DATA; without it, random pieces in sentences of usual lengths take its place, and the figures say so.
+another computes; a round runs each of them once over the same updates, and each round starts with a different one.
+Figures are medians of the rounds, ratios medians of the ratios within a round. Instead, `--growth` shows how our time
+per token grows with the batch, the length of sentences and the size of a generated corpus, and `--parts` where the time
+of an update goes, by the names of operations (tools/parts.py). Text comes from the folder $SEQ2SEQ_SHARED_DATA; without
+it, random pieces in sentences of typical lengths take its place, and the figures say so.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from tools.worker import ENVIRONMENT, ROOT, Worker, quotients
 PEERS = [name for name in CONTESTANTS if name != OURS]
 LONGEST_SENTENCE = 4096
 DEFAULTS = {"small": ("multi30k", 8000, 4096), "base": ("ende", 37_000, 2048), "big": ("ende", 37_000, 2048)}
-"""Corpus, vocabulary and tokens of an update for each size."""
+"""Corpus, vocabulary size and tokens per update for each model size."""
 
 
 def real_corpus(name: str, shared: Path, vocab_size: int) -> tuple[Path, int]:
-    """Multi30k or all of ende, prepared as for training: its encoded store, and its number of pieces."""
+    """Multi30k or all of ende, prepared as for training: its encoded store and its vocabulary size."""
     files = {"train": sorted((shared / "ende").glob("*.en.xz")), "valid": [shared / "newstest" / "newstest2013.en"]}
     if name == "multi30k":
         files = {split: [shared / name / f"{split}.en"] for split in ("train", "valid")}
@@ -66,7 +66,7 @@ def real_corpus(name: str, shared: Path, vocab_size: int) -> tuple[Path, int]:
 
 
 def usual_lengths(count: int) -> NDArray[np.int64]:
-    """Lengths of `count` sentence pairs, eos counted, [2, count]: log-normal, a fifth apart."""
+    """Lengths of `count` sentence pairs, eos counted, [2, count]: log-normal, sides of a pair about a fifth apart."""
     rng = np.random.default_rng(1)
     source = rng.lognormal(np.log(24), 0.5, count)
     return np.stack((source, source * rng.lognormal(0.0, 0.2, count))).round().clip(2, 128).astype(np.int64)
@@ -84,13 +84,13 @@ def random_corpus(lengths: NDArray[np.int64], vocab_size: int, folder: Path) -> 
 def compare(jobs: list[Job], stretch: Stretch, rounds: int, warm: int = 0, seconds: float = math.inf) -> dict[str, Any]:
     """The figures of one number format; the first of `jobs` is the matrix product, the second ours.
 
-    After so many seconds no round begins, but one that counts there is.
+    No round begins after `seconds`, but at least one counts.
     """
     ends = time.monotonic() + seconds
     with ExitStack() as stack:
         workers, first_updates = [], {}
         started: Iterable[Worker] = (stack.enter_context(Worker(job)) for job in jobs)
-        # On a GPU's time all import what they need at once; two processors would be in each other's way.
+        # On a GPU all start at once, to save its time; on two cores their imports would slow each other down.
         at_once = choose_device(jobs[0].device).type == "cuda"
         for worker in list(started) if at_once else started:
             job = worker.job
@@ -146,15 +146,15 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def rotated(items: list[Any], by: int) -> list[Any]:
-    """The items, beginning with number `by`, around and around."""
+    """The items, rotated to start with number `by` (modulo their count)."""
     by %= len(items)
     return items[by:] + items[:by]
 
 
 def growth(job: Job, stretch: Stretch, limit: int, corpora: list[int], rounds: int, folder: Path) -> dict[str, Any]:
-    """Microseconds for a target token of ours, from the store to the changed weights.
+    """Our microseconds per target token, from the store to the updated weights.
 
-    By tokens of an update, by length of sentences, and by pairs of the corpus; the last two of random pieces.
+    By tokens per update, by sentence length, and by pairs in the corpus; the last two with random pieces.
     """
     sizes = [2**power for power in range(3, limit.bit_length())]
     points = [("batch_tokens", size, replace(stretch, batch_tokens=size)) for size in sizes if size >= 512]
@@ -181,7 +181,7 @@ def growth(job: Job, stretch: Stretch, limit: int, corpora: list[int], rounds: i
 
 
 def by_part(jobs: list[Job], stretch: Stretch, rounds: int, warm: int) -> dict[str, Any]:
-    """Milliseconds of an update of each contestant, all in all and by part; while it is watched it takes longer."""
+    """Milliseconds per update of each contestant, in total and by part; updates take longer while they are profiled."""
     found: dict[str, list[dict[str, float]]] = {job.contestant: [] for job in jobs}
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(job)) for job in jobs]
@@ -205,7 +205,7 @@ def by_part(jobs: list[Job], stretch: Stretch, rounds: int, warm: int) -> dict[s
 
 
 def corpus_of(arguments: argparse.Namespace, folder: Path) -> tuple[str, Path, int]:
-    """The name of the corpus to train on, its store, and its number of pieces."""
+    """The name of the corpus to train on, its store, and its vocabulary size."""
     name, vocab_size, _ = DEFAULTS[arguments.model]
     name, vocab_size = arguments.corpus or name, arguments.vocab_size or vocab_size
     shared = os.environ.get("SEQ2SEQ_SHARED_DATA")
@@ -216,7 +216,7 @@ def corpus_of(arguments: argparse.Namespace, folder: Path) -> tuple[str, Path, i
 
 
 def peers_of(arguments: argparse.Namespace) -> list[str]:
-    """The peers that were asked for and whose packages are here; several ranks on processors alone."""
+    """The requested peers whose packages are installed; those of several ranks only on CPUs."""
     on_gpu = choose_device(arguments.device).type != "cpu"
     peers = [name for name in arguments.peers if not (on_gpu and name in RANKS)]
     if importlib.util.find_spec("transformers"):
@@ -226,7 +226,7 @@ def peers_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All that was asked for."""
+    """All figures that were requested."""
     corpus, store, vocab_size = corpus_of(arguments, folder)
     batch_tokens = arguments.batch_tokens or DEFAULTS[arguments.model][2]
     peers = peers_of(arguments)

@@ -2,8 +2,8 @@
 
     python tools/benchmarks.py
 
-What stands between `<!-- NAME -->` and `<!-- end -->` is that of docs/benchmarks/NAME.json; a test compares. Also draws
-docs/benchmarks/growth-*.svg.
+The text between `<!-- NAME -->` and `<!-- end -->` is rendered from docs/benchmarks/NAME.json; a test checks it. Also
+draws docs/benchmarks/growth-*.svg.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def span(values: dict[str, float], form: str) -> str:
 
 
 def train(figures: dict[str, Any]) -> Iterator[str]:
-    """Training beside peers, by number format."""
+    """Training compared with peers, by number format."""
     yield f"{sizes(figures)}. Ratios are medians of those within a round."
     for precision, found in figures["formats"].items():
         yield from train_in(precision, found)
 
 
 def train_in(precision: str, found: dict[str, Any]) -> Iterator[str]:
-    """The same in one format."""
+    """The same for one number format."""
     rate, others = found["matrix_flops_per_second"]["median"] / 1e9, found["processors_busy_for_others"]["median"]
     yield ""
     yield (
@@ -100,7 +100,7 @@ def sizes(figures: dict[str, Any]) -> str:
 
 
 def growth(figures: dict[str, Any]) -> Iterator[str]:
-    """How the time for a token grows."""
+    """How the time per token grows."""
     for precision, found in figures["formats"].items():
         for axis, costs in found["microseconds_per_target_token"].items():
             yield from ("", f"**{precision}**, µs for a target token by {axis.replace('_', ' ')}:", "")
@@ -109,14 +109,14 @@ def growth(figures: dict[str, Any]) -> Iterator[str]:
 
 
 def draw(name: str) -> None:
-    """The same as docs/benchmarks/NAME.svg."""
+    """Draw the same figures as docs/benchmarks/NAME.svg."""
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
     figures = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    # The same picture from the same figures, byte by byte.
+    # So that the same figures give the same picture, byte for byte.
     with plt.rc_context({"svg.hashsalt": "seq2seq", "svg.fonttype": "none"}):
         (found,) = (measured["microseconds_per_target_token"] for measured in figures["formats"].values())
         figure, plots = plt.subplots(1, len(found), figsize=(4.2 * len(found), 3.2), layout="constrained", sharey=True)
@@ -134,14 +134,14 @@ PEERS = {
     "ours int8": ("ctranslate2 int8",),
     "ours float32": ("ctranslate2 float32",),
 }
-"""What each is held against, the first that is there: CTranslate2 has no bfloat16 on these processors."""
+"""What each of ours is compared with, the first that took part: CTranslate2 has no bfloat16 on these CPUs."""
 
 
 TRANSFORMERS = ("transformers bfloat16", "transformers float32")
 
 
 def quotient(own: str, peers: tuple[str, ...], contestants: dict[str, Any]) -> str:
-    """The median of the ratios of two contestants within a round; nothing where no peer took part."""
+    """The median over the rounds of a peer's time divided by ours; empty where no peer took part."""
     rounds = [contestants[name]["seconds"] for name in (*(name for name in peers if name in contestants), own)]
     if len(rounds) == 1:
         return ""
@@ -149,7 +149,7 @@ def quotient(own: str, peers: tuple[str, ...], contestants: dict[str, Any]) -> s
 
 
 def decode(figures: dict[str, Any]) -> Iterator[str]:
-    """Translation beside CTranslate2 and, where they took part, Transformers."""
+    """Translation compared with CTranslate2 and, where it took part, Transformers."""
     rows = figures["rows"]
     if figures.get("device", "cpu") != "cpu":
         yield from (f"On the GPU, one {figures['device']}.", "")
@@ -184,7 +184,7 @@ def one_line_seconds(figures: dict[str, Any]) -> str:
 
 
 def input_line(figures: dict[str, Any]) -> Iterator[str]:
-    """The way of data into batches."""
+    """Data from disk into batches."""
     yield from head("what", "pairs", "figures")
     for name, by_size in figures.items():
         if isinstance(by_size, dict) and name != "versions":
@@ -207,7 +207,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
 
 
 def page(text: str) -> str:
-    """The page with all its figures made anew."""
+    """The page with all its figures rendered anew."""
     return SECTION.sub(lambda found: f"{found[1]}{rendered(found[2])}{found[3]}", text)
 
 

@@ -1,7 +1,8 @@
 """What the training benchmark compares: our model, and the same Transformer as its peers would train it.
 
-All three are post-norm, tie source, target and output embeddings, add sinusoids, smooth labels by 0.1, and drop out
-sub-layer outputs and embeddings only, as in the paper (sections 3 and 5.4). Peers get padded batches in a plain loop.
+All three are post-norm, tie source, target and output embeddings, add sinusoids, smooth labels by 0.1, and apply
+dropout to sub-layer outputs and embeddings only, as in the paper (sections 3 and 5.4). Peers get padded batches in a
+plain loop.
 
 Shapes: B sentences, S and T pieces of the longest source and target, D d_model, V vocabulary.
 """
@@ -25,7 +26,7 @@ from seq2seq.train.loss import batch_loss
 
 SMOOTHING = 0.1
 LONGEST = 1024
-"""Pieces for which the peers keep sinusoids."""
+"""The positions, in pieces, for which the peers keep sinusoids."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def ours(config: ModelConfig, vocab_size: int) -> Contestant:
 class PlainTransformer(nn.Module):
     """`nn.Transformer` with the embeddings around it.
 
-    Its final norms, which a post-norm Transformer has not, are taken out; dropout of attention weights and of the
+    Its final norms, which a post-norm Transformer does not have, are removed; dropout of attention weights and of the
     activations in feed-forward layers is set to 0.
     """
 
@@ -155,7 +156,7 @@ def marian_model(config: ModelConfig, vocab_size: int, attention: str) -> Any:
 
 
 def padded(model: nn.Module, logits: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Contestant:
-    """A peer: `logits` of padded sources, padded targets and the sources' mask."""
+    """A peer, whose `logits` are computed from padded sources, padded targets and the sources' mask."""
 
     def loss(batch: Batch) -> Tensor:
         source_BS = batch.source_layout.unpack(batch.source)
@@ -174,7 +175,7 @@ def padded(model: nn.Module, logits: Callable[[Tensor, Tensor, Tensor], Tensor])
 
 OURS = "ours"
 RANKS = {"ours, 2 ranks": 2}
-"""Contestants of several processes (`trainer.devices=2`), which share the threads that others have in one."""
+"""Contestants of several processes (`trainer.devices=2`), which share the threads that others have in one process."""
 CONTESTANTS: dict[str, Callable[[ModelConfig, int], Contestant]] = {
     OURS: ours,
     **dict.fromkeys(RANKS, ours),
@@ -185,5 +186,5 @@ CONTESTANTS: dict[str, Callable[[ModelConfig, int], Contestant]] = {
 
 
 def learnt_parameters(model: nn.Module) -> int:
-    """The number of learnt values, shared ones once; Marian keeps its sinusoids as parameters that are not."""
+    """The number of learnt values, shared ones counted once; Marian's sinusoids are parameters too, but not learnt."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

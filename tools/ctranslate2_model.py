@@ -1,4 +1,4 @@
-"""Our Transformer's weights as a CTranslate2 model, so that both can be timed on the same ones."""
+"""Our Transformer's weights as a CTranslate2 model, so that both can be timed with the same ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def piece(token: int) -> str:
 
 
 def token(name: str) -> int:
-    """The token of a name."""
+    """The token that a name stands for."""
     return NAMED[name] if name in NAMED else int(name)
 
 

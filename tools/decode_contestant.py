@@ -32,7 +32,7 @@ Turn = Callable[[list[str]], tuple[list[str], int | None]]
 
 
 def weights_of(job: dict[str, Any]) -> Translator:
-    """The translator of the job's model; with `forced`, of one of size base with random weights and that vocabulary."""
+    """The translator of the job's model; with `forced`, of a base model with random weights and the same vocabulary."""
     config, tokenizer, model, _ = load_model_directory(Path(job["model"]))
     if "forced" in job:
         config = compose(["+recipe=files", "model=base"])
@@ -46,7 +46,7 @@ def ours(job: dict[str, Any]) -> Turn:
     counted = count_rows(translator.model)
     translator.model.placed(torch.device(job["device"]), getattr(torch, job["dtype"]))
     chosen = {name: job[name] for name in ("beam_size", "length_penalty", "stop") if name in job}
-    # Two with eos, as CTranslate2 counts one without: none gives an empty output.
+    # Two with eos, which CTranslate2 does not count in its one: no side gives an empty output.
     translator.search = replace(translator.search, min_length=2, **chosen)
     translator.deterministic = job.get("deterministic", False)
     if "forced" in job:
@@ -64,7 +64,7 @@ def ours(job: dict[str, Any]) -> Turn:
 
 
 def count_rows(model: TranslationModel) -> Any:
-    """The number of rows that the decoder was given, in this process and those forked from it (`value`)."""
+    """A counter (`value`) of the rows given to the decoder, in this process and those forked from it."""
     counted: Any = multiprocessing.Value("q", 0)
     step = model.step
 
@@ -78,7 +78,7 @@ def count_rows(model: TranslationModel) -> Any:
 
 
 def never_end_early(translator: Translator, length: int) -> None:
-    """Leave eos out before the last step, as CTranslate2's minimum length does."""
+    """Forbid eos before the last step, as CTranslate2's minimum length does."""
     start, step = translator.model.start, translator.model.step
     logits, best = translator.model.logits, translator.model.best
     steps = [0]
@@ -107,7 +107,7 @@ def never_end_early(translator: Translator, length: int) -> None:
 
 
 def by_ctranslate2(job: dict[str, Any]) -> Turn:
-    """CTranslate2 on the same weights."""
+    """CTranslate2 with the same weights."""
     import ctranslate2
 
     from tools.ctranslate2_model import piece, token, write_ctranslate2_model
@@ -192,7 +192,7 @@ def by_transformers(job: dict[str, Any]) -> Turn:
 
 
 def find_fastest_batch(turn: Callable[..., Any], job: dict[str, Any], sizes: tuple[int, ...]) -> None:
-    """Set `batch` to the number of sentences at once with which a sample takes least; on GPUs of larger ones, all."""
+    """Set `batch` to the batch size that is fastest on a sample; on GPUs, of larger sizes and on the whole text."""
     on_gpu = job["device"] == "cuda"
     sample = Path(job["source"]).read_text("utf-8").split("\n")[: -1 if on_gpu else 192]
     turn(sample[:16], 16)
@@ -212,7 +212,7 @@ SYSTEMS: dict[str, Callable[[dict[str, Any]], Turn]] = {
 
 
 def tokens_of(job: dict[str, Any], translations: list[str]) -> int:
-    """Target tokens, eos counted: the steps asked for, or the pieces of the translations."""
+    """Target tokens, eos counted: the forced steps, or the pieces of the translations."""
     if "forced" in job:
         return int(job["forced"]) * len(translations)
     tokenizer = load_model_directory(Path(job["model"])).tokenizer
@@ -220,7 +220,7 @@ def tokens_of(job: dict[str, Any], translations: list[str]) -> int:
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process and, each by itself, its children ever had."""
+    """Peak memory of this process plus that of its largest child."""
     return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
 
@@ -233,11 +233,11 @@ def main() -> None:
     turn = SYSTEMS[sys.argv[1]](job)
     texts = Path(job["source"]).read_text("utf-8").split("\n")[:-1][: job.get("lines")]
     turn(texts[:64])
-    # As our commands do: what is loaded stays to the end, and need not be looked through again and again.
+    # As our commands do: what is loaded stays to the end, so garbage collection need not scan it each time.
     gc.freeze()
     started = imported + time.perf_counter() - asked
     parts = [[text] for text in texts] if "one_by_one" in job else [texts]
-    # Once untimed, before others may begin: for new shapes code is compiled, and memory comes from the system.
+    # Once, untimed, before others may begin: for new shapes, code is compiled and memory is taken from the system.
     for part in parts:
         turn(part)
     print(json.dumps({"start_seconds": started, "batch": job.get("batch")}), flush=True)

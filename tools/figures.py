@@ -7,11 +7,11 @@
     python tools/figures.py table NAME=SCORES.json ... [--published KEY=FIGURE]
 
 `collect` reads RUN_DIR/log.jsonl, RUN_DIR/model/manifest.json and the JSON that seq2seq-evaluate printed, then renders;
-a run of another machine than this one must be said to be.
-`rows` does so for the runs of table 3 that RUNS_DIR holds, RUNS_DIR/ROW with the scores in RUNS_DIR/ROW/scores.json.
-`render` rewrites what stands between `<!-- figures -->` and `<!-- end -->` in the README, and draws curve.svg where the
-README shows one; a test compares. `projection` puts what the paper's base run would cost into a page, from the JSON of
-tools/bench_train.py.
+for a run on another machine, name that machine with --machine.
+`rows` does the same for the runs of table 3 in RUNS_DIR: RUNS_DIR/ROW, with the scores in RUNS_DIR/ROW/scores.json.
+`render` rewrites the text between `<!-- figures -->` and `<!-- end -->` in the README, and draws curve.svg where the
+README shows one; a test checks both. `projection` writes into a page what the paper's base run would cost, from the
+JSON of tools/bench_train.py.
 `table` prints the scores alone; the recipes' scripts end with it.
 """
 
@@ -34,7 +34,7 @@ MARKERS = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def give_out(figures: dict[str, Any], output: Path | None) -> None:
-    """Print figures as JSON on stdout, and write them to `output` too where it is given."""
+    """Print figures as JSON on stdout, and also write them to `output` if given."""
     text = json.dumps(figures, indent=1, ensure_ascii=False)
     print(text)
     if output:
@@ -62,7 +62,7 @@ def collect(run_dir: Path, scores: dict[str, Path], command: str, where: str | N
 
 
 def read_scores(files: dict[str, Path]) -> dict[str, Any]:
-    """The scores by name; a file of several test sets gives each under its own name."""
+    """The scores by name; from a file of several test sets, each under its own name."""
     scores: dict[str, Any] = {}
     for name, path in files.items():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def read_scores(files: dict[str, Path]) -> dict[str, Any]:
 
 
 def origin(*packages: str) -> dict[str, Any]:
-    """When, where, by which command and with which versions of these packages, if they are there, figures are made."""
+    """Where figures come from: date, machine, command, and the versions of these packages where installed."""
     return {
         "date": date.today().isoformat(),
         "machine": machine(),
@@ -81,7 +81,7 @@ def origin(*packages: str) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The processor and its number of cores, and of threads where the environment limits them."""
+    """The CPU and its number of cores, and the number of threads where the environment limits it."""
     info = dict(re.findall(r"^(model name|cpu family)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     threads = os.environ.get("OMP_NUM_THREADS")
     limit = f", {threads} thread{'s' if threads != '1' else ''}" if threads else ""
@@ -94,7 +94,7 @@ def rendered(results: dict[str, Any]) -> str:
 
 
 def rendered_rows(results: dict[str, Any]) -> str:
-    """The rows of table 3 beside the paper's, and those that were run."""
+    """The rows of table 3 with the paper's figures, and the figures of those that were run."""
     lines = [
         "| row | parameters | the paper's, ×10⁶ | the paper's perplexity | the paper's BLEU |",
         "|---|---|---|---|---|",
@@ -160,7 +160,7 @@ def rendered_run(results: dict[str, Any]) -> str:
 
 
 def score_table(scores: dict[str, Any], published: dict[str, str] | None = None) -> list[str]:
-    """The lines of a table of all scores, beside the `published` figure of a kind where there is one."""
+    """The lines of a table of all scores, each beside the `published` figure of its kind where there is one."""
     head = ["test set", "score", *(["published"] if published else []), "signature"]
     rows = []
     for name, of_set in scores.items():
@@ -185,7 +185,7 @@ def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for key, title in named.items():
         if key in scores:
-            # A bar inside a cell would end it, even between backquotes.
+            # A vertical bar would end the cell, even between backquotes.
             signature = scores[key]["signature"].replace("|", "\\|")
             rows.append((key, f"{title} {scores[key]['score']:.2f}", f"`{signature}`"))
     if "exact_each" in scores:
@@ -195,7 +195,7 @@ def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """The learning curve as a picture: validation BLEU by million target tokens, minutes above."""
+    """Draw the learning curve: validation BLEU by million target tokens, with minutes on the upper axis."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -205,7 +205,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     tokens, minutes = (
         [row[key] / scale for row in rows] for key, scale in (("target_tokens", 1e6), ("minutes_trained", 1))
     )
-    # The same picture from the same figures, byte by byte.
+    # So that the same figures give the same picture, byte for byte.
     with plt.rc_context({"svg.hashsalt": "seq2seq", "svg.fonttype": "none"}):
         figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
         axes.plot(tokens, [row["bleu"] for row in rows], marker="o")

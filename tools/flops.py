@@ -9,10 +9,10 @@ from seq2seq.config.schema import ModelConfig
 
 
 def update_flops(config: ModelConfig, vocab_size: int, source_lengths: ArrayLike, target_lengths: ArrayLike) -> int:
-    """FLOPs of forward and backward pass over these pairs, lengths with eos; an addition to a product counts too.
+    """FLOPs of forward and backward pass over these pairs, lengths with eos; a multiply-add counts as two.
 
-    Only what the pairs themselves need: no pads. The backward pass is twice the forward pass: a product by the input
-    and one by the weight. Causal attention counts in full, as kernels and other counters have it.
+    Only what the pairs themselves need: no padding. The backward pass is twice the forward pass: one product with the
+    input and one with the weight. Causal attention counts in full, as in kernels and other counters.
     """
     source, target = (np.asarray(lengths, np.int64) for lengths in (source_lengths, target_lengths))
     n, m = int(source.sum()), int(target.sum())

@@ -1,10 +1,10 @@
-"""The losses of the first updates of a training, by the fast path and by the plain one, beside each other.
+"""The losses of the first updates of a training, on the fast path and on the plain one, side by side.
 
     python tools/loss_trace.py [--steps 200] [--output FILE] +recipe=NAME [key=value ...]
 
-Both train the same model on the same batches with the same dropout masks. Plain is: the textbook's attention, sentence
-by sentence, a product of PyTorch for each projection; all logits at once in PyTorch's cross entropy; dropout, then
-the sum; everything in float32. Prints JSON to stdout.
+Both train the same model on the same batches with the same dropout masks. The plain path has textbook attention,
+sentence by sentence, with a PyTorch matrix product for each projection; PyTorch's cross entropy of all logits at once;
+dropout, then the sum; everything in float32. Prints JSON to stdout.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tools.figures import give_out, origin
 
 @contextlib.contextmanager
 def plain_path() -> Iterator[None]:
-    """Within it, training computes by the references of the fast operations."""
+    """A context in which training uses the reference implementations of the fast operations."""
 
     def attention(*arguments: Any, **settings: Any) -> Tensor:
         return attention_reference(*arguments, **settings)[0]
@@ -46,7 +46,7 @@ def plain_path() -> Iterator[None]:
     def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
         if not (native.serves(x) or runs_kernels(x.device)):
             return cast(Tensor, norm(x + dropout.dropout(y, p)))
-        # The mask of the fast path: what it makes of ones, added to nothing.
+        # The dropout mask of the fast path: what it makes of ones, added to zeros.
         seed, ones = torch.randint(1 << 31, (1,), device=x.device), torch.ones_like(y)
         with torch.no_grad():
             _, mask = torch.ops.seq2seq.residual_norm(ones - ones, ones, norm.weight, norm.bias, seed, p, norm.eps)
@@ -68,7 +68,7 @@ def plain_path() -> Iterator[None]:
 
 
 def trace(config: Config, data: Prepared, steps: int, precision: torch.dtype) -> list[float]:
-    """The mean smoothed loss, in nats a token, of each of the first updates."""
+    """The mean label-smoothed loss, in nats per token, of each of the first updates."""
     device = choose_device(config.trainer.device)
     model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(device).train()
     optimizer = build_optimizer(model, config.optimizer)

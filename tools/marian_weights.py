@@ -1,4 +1,4 @@
-"""Our Transformer's weights in Hugging Face's Marian, so that both can be timed on the same ones."""
+"""Our Transformer's weights in Hugging Face's Marian, so that both can be timed with the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of training goes, part by part: what PyTorch's profiler saw, sorted by the names of operations."""
+"""Where training time goes, part by part: what PyTorch's profiler saw, grouped by the names of operations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTS = {
     "embeddings": "embedding|index_?select",
     "copies": "copy|::cat$|catarray|memcpy|memset|fill|clone",
 }
-"""Names of operations and kernels, in lower case, by part; the first that is found in a name takes it."""
+"""Patterns for lower-case names of operations and kernels, by part; a name belongs to the first part that matches."""
 OTHER, BETWEEN = "other operations", "between operations"
 
 
@@ -34,10 +34,10 @@ def part_of(name: str) -> str:
 
 
 def watched(run: Callable[[], dict[str, Any]], device: torch.device) -> dict[str, Any]:
-    """The answer of `run`, which tells its `seconds`, with those of each of its `parts`.
+    """The answer of `run`, which holds its `seconds`, with the seconds of each part added as `parts`.
 
-    An operation has the time in which it calls no other (on a GPU: kernels have theirs). What none has is Python's, and
-    waiting.
+    An operation counts with its self time, in which it calls no other (on a GPU, kernels with theirs). What is left is
+    Python, and waiting.
     """
     call, on_gpu = native.call, device.type == "cuda"
 

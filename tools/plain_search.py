@@ -1,8 +1,8 @@
-"""Translate a file by the plain path, whole passes without any cache, and compare with the fast path.
+"""Translate a file on the plain path, whole forward passes without any cache, and compare with the fast path.
 
     python -m tools.plain_search MODEL SOURCE [--beam-size 4] [--lines 1000]
 
-Prints JSON: how many lines are the same, and the largest difference of a score. Exit code 1 where a line differs.
+Prints JSON: how many lines are the same, and the largest difference in score. Exit code 1 if any line differs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from seq2seq.translate.translator import Translator
 
 @dataclass
 class Fed:
-    """Of each slot the source ids, and the ids fed so far to each hypothesis."""
+    """For each slot, the source ids and the ids fed so far to each hypothesis."""
 
     slots: list[tuple[list[int], list[list[int]]]]
 
 
 class Uncached:
-    """A model without a cache (`SearchModel`): each step computes the whole prefix of each hypothesis anew."""
+    """A model without a cache (`SearchModel`): each step recomputes the whole prefix of each hypothesis."""
 
     def __init__(self, model: TranslationModel) -> None:
         self.model = model
@@ -66,7 +66,7 @@ class Uncached:
         return self.model.logits(hidden)
 
     def best(self, *_: object) -> None:
-        """It is searched by its logits alone."""
+        """None: search uses its logits alone."""
 
     def keep(self, state: Fed, slots: Tensor) -> None:
         state.slots = [state.slots[slot] for slot in slots.tolist()]
@@ -82,7 +82,7 @@ def main() -> None:
     arguments = options.parse_args()
     texts = list(itertools.islice(read_lines(arguments.source), arguments.lines))
     fast, plain = (Translator.load(arguments.model, device="cpu", beam_size=arguments.beam_size) for _ in range(2))
-    # Not laid out for translation: PyTorch's own operations, as in training.
+    # Its weights are not laid out for translation: PyTorch's own operations are used, as in training.
     model = load_model_directory(arguments.model).model.eval()
     plain._together = lambda: Uncached(model)  # type: ignore[method-assign, assignment, return-value]
     found = list(zip(fast.translate_n_best(texts), plain.translate_n_best(texts), strict=True))

@@ -2,7 +2,7 @@
 
     python -m tools.reliability
 
-What stands between `<!-- NAME -->` and `<!-- end -->` is that of docs/reliability/NAME.json; a test compares.
+The text between `<!-- NAME -->` and `<!-- end -->` is rendered from docs/reliability/NAME.json; a test checks it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def rendered(name: str) -> str:
 
 
 def page(text: str) -> str:
-    """The page with all its figures made anew."""
+    """The page with all its figures rendered anew."""
     return SECTION.sub(lambda found: f"{found[1]}{rendered(found[2])}{found[3]}", text)
 
 

@@ -1,7 +1,7 @@
 """One contestant of tools/bench_train.py in a process of its own: JSON lines in, JSON lines out, asleep in between.
 
-The first line in is a `Job`, answered when the model stands; each further one a `Stretch` of updates, answered with
-what they took.
+The first input line is a `Job`, answered once the model is built; each further one is a `Stretch` of updates, answered
+with what they took.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tools.parts import watched
 MATRIX = "matrix product"
 RATE = 1e-4
 SIDE = {"cpu": 2048, "cuda": 8192}
-"""Rows and columns of the matrices that give the machine's rate."""
+"""Rows and columns of the matrices whose product gives the machine's rate."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Updates number `first` to `first + count - 1` of the first epoch of a prepared store; `watched`, part by part."""
+    """Updates number `first` to `first + count - 1` of a store's first epoch; profiled by part if `watched`."""
 
     store: str
     batch_tokens: int
@@ -73,7 +73,7 @@ class Stretch:
 
 
 class Ours:
-    """Updates by what the trainer itself updates with."""
+    """Updates computed by the trainer's own `Updater`."""
 
     def __init__(self, model: TranslationModel, config: Config, world: World) -> None:
         self._updater, self._step = Updater(model, config, world), 0
@@ -81,7 +81,7 @@ class Ours:
         self.ready = self._updater.ready
 
     def update(self, parts: list[MicroBatch], target_tokens: int) -> None:
-        """One update by all ranks, of so many target tokens in all."""
+        """One update by all ranks, of `target_tokens` target tokens in all."""
         self._step += 1
         self._updater.gradients(parts, target_tokens, self._step)
         self._updater.apply(RATE, self._step)
@@ -97,11 +97,11 @@ class Peer:
             group["lr"] = RATE
 
     def ready(self, batch: Batch) -> Batch:
-        """The same, in page-locked memory for a GPU."""
+        """The same batch, in pinned memory for a GPU."""
         return batch.pinned() if self._device.type == "cuda" else batch
 
     def update(self, parts: list[MicroBatch], target_tokens: int) -> None:
-        """One update, of so many target tokens."""
+        """One update, of `target_tokens` target tokens."""
         for _, batch, _ in parts:
             with autocast(self._device, self._precision):
                 loss = self._loss(batch.to(self._device))
@@ -111,7 +111,7 @@ class Peer:
 
 
 class TrainingRun:
-    """A contestant's training, without schedule, reports and saves."""
+    """A contestant's training, without a schedule, reports or saves."""
 
     def __init__(self, job: Job, device: torch.device, world: World) -> None:
         self.job, self.device, self.world = job, device, world
@@ -129,7 +129,7 @@ class TrainingRun:
         self.parameters = learnt_parameters(model)
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
-        """Compute the updates; returns seconds, tokens without pads, FLOPs, and rows that entered linear layers."""
+        """Compute the updates; returns seconds, tokens without padding, FLOPs, and rows that entered linear layers."""
         store, updates = opened(stretch.store, stretch.batch_tokens)
         chosen = [updates[index % len(updates)] for index in range(stretch.first, stretch.first + stretch.count)]
         lengths = [[side[pairs] for side in store.lengths] for pairs in chosen]
@@ -168,7 +168,7 @@ class MatrixProducts:
         self.a, self.b = torch.randn(shape, device=device, dtype=getattr(torch, job.precision))
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
-        """Ten products for each update asked for."""
+        """Ten products for each requested update."""
         count = 10 * stretch.count
         torch.mm(self.a, self.b)
         started = now(self.device)
@@ -185,14 +185,14 @@ def opened(store: str, batch_tokens: int) -> tuple[Store, Updates]:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, after all that the device was asked to do; the same clock in all processes of a machine."""
+    """Seconds, once the device has finished its queued work; the same clock in all processes of a machine."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held: on a GPU what was taken for tensors and graphs, else everything."""
+    """The most bytes that this process held: on a GPU those reserved for tensors and graphs, else everything."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
@@ -200,14 +200,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def clocks() -> NDArray[np.float64]:
-    """Seconds of the clock, of all processors at work for anyone, and of those at work for this process."""
+    """Wall-clock seconds, busy CPU seconds of the whole machine, and CPU seconds of this process."""
     user, nice, system, _idle, _waiting, *rest = map(int, Path("/proc/stat").read_text("ascii").split()[1:9])
     busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
     return np.array([time.monotonic(), busy, time.process_time()])
 
 
 def joined() -> World:
-    """The ranks of this contestant, as the environment tells."""
+    """The ranks of this contestant, as set in the environment."""
     if not is_rank():
         return World()
     dist.init_process_group("gloo")

@@ -1,4 +1,4 @@
-"""Processes that answer lines of JSON, and a contestant of tools/bench_train.py as the benchmark sees it."""
+"""Processes that answer lines of JSON, and the benchmark's side of a contestant of tools/bench_train.py."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tools.training_worker import Job, Stretch
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
-"""As our commands set it, for all."""
+"""Set for all contestants, as our commands set it."""
 
 
 class Answering:
-    """A Python module in a process of its own, run with this environment beside ours; asleep until it is asked."""
+    """A Python module in a process of its own, with `environment` added to ours; asleep until it is asked."""
 
     def __init__(self, *command: str, environment: dict[str, str]) -> None:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -36,14 +36,14 @@ class Answering:
         )
 
     def ask(self, question: dict[str, Any]) -> None:
-        """Let it begin. Raises RunError when the process has ended."""
+        """Send it a question. Raises RunError when the process has ended."""
         try:
             print(json.dumps(question), file=self._process.stdin, flush=True)
         except BrokenPipeError:
             raise self._ended() from None
 
     def answer(self) -> dict[str, Any]:
-        """What it answers, once it does. Raises RunError when the process has ended."""
+        """Wait for its answer. Raises RunError when the process has ended."""
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
@@ -51,7 +51,7 @@ class Answering:
         return dict(json.loads(line))
 
     def end(self, *, at_once: bool = False) -> None:
-        """Let it end, and wait for that."""
+        """Let it end, and wait until it has."""
         if at_once:
             self._process.kill()
         self._process.communicate()
@@ -75,7 +75,7 @@ class Worker:
         ]
 
     def build(self) -> None:
-        """Let it build its model. Raises RunError when the process has ended."""
+        """Have it build its model. Raises RunError when the process has ended."""
         self.built = self._ask(self.job)
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Worker:
         return [answer[key] for answer in self.answers]
 
     def per_second(self, key: str) -> list[float]:
-        """The same by the seconds of the round."""
+        """The same per second of the round."""
         return quotients(self.answered(key), self.answered("seconds"))
 
     def _ask(self, question: Job | Stretch) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Worker:
 
 
 def environments(ranks: int) -> list[dict[str, str]]:
-    """What tells each process of a contestant which of its ranks it is."""
+    """The environment variables that tell each process of a contestant its rank."""
     if ranks == 1:
         return [{}]
     with socket.socket() as free:
