@@ -14,7 +14,7 @@ def scores(
 ) -> dict[str, Any]:
     """BLEU, chrF and TER (0 to 100) with their sacreBLEU signatures, and the share of exact matches in percent.
 
-    Where pairs have `labels`, also the share of exact matches among those of each.
+    Where pairs have `labels`, also the share of exact matches for each label.
     """
     metrics = {
         "bleu": BLEU(lowercase=lowercase),
@@ -41,7 +41,7 @@ def scores(
 def below_bars(
     result: dict[str, Any], min_bleu: float | None, min_exact: float | None, min_exact_each: float | None
 ) -> list[str]:
-    """What of `scores` is below its bar, in words; a bar of None is none."""
+    """Messages on those of the `scores` that are below their bars; None sets no bar."""
     found = [
         ("BLEU", result["bleu"]["score"], "--min-bleu", min_bleu),
         ("exact", result["exact"], "--min-exact", min_exact),
@@ -75,7 +75,7 @@ def exact(pairs: Sequence[tuple[str, str]]) -> float:
 def paper_bleu(
     hypotheses: Sequence[str], references: Sequence[str], language: str, *, lowercase: bool = False
 ) -> dict[str, Any]:
-    """The paper's column: `tokenised_bleu` of whole compounds, and `paper_bleu`, which splits those of German alone."""
+    """The paper's column: `tokenised_bleu` with compounds whole, and `paper_bleu`, which splits them in German only."""
     return {
         key: tokenised_bleu(hypotheses, references, language, lowercase=lowercase, split_compounds=split)
         for key, split in (("tokenised_bleu", False), ("paper_bleu", language == "de"))
@@ -120,7 +120,7 @@ def compare(
     metrics = {"BLEU": BLEU(lowercase=lowercase, references=[list(references)])}
     test = PairedTest([(name, list(lines)) for name, lines in systems], metrics, references=None, test_type="bs")
     signatures, results = test()
-    # sacreBLEU gives two equal outputs the smallest p there is: none of its samples differs by more than nothing.
+    # sacreBLEU gives identical outputs the smallest possible p: none of its samples differs by more than zero.
     p_values = [
         1.0 if list(lines) == list(systems[0][1]) else result.p_value
         for (_, lines), result in zip(systems, results["BLEU"], strict=True)

@@ -28,10 +28,10 @@ def read_test_set(source: Path | None, reference: Path) -> list[Pair]:
 
 
 def read_named_test_sets(names: Sequence[str], source_language: str, target_language: str) -> dict[str, list[Pair]]:
-    """The pairs of sacreBLEU's test sets of these names, say `wmt14`.
+    """The pairs of sacreBLEU's test sets with these names, such as `wmt14`.
 
     sacreBLEU downloads them once, to $SACREBLEU or ~/.sacrebleu. Raises UserError for an unknown name or language
-    pair, more references than one, and a failed download.
+    pair, more than one reference, and a failed download.
     """
     pair = f"{source_language}-{target_language}"
     for name in names:
@@ -70,7 +70,7 @@ def _folder(name: str) -> Path:
 
 
 def _files(name: str, pair: str) -> tuple[Path, list[Path]]:
-    """The files of source and references, downloaded when they are not there. Raises UserError."""
+    """The files of source and references, downloaded if missing. Raises UserError."""
     folder = _folder(name)
     if not list(folder.glob(f"*.{pair}.src")):
         say(f"downloading the test set {name} to {folder}")
@@ -79,7 +79,7 @@ def _files(name: str, pair: str) -> tuple[Path, list[Path]]:
     logger.addHandler(log)
     try:
         return Path(utils.get_source_file(name, pair)), [Path(path) for path in utils.get_reference_files(name, pair)]
-    except (Exception, SystemExit) as error:  # Downloading, unpacking and parsing let through errors of many kinds.
+    except (Exception, SystemExit) as error:  # Downloading, unpacking and parsing raise errors of many kinds.
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         said = log.buffer[0].getMessage() if log.buffer else f"{type(error).__name__}: {error}"
@@ -101,7 +101,7 @@ def _files(name: str, pair: str) -> tuple[Path, list[Path]]:
 def translated_once(
     translate: Callable[[Sequence[str]], Sequence[str]], test_sets: Sequence[Sequence[Pair]]
 ) -> list[list[str]]:
-    """The translations of each test set; a source that stands in several, or several times, is translated once."""
+    """The translations of each test set; a source that occurs in several, or several times, is translated once."""
     sources = list(dict.fromkeys(pair.source for pairs in test_sets for pair in pairs))
     translations = dict(zip(sources, translate(sources), strict=True))
     return [[translations[pair.source] for pair in pairs] for pairs in test_sets]

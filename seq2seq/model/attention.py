@@ -18,7 +18,7 @@ from seq2seq.ops.short_attention import takes_short_sentences
 
 
 class MultiHeadAttention(nn.Module):
-    """Queries, keys and values projected for H heads, attended, joined and projected once more; all with a bias.
+    """Projects queries, keys and values to H heads, attends, and projects the concatenated heads; all with a bias.
 
     Without `d_k`, queries and keys are as wide as values.
     """
@@ -31,7 +31,7 @@ class MultiHeadAttention(nn.Module):
         self.query = Linear(d_model, keys)
         self.key_value = Linear(d_model, keys + d_model)
         self.output = Linear(d_model, d_model)
-        # Each of the three is a projection of its own: together they would get the scale of a matrix twice as wide.
+        # Keys and values are initialised apart: together they would get the scale of a matrix twice as wide.
         for weight in (self.query.weight, *self.key_value.weight.split(self.widths), self.output.weight):
             nn.init.xavier_uniform_(weight)
         for layer in (self.query, self.key_value, self.output):
@@ -52,13 +52,13 @@ class MultiHeadAttention(nn.Module):
         return self.output(attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=causal).flatten(1))
 
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether short sentences are computed there by a kernel for which some may be empty."""
+        """Whether short sentences are computed, on this device in this dtype, by a kernel that allows empty ones."""
         return takes_short_sentences(device, dtype, *(width // self.num_heads for width in self.widths))
 
     def weights(
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """The same by the textbook formula, with the attention weights of each sentence [H, L, S]."""
+        """`forward` by the textbook formula, with the attention weights of each sentence [H, L, S]."""
         k_MHE, v_MHE = self.keys_values(memory_MD)
         out_NHE, weights = attention_reference(
             self._heads(self.query(x_ND)), k_MHE, v_MHE, queries, keys, causal=causal
@@ -71,14 +71,14 @@ class MultiHeadAttention(nn.Module):
         return self._heads(keys), self._heads(values)
 
     def _projected(self, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # One by one also in translation, where these may be layers in int8.
+        # Projected separately in translation too, where these layers may be int8.
         if memory_MD is not x_ND or not torch.is_grad_enabled():
             return self._heads(self.query(x_ND)), *self.keys_values(memory_MD)
         queries, keys, values = self._joined(x_ND).split((self.widths[0], *self.widths), -1)
         return self._heads(queries), self._heads(keys), self._heads(values)
 
     def _joined(self, x: Tensor) -> Tensor:
-        # Self-attention in training: one product for all three, whose input is read once.
+        # Self-attention in training: one matrix multiplication for all three projections, which reads its input once.
         weight = torch.cat((self.query.weight, self.key_value.weight))
         return linear(x, weight, torch.cat((self.query.bias, self.key_value.bias)))
 

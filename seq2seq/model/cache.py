@@ -1,8 +1,8 @@
-"""The key-value cache of a Transformer decoder in search, by PyTorch alone; `row_cache.RowCache` does the same quicker.
+"""The key-value cache of a Transformer decoder in search, in plain PyTorch; `row_cache.RowCache` does the same faster.
 
-Keys and values are written once and stay where they are. Each step fills a column for each hypothesis of a slot; who
-descends from whom is kept in a mask over the columns, and only this mask follows the choices of search. Columns are
-made a block at a time: those not yet filled are zeros that nobody sees.
+Keys and values are written once and stay in place within their slot. Each step fills one column per hypothesis of a
+slot; a mask over the columns records the ancestors of each hypothesis, and only this mask follows the choices of
+search. Columns are allocated a block at a time: those not yet filled are zeros, masked for every hypothesis.
 
 Shapes: S slots, K hypotheses of each, N packed rows, H heads, C columns; D d_model, E width of a head (d_k in keys, d_v
 in values), or of keys and values of all heads.
@@ -23,7 +23,7 @@ from seq2seq.ops.step_attention import BLOCK, pad_mask, padded_heads, step_atten
 
 
 def move(x: Tensor, slots: Tensor) -> Tensor:
-    """`x[slots]`, made in place at the front of `x` where most slots stay where they are."""
+    """`x[slots]`, built in place at the front of `x` by copying only the slots that move, usually few."""
     places = torch.arange(slots.shape[0], device=slots.device)
     moved = (slots != places).nonzero()[:, 0]
     x[moved] = x[slots[moved]]
@@ -31,7 +31,7 @@ def move(x: Tensor, slots: Tensor) -> Tensor:
 
 
 def whole_blocks(columns: int) -> int:
-    """The number of columns in as many blocks as these need."""
+    """`columns`, rounded up to whole blocks."""
     return -(-columns // BLOCK) * BLOCK
 
 
@@ -52,20 +52,20 @@ class Columns:
         self.values[:, :, start:end] = values_SKHE.transpose(1, 2)
 
     def attend(self, q_SKHE: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend from K queries of each slot, with a mask as in `step_attention`: all heads side by side, [S, K, D]."""
+        """Attend from K queries of each slot, with a mask as in `step_attention`; heads concatenated, [S, K, D]."""
         return step_attention(q_SKHE.transpose(1, 2), self.keys, self.values, mask).transpose(1, 2).flatten(2)
 
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         self.keys, self.values = move(self.keys, slots), move(self.values, slots)
 
 
 class ColumnCache:
-    """The columns of all layers, of the source and of the target, and two masks of 0 and −∞.
+    """The source and target columns of all layers, and two masks of 0 and −∞.
 
-    `source_mask` [S, 1, 1, C] (None: no pads) hides the columns behind the source, `ancestors` [S, 1, K, C] those that
-    do not belong to the past of each hypothesis. Made of the keys and values of the packed source [N, E] of each layer,
-    of which keys are the first `width` columns.
+    `source_mask` [S, 1, 1, C] (None: no padding) hides the columns after the end of the source, `ancestors`
+    [S, 1, K, C] those outside the past of each hypothesis. `sources` are each layer's keys and values of the packed
+    source [N, E], of which the first `width` columns are keys.
     """
 
     def __init__(self, sources: list[Tensor], source: Layout, heads: int, width: int) -> None:
@@ -80,12 +80,12 @@ class ColumnCache:
         self.length = self.filled = 0
 
     def step(self, decoder: Steps, tokens_SK: Tensor, parents_SK: Tensor) -> Tensor:
-        """The hidden rows [S, K, D] of these tokens, each after one of the hypotheses of its slot."""
+        """Hidden rows [S, K, D] of these tokens, each of which extends one of its slot's hypotheses."""
         self.advance(parents_SK)
         return decoder.through_layers(self, decoder.embedded(tokens_SK, self.length - 1))
 
     def advance(self, parents_SK: Tensor) -> None:
-        """Make room for one step of the children of these hypotheses."""
+        """Make room for the next step, whose hypotheses have these parents."""
         start, width = self.filled, parents_SK.shape[1]
         self.length += 1
         self.filled += width
@@ -98,7 +98,7 @@ class ColumnCache:
         self.ancestors.diagonal(start, 2, 3).zero_()
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
-        """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""
+        """Append a layer's keys and values; attend from each hypothesis to its past and itself: [S, K, D]."""
         columns = self.targets[layer]
         keys_SKHE, values_SKHE = self._heads(keys_values_SKE)
         columns.append(keys_SKHE, values_SKHE, self.filled - q_SKD.shape[1])
@@ -109,7 +109,7 @@ class ColumnCache:
         return self.sources[layer].attend(q_SKD.unflatten(2, (self.heads, -1)), self.source_mask)
 
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         for columns in (*self.sources, *self.targets):
             columns.keep(slots)
         self.ancestors = self.ancestors[slots]
@@ -117,6 +117,6 @@ class ColumnCache:
             self.source_mask = self.source_mask[slots]
 
     def _heads(self, keys_values: Tensor) -> list[Tensor]:
-        """Keys and values [..., E] apart, [..., H, width of one] each."""
+        """Keys and values [..., E] split, [..., H, width of a head] each."""
         parts = keys_values.split([self.width, keys_values.shape[-1] - self.width], -1)
         return [part.unflatten(-1, (self.heads, -1)) for part in parts]

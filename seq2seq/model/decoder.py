@@ -57,9 +57,9 @@ class TransformerDecoder(nn.Module):
     def with_attention(
         self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The same, with the attention of one layer; see `interfaces.Decoder`."""
-        # In decoders of the paper's depth the last but one aligns best (Garg et al., 2019), in shallow ones the last:
-        # docs/log.md, 2026-11-24.
+        """`forward`, with the attention of one layer; see `interfaces.Decoder`."""
+        # In decoders of the paper's depth the second-to-last layer aligns best (Garg et al., 2019), in shallow ones the
+        # last: docs/log.md, 2026-11-24.
         deep = len(self.layers) >= 6
         chosen = len(self.layers) - deep if layer is None else layer
         if not 1 <= chosen <= len(self.layers):
@@ -86,7 +86,7 @@ class TransformerDecoder(nn.Module):
             return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
         if self._is_final and self._holder.is_free and not native.can_compute(*sources):
             return RecordedCache(sources, memory.layout, first.num_heads, self._holder)
-        # Under autocast rows may have another format than the weights that it reads.
+        # Under autocast the rows may differ in dtype from the weights that the native decoder reads.
         alike = memory.rows.dtype is self.input.embedding.weight.dtype
         return RowCache(sources, memory.layout, first.num_heads, self._native if alike else None)
 
@@ -105,5 +105,5 @@ class TransformerDecoder(nn.Module):
         return self.norm(x_SKD)
 
     def keep(self, state: Cache, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         state.keep(slots)

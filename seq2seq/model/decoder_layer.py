@@ -16,7 +16,7 @@ Attend = Callable[[Tensor], Tensor]
 
 
 class Attended(Protocol):
-    """Keys and values of a step of search, for all layers."""
+    """The keys and values that all layers attend to in a search step."""
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor: ...
 
@@ -24,17 +24,17 @@ class Attended(Protocol):
 
 
 class Steps(Protocol):
-    """What a cache asks of its decoder for a step of search."""
+    """What a cache needs from its decoder for a search step."""
 
     def embedded(self, tokens: Tensor, position: int) -> Tensor:
-        """What the first layer reads of tokens [...] at this position: [..., D]."""
+        """The first layer's input for tokens [...] at this position: [..., D]."""
 
     def through_layers(self, cache: Attended, x: Tensor) -> Tensor:
-        """What all layers make of rows [S, K, D], and the norm behind them."""
+        """Rows [S, K, D] passed through all layers and the final norm."""
 
 
 class DecoderLayer(nn.Module):
-    """The three sub-layers with their residual connections; who attends to what is the caller's matter."""
+    """The three sub-layers with their residual connections; the caller decides what attends to what."""
 
     regions = ("whole",)
 
@@ -54,7 +54,7 @@ class DecoderLayer(nn.Module):
         return self.feed_forward_residual(x, self.feed_forward)
 
     def whole(self, x_MD: Tensor, layout: Layout, memory_ND: Tensor, source: Layout) -> Tensor:
-        """All positions of packed sentences at once, each seeing those before it: [M, D] to [M, D]."""
+        """All positions of packed sentences at once, each seeing itself and those before it: [M, D] to [M, D]."""
         return self(
             x_MD,
             lambda y: self.self_attention(y, layout, y, layout, causal=True),
@@ -64,7 +64,7 @@ class DecoderLayer(nn.Module):
     def whole_with_weights(
         self, x_MD: Tensor, layout: Layout, memory_ND: Tensor, source: Layout
     ) -> tuple[Tensor, list[Tensor]]:
-        """The same, with the weights of cross-attention of each sentence, [H, T, L]."""
+        """The same, with the cross-attention weights of each sentence, [H, T, L]."""
         weights: list[Tensor] = []
 
         def attend_source(y_MD: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class DecoderLayer(nn.Module):
         return self(x_MD, lambda y: self.self_attention(y, layout, y, layout, causal=True), attend_source), weights
 
     def step(self, x_SKD: Tensor, cache: Attended, number: int) -> Tensor:
-        """One new position of each hypothesis; `number` is that of this layer in the cache: [S, K, D] to [S, K, D]."""
+        """One new position of each hypothesis, [S, K, D] to [S, K, D]; `number` is this layer's index in the cache."""
 
         def attend_target(y_SKD: Tensor) -> Tensor:
             of = self.self_attention

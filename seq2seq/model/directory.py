@@ -24,7 +24,7 @@ from seq2seq.support.files import new_directory, read_json, sha256_of, write_jso
 FORMAT_VERSION = 1
 FILES = ("model.safetensors", "config.yaml", "tokenizer.model")
 LARGEST_TEXT = 1 << 20
-"""Bytes above which a config.yaml or manifest.json is not read; ours have a few thousand."""
+"""The largest config.yaml or manifest.json that is read, in bytes; ours have a few thousand."""
 PACKAGES = ("torch", "sentencepiece", "datasets", "hydra-core", "safetensors")
 
 
@@ -47,9 +47,9 @@ def save_model_directory(
 
 
 class ModelDirectory(NamedTuple):
-    """What a model directory holds: its model in float32, on the CPU.
+    """The contents of a model directory, with the model in float32 on the CPU.
 
-    `longest_source` is the longest source that it was trained on, in pieces; None: not known.
+    `longest_source` is the length in pieces of the longest source that it was trained on; None: not known.
     """
 
     config: Config
@@ -59,10 +59,10 @@ class ModelDirectory(NamedTuple):
 
 
 def load_model_directory(directory: Path) -> ModelDirectory:
-    """All that a directory holds, each file of it read once it is verified.
+    """The contents of a directory, of which each file is read only after it is verified.
 
-    Raises UserError when it is missing, incomplete, changed since it was written, of a format of another version, or
-    made to do harm: nothing in it is run, no link is followed out of it, and what it says of sizes is not believed.
+    Raises UserError when it is missing, incomplete, changed since it was written, of another format version, or
+    malicious: nothing in it is executed, no link is followed out of it, and the sizes it claims are not trusted.
     """
     longest_source = read_manifest(directory).get("longest_source")
     config = compose.load(directory / "config.yaml")
@@ -80,9 +80,9 @@ def load_model_directory(directory: Path) -> ModelDirectory:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What the manifest says of a model directory, whose files are verified by it.
+    """The manifest of a model directory, after the files have been verified against it.
 
-    Raises UserError where it cannot be believed, and where a file is missing or changed.
+    Raises UserError where it is not valid, and where a file is missing or changed.
     """
     path = directory / "manifest.json"
     if not path.is_file():
@@ -118,10 +118,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def _require_own_file(path: Path) -> None:
-    """Raise UserError unless `path` is a file that lies in its directory itself and is no larger than can be meant."""
+    """Raise UserError unless `path` is a file that really lies in its directory and is not implausibly large."""
     if not path.is_file():
         raise UserError(f"{path}: missing from the model directory")
-    # What a link out of it shows may be a secret of this machine, and would be missing on the next one.
+    # A link out of it may expose a secret of this machine, and its target would be missing on the next one.
     if path.resolve().parent != path.parent.resolve():
         raise UserError(
             f"{path}: a link out of the model directory; make a copy without links: cp -rL {path.parent} NEW"
@@ -133,9 +133,9 @@ def _require_own_file(path: Path) -> None:
 
 
 def _require_size_of(weights: dict[str, torch.Tensor], config: ModelConfig, path: Path) -> None:
-    """Raise UserError for a model of more layers than there are tensors, or wider than the largest of them.
+    """Raise UserError for a model with more layers than there are tensors, or wider than the largest of them.
 
-    Of others the shapes are compared one by one; a model of a million layers would take hours to lay out for that.
+    Other models have their shapes compared one by one, but first have to be built: hours for a million layers.
     """
     widest = max((side for tensor in weights.values() for side in tensor.shape), default=0)
     numbers = [("d_model", config.d_model, widest)]
@@ -150,7 +150,7 @@ def _require_size_of(weights: dict[str, torch.Tensor], config: ModelConfig, path
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves new weights undrawn: they are to be filled, and on the meta device drawing imports sympy for a second."""
+    """Leaves new weights undrawn: they get filled, and on the meta device drawing takes a second to import sympy."""
 
     DRAWING = (torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.fill_, torch.Tensor.zero_)
 
@@ -159,12 +159,12 @@ class _Undrawn(TorchFunctionMode):
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors. Raises OSError, as when the disk is full."""
+    """Write tensors as safetensors. Raises OSError, for example when the disk is full."""
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
-        path.chmod(0o644)  # The library lets nobody else read it.
+        path.chmod(0o644)  # The library makes it readable by its owner only.
     except SafetensorError as error:
-        # The library wraps the system's error into its own and keeps the number in the text alone.
+        # The library wraps the system's error in its own and keeps the error number only in the text.
         found = re.search(r"os error (\d+)", str(error))
         if found:
             raise OSError(int(found[1]), str(error), str(path)) from None
@@ -187,11 +187,11 @@ def own_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Copy tensors read from `path` into the model.
 
-    Raises UserError unless names, shapes and number formats are the model's, and all numbers finite.
+    Raises UserError unless names, shapes and dtypes match the model's and all numbers are finite.
     """
     require_same_shapes(model, weights, path)
     for name, tensor in weights.items():
-        # A NaN is both the least and the greatest number of a tensor; of all ways to look this reads it only once.
+        # aminmax returns NaN if the tensor holds any; of all possible checks it alone reads the tensor just once.
         if not all(bound.isfinite() for bound in tensor.aminmax()):
             raise UserError(
                 f"{path}: tensor {name} holds a number that is not finite; take another model or checkpoint"
@@ -202,7 +202,7 @@ def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -
 
 
 def require_same_shapes(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Raise UserError unless the tensors read from `path` have the names, shapes and formats of the model's own."""
+    """Raise UserError unless the tensors read from `path` have the names, shapes and dtypes of the model's own."""
     own = own_weights(model)
     for name in own.keys() | weights.keys():
         have, need = (_form(side[name]) if name in side else "none" for side in (weights, own))

@@ -1,4 +1,4 @@
-"""Token embeddings, which may serve as the output matrix too (Vaswani et al., 2017, section 3.4)."""
+"""Token embeddings, which may also serve as the output matrix (Vaswani et al., 2017, section 3.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several models of one vocabulary that search together: the mean of their probabilities."""
+"""Several models with one vocabulary that search together, by the mean of their probabilities."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from seq2seq.ops.packing import Layout
 
 
 class Ensemble:
-    """To search it is one model (`seq2seq.search.hypotheses.SearchModel`): states are lists with one of each member.
+    """To search, one model (`seq2seq.search.hypotheses.SearchModel`): its state is a list of its members' states.
 
-    Hidden rows [..., D₁ + D₂ + …] stand side by side; the logits are logarithms of mean probabilities, float32.
+    The members' hidden rows are concatenated, [..., D₁ + D₂ + …]; logits are logarithms of mean probabilities, float32.
     """
 
     def __init__(self, members: Sequence[TranslationModel]) -> None:
@@ -47,9 +47,9 @@ class Ensemble:
         return torch.stack(each).logsumexp(0) - math.log(len(each))
 
     def best(self, hidden: Tensor, scores: Tensor, count: int, never: Tensor) -> None:
-        """None: without logits nothing is known of a mean."""
+        """None: the mean cannot be computed without logits."""
 
     def keep(self, state: list[Any], slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         for member, own in zip(self.members, state, strict=True):
             member.keep(own, slots)

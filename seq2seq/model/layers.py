@@ -30,10 +30,10 @@ class FeedForward(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """With sums in float32 in both passes (Ba et al., 2016).
+    """Layer normalisation (Ba et al., 2016) with float32 sums in both passes.
 
-    On processors PyTorch adds up the gradients of weight and bias in the format of the rows: over 8,192 of them in
-    bfloat16 the bias's was 59 % off (docs/log.md, 2026-11-26).
+    On CPUs PyTorch accumulates the gradients of weight and bias in the dtype of the rows: over 8,192 rows in bfloat16
+    that of the bias was 59 % off (docs/log.md, 2026-11-26).
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -65,5 +65,5 @@ class Residual(nn.Module):
 
 
 def final_norm(d_model: int, norm: str) -> nn.Module:
-    """The normalisation after the last layer: pre-norm stacks need one, post-norm ones have had theirs."""
+    """The normalisation after the last layer: pre-norm stacks need one, post-norm ones already end in one."""
     return LayerNorm(d_model) if norm == "pre" else nn.Identity()

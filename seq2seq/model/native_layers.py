@@ -1,6 +1,6 @@
-"""A Transformer in translation on a processor: the layers of its encoder, or a step of its decoder, in one call of C++.
+"""Transformer translation on CPUs: all layers of the encoder, or a step of the decoder, in one call of C++.
 
-A processor computes a step in less time than Python needs to ask for its parts, and what lies between them stays in its
+A CPU computes a step in less time than Python needs to dispatch its operations, and intermediate results stay in its
 caches. The plain references are `encoder.EncoderLayer`, and `decoder.TransformerDecoder` itself.
 
 Shapes: N packed rows of the source; others as in `row_cache`.
@@ -23,7 +23,7 @@ from seq2seq.ops.row_attention import suits_rows
 
 
 class NativeLayers:
-    """Layers as C++ reads them: of each the linear layers and the norms, in the order in which its module has them."""
+    """Layers as C++ reads them: for each, its linear layers, then its norms, both in the order of its module."""
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
@@ -46,7 +46,7 @@ class NativeLayers:
 
     @classmethod
     def of(cls, layers: Iterable[nn.Module], *others: Any) -> Self | None:
-        """None where these layers are not laid out for it, or have another norm."""
+        """These layers for C++; None where they are not laid out for it, or have a different norm."""
         for part in (part for layer in layers for part in _parts(layer)):
             usual = part.eps == 1e-5 if isinstance(part, nn.LayerNorm) else isinstance(part, PanelLinear | Dropout)
             if not usual:
@@ -62,18 +62,18 @@ class NativeEncoder(NativeLayers):
     """The layers of an encoder."""
 
     def takes(self, x_ND: Tensor, layout: Layout) -> bool:
-        """Whether this is the way for these packed sentences."""
+        """Whether to use it for these packed sentences."""
         return suits_rows(x_ND, layout)
 
     def __call__(self, x_ND: Tensor, layout: Layout) -> Tensor:
-        """What the layers make of packed rows, in their place: [N, D]."""
+        """The layers applied to packed rows, in place: [N, D]."""
         seen = layout.lists, layout.sentences, layout.max_length
         native.call("encoder_layers", x_ND, self._structs, *seen, *self._shape, *x_ND.shape)
         return x_ND
 
 
 class NativeDecoder(NativeLayers):
-    """A decoder, for steps of search."""
+    """A decoder, for search steps."""
 
     def __init__(self, layers: list[Any], embedding: PositionedEmbedding, norm: nn.Module) -> None:
         super().__init__(layers)
@@ -95,10 +95,10 @@ class NativeDecoder(NativeLayers):
         source_BL: Tensor,
         sentence_R: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The hidden rows of these tokens [S, K, D], and the lists of their past [S, K, T + 1], each with its own row.
+        """The hidden rows of these tokens [S, K, D], and their lists of past rows [S, K, T + 1], own row last.
 
-        `targets` and `sources` are `addresses` of the keys and values of each layer [N, E]; to those of the target the
-        step adds its own, from row `filled` on.
+        `targets` and `sources` are `addresses` of the keys and values of each layer [N, E]; the step appends its own to
+        those of the target, from row `filled` on.
         """
         (slots, width), (before, length) = tokens_SK.shape, past_SKT.shape[1:]
         weight_VD, table_PD = self.embedding.tables(length + 1)
@@ -123,5 +123,5 @@ class NativeDecoder(NativeLayers):
 
 
 def addresses(tensors: Iterable[Tensor]) -> Tensor:
-    """Where in memory these tensors begin, for C++ to read."""
+    """The memory addresses of these tensors, for C++ to read."""
     return torch.tensor([x.data_ptr() for x in tensors])

@@ -35,9 +35,9 @@ class SinusoidalPositions(nn.Module):
         self._outgrown: list[Tensor] = []
 
     def forward(self, max_length: int) -> Tensor:
-        """The encodings of at least so many positions, [max_length or more, d_model]."""
+        """The encodings of at least `max_length` positions, [max_length or more, d_model]."""
         if max_length > self.table.shape[0]:
-            # A CUDA graph of earlier batches goes on reading it. Tables double, so all are at most as much as the last.
+            # CUDA graphs of earlier batches still read it. Tables double: all old ones are no larger than the last.
             self._outgrown.append(self.table)
             self.table = sinusoids(max(512, 2 * max_length), self.table.shape[1]).to(self.table)
         return self.table
@@ -72,12 +72,11 @@ class PositionedEmbedding(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor | int, max_length: int) -> Tensor:
-        """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model], in the format that the
-        layers compute in."""
+        """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model], compute dtype."""
         weight_VD, table_PD = self.tables(max_length)
         x = embed(weight_VD, tokens, table_PD, positions)
         return self.dropout(x.to(compute_dtype(x)))
 
     def tables(self, max_length: int) -> tuple[Tensor, Tensor]:
-        """What rows are made of: the embeddings of tokens [V, D], and those of at least so many positions."""
+        """The tables whose rows are added: token embeddings [V, D] and encodings of at least `max_length` positions."""
         return self.embedding.weight, self.positions(max_length)

@@ -1,10 +1,10 @@
-"""Steps of a Transformer decoder in search as CUDA graphs: one call in place of a hundred launches.
+"""Search steps of a Transformer decoder as CUDA graphs: one call in place of a hundred kernel launches.
 
-A processor takes longer to launch the kernels of a step than a GPU to compute them. Here all that a step reads and
-writes has its place in an `Arena`, which is made once and serves all batches that fit into it; a graph is recorded for
-each power of two of rows when it is first needed. Keys and values lie there as in `row_cache.RowCache`.
+The CPU takes longer to launch the kernels of a step than the GPU to run them. Here all that a step reads and writes has
+a fixed place in an `Arena`, which is allocated once and serves all batches that fit into it; for each power of two of
+rows a graph is recorded when first needed. Keys and values are laid out as in `row_cache.RowCache`.
 
-Shapes: S slots, K hypotheses of each, R rows of a step (S · K, filled up to a power of two), T steps, L source length;
+Shapes: S slots, K hypotheses of each, R rows of a step (S · K, rounded up to a power of two), T steps, L source length;
 D d_model, E keys and values of all heads.
 """
 
@@ -24,11 +24,11 @@ from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import row_attention
 
 STEPS, ROWS, ALL_ROWS = 32, 128, 1 << 17
-"""For how many steps, target rows of each sentence, and of all there is room at first."""
+"""Initial capacity: steps, target rows of each sentence, and at most so many target rows in all."""
 
 
 class Arena:
-    """The places of all that steps read and write, and the graphs that know them; for one search at a time.
+    """The buffers that steps read and write, and the graphs recorded over them; for one search at a time.
 
     `sizes` are powers of two: sentences, rows of a step, steps, target rows, source rows, pieces of the longest source.
     """
@@ -49,40 +49,40 @@ class Arena:
 
 
 class Holder:
-    """A decoder's arena, once it has one, and who uses it."""
+    """A decoder's arena, once it has one, and the cache that uses it."""
 
     def __init__(self) -> None:
         self.arena: Arena | None = None
         self._user: weakref.ref[RecordedCache] | None = None
 
     def lend(self, arena: Arena, cache: RecordedCache) -> None:
-        """Make this the arena, for `cache` as long as there is one."""
+        """Make this the arena, used by `cache` for as long as that exists."""
         self.arena, self._user = arena, weakref.ref(cache)
 
     @property
     def is_free(self) -> bool:
-        """Whether no search goes on in the arena."""
+        """Whether no search is using the arena."""
         return self._user is None or self._user() is None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy of a decoder has weights of its own, of which these graphs know nothing.
+        # A copy of a decoder has weights of its own, which these graphs do not read.
         return Holder, ()
 
 
 class RecordedCache:
-    """What `row_cache.RowCache` is, in the arena that `holder` has, or a larger one where that is too small."""
+    """A `row_cache.RowCache` in the arena that `holder` has, or in a larger one where that is too small."""
 
     def __init__(self, sources: list[Tensor], source: Layout, heads: int, holder: Holder) -> None:
         self.heads = heads
         self.slots, self.width, self.length, self.filled = source.batch_size, 1, 0, 0
         self.sentence_S = torch.arange(self.slots, dtype=torch.int32, device=source.lengths.device)
         slots = power_of_two(self.slots)
-        # The last of the target rows is for those that only fill up.
+        # The last target row is where padding rows write.
         rows = min(ROWS * slots, ALL_ROWS)
         needed = slots, slots, STEPS, rows, power_of_two(source.total), power_of_two(source.max_length)
         known = needed if holder.arena is None else holder.arena.sizes
         if holder.arena is None or any(have < need for have, need in zip(known, needed, strict=True)):
-            # First let go of the one that is too small: there may not be room for both.
+            # Free the one that is too small first: there may not be memory for both.
             holder.arena = None
             holder.arena = Arena(tuple(map(max, known, needed)), sources[0], len(sources))
         self.holder, self.arena = holder, holder.arena
@@ -95,7 +95,7 @@ class RecordedCache:
         arena.past_RT.fill_(-1)
 
     def advance(self, parents_SK: Tensor) -> None:
-        """Make room for one step of the children of these hypotheses."""
+        """Make room for the next step, whose hypotheses have these parents."""
         count = parents_SK.numel()
         self._move(count)
         grow = grow_on_gpu if gpu.can_compute(self.arena.targets[0]) else grow_reference
@@ -105,7 +105,7 @@ class RecordedCache:
         self.length += 1
 
     def step(self, decoder: Steps, tokens_SK: Tensor, parents_SK: Tensor) -> Tensor:
-        """The hidden rows [S, K, D] of these tokens, each after one of the hypotheses of its slot."""
+        """Hidden rows [S, K, D] of these tokens, each of which extends one of its slot's hypotheses."""
         self.advance(parents_SK)
         x_SKD = decoder.embedded(tokens_SK, self.length - 1)
         arena, count = self.arena, tokens_SK.numel()
@@ -118,18 +118,18 @@ class RecordedCache:
         return graph()[:count].view(x_SKD.shape)
 
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         past_SKT = self._past()[slots]
         self.slots = slots.shape[0]
         self._past().copy_(past_SKT)
         self.sentence_S = self.sentence_S[slots]
 
     def _past(self) -> Tensor:
-        """The lists of the hypotheses of the last step, [S, K, T]."""
+        """The row lists of the hypotheses of the last step, [S, K, T]."""
         return self.arena.past_RT[: self.slots * self.width].view(self.slots, self.width, -1)
 
     def _move(self, count: int) -> None:
-        """Into a larger arena where the next step, of so many rows, has no place."""
+        """Move to a larger arena if the next step, of `count` rows, does not fit."""
         old = self.arena
         sentences, rows, steps, target_rows, *others = old.sizes
         sizes = (
@@ -148,9 +148,9 @@ class RecordedCache:
 
 
 def grow_reference(arena: Arena, parents_SK: Tensor, sentence_S: Tensor, before: int, filled: int, length: int) -> None:
-    """Lists, places and sentences of the children of these hypotheses, each one of `before` of its slot.
+    """Write the lists, places and sentences of the hypotheses with these parents, each one of `before` of its slot.
 
-    `filled` is the number of rows that there are, `length` that of each hypothesis.
+    `filled` is the number of rows so far, `length` that of each hypothesis.
     """
     count, width = parents_SK.numel(), parents_SK.shape[1]
     past_SKT = arena.past_RT[: len(parents_SK) * before].unflatten(0, (-1, before))
@@ -163,7 +163,7 @@ def grow_reference(arena: Arena, parents_SK: Tensor, sentence_S: Tensor, before:
 
 
 def grow_on_gpu(arena: Arena, parents_SK: Tensor, sentence_S: Tensor, before: int, filled: int, length: int) -> None:
-    """The same by our kernel, which also gives lists to the rows that only fill up."""
+    """The same by our kernel, which also writes lists for padding rows."""
     from seq2seq.ops import gpu_search_kernels
 
     count, width = parents_SK.numel(), parents_SK.shape[1]
@@ -174,23 +174,23 @@ def grow_on_gpu(arena: Arena, parents_SK: Tensor, sentence_S: Tensor, before: in
 
 
 class _Places:
-    """What a graph of so many rows knows of an arena; nothing of any one search."""
+    """The parts of an arena that a graph of `rows` rows uses; nothing that belongs to a particular search."""
 
     def __init__(self, arena: Arena, rows: int, heads: int) -> None:
-        # Tensors, not the arena itself, which has the graph that has this.
+        # Tensors, not the arena itself: it holds the graph, which holds this.
         self.targets, self.sources, self.lists_SL = arena.targets, arena.sources, arena.lists_SL
         self.past_RT, self.grown_RT, self.own_R = arena.past_RT[:rows], arena.grown_RT[:rows], arena.own_R[:rows]
         self.places_R, self.sentence_R = arena.places_R[:rows], arena.sentence_R[:rows]
         self.heads = heads
 
     def computed(self, decoder: Steps, x_R1D: Tensor) -> Tensor:
-        """Take over the lists that grew; what layers make of these rows."""
-        # Lists grow elsewhere since many may grow out of one. To do this twice does nothing more.
+        """Take over the extended lists; pass these rows through the layers."""
+        # Lists are extended in another buffer, since several may extend the same one. Doing this twice is harmless.
         self.past_RT.copy_(self.grown_RT)
         return decoder.through_layers(self, x_R1D)
 
     def attend_target(self, layer: int, q_R1D: Tensor, keys_values_R1E: Tensor) -> Tensor:
-        """Add a layer's keys and values; attend from each row to its past with them: [R, 1, D]."""
+        """Write a layer's keys and values; attend from each row to its past and itself: [R, 1, D]."""
         self.targets[layer].index_copy_(0, self.places_R, keys_values_R1E.flatten(0, 1))
         return self._attend(q_R1D, self.targets[layer], self.past_RT, self.own_R)
 

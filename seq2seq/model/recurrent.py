@@ -59,7 +59,7 @@ class AdditiveAttention(nn.Module):
     def forward(
         self, state_SKD: Tensor, keys_SLD: Tensor, memory_SLD: Tensor, mask_SL: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The mean of each slot's memory, weighted for each of its states, [S, K, D], and the weights [S, K, L]."""
+        """The weighted mean of each slot's memory for each of its states, [S, K, D], and the weights [S, K, L]."""
         hidden_SKLD = (self.query(state_SKD)[:, :, None] + keys_SLD[:, None]).tanh()
         scores_SKL = self.energy(hidden_SKLD).squeeze(-1).float().masked_fill(~mask_SL[:, None], -torch.inf)
         weights_SKL = scores_SKL.softmax(-1)
@@ -78,14 +78,14 @@ class RecurrentState:
     width: int = 1
 
     def advance(self, parents_SK: Tensor) -> None:
-        """Keep for each hypothesis the state of its parent."""
+        """Give each hypothesis the state of its parent."""
         slots, width = parents_SK.shape
         rows = (parents_SK + torch.arange(slots, device=parents_SK.device)[:, None] * self.width).flatten()
         self.hidden, self.cell = ([x.index_select(0, rows) for x in layers] for layers in (self.hidden, self.cell))
         self.width = width
 
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         self.memory, self.keys, self.mask = (x.index_select(0, slots) for x in (self.memory, self.keys, self.mask))
         self.hidden, self.cell = (
             [x.unflatten(0, (-1, self.width)).index_select(0, slots).flatten(0, 1) for x in layers]
@@ -94,7 +94,7 @@ class RecurrentState:
 
 
 class RecurrentDecoder(nn.Module):
-    """LSTM cells that read the previous token and what attention, asked by the state before, found in the memory."""
+    """LSTM cells that read the previous token and the context that the previous state attended to in the memory."""
 
     can_be_batch_invariant = False
 
@@ -120,7 +120,7 @@ class RecurrentDecoder(nn.Module):
     def with_attention(
         self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The same, with its one attention; see `interfaces.Decoder`."""
+        """`forward`, with its one attention; see `interfaces.Decoder`."""
         if layer not in (None, 1):
             raise UserError(f"attention of layer {layer}: a recurrent decoder has one attention, number 1")
         rows_MD, weights_BTL = self._whole(tokens, layout, memory)
@@ -138,7 +138,7 @@ class RecurrentDecoder(nn.Module):
         """See `interfaces.Decoder`."""
 
     def start(self, memory: Memory) -> RecurrentState:
-        """The state before the first token, from the mean of the memory: any encoder has one."""
+        """The state before the first token, from the mean of the memory, which any encoder provides."""
         rows_SLD = memory.layout.unpack(memory.rows)
         mean_SD = rows_SLD.sum(1) / memory.layout.lengths[:, None]
         hidden = [initial(mean_SD).tanh() for initial in self.initial]
@@ -151,11 +151,11 @@ class RecurrentDecoder(nn.Module):
         return self._advance(state, self.dropout(self.embedding(tokens)))[0]
 
     def keep(self, state: RecurrentState, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         state.keep(slots)
 
     def _advance(self, state: RecurrentState, x_SKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden rows [S, K, D] after one more token of each hypothesis, and where it attended, [S, K, L]."""
+        """Hidden rows [S, K, D] after one more token of each hypothesis, and its attention weights, [S, K, L]."""
         queries_SKD = state.hidden[-1].view(x_SKD.shape)
         context_SKD, weights_SKL = self.attention(queries_SKD, state.keys, state.memory, state.mask)
         below_RD = torch.cat((x_SKD, context_SKD.to(x_SKD.dtype)), -1).flatten(0, 1)

@@ -1,7 +1,7 @@
-"""The key-value cache of a Transformer decoder in search, where `ops.row_attention.can_attend`.
+"""The key-value cache of a Transformer decoder in search, where `ops.row_attention.can_attend` holds.
 
-Rows of keys and values are written once, one after another as steps make them, and stay where they are. What search
-chooses only changes the list of rows of each hypothesis; so no slot ever moves, and no pad is computed.
+Rows of keys and values are written once, appended as steps produce them, and stay where they are. The choices of search
+only change the list of rows of each hypothesis; so no slot ever moves, and no padding is computed.
 
 Shapes: S slots, K hypotheses of each, N rows, T steps so far, L source length; D d_model, E keys and values of all
 heads.
@@ -19,11 +19,11 @@ from seq2seq.ops.row_attention import row_attention
 from seq2seq.ops.sequences import extended
 
 ROWS = 256
-"""For how many rows of the target there is room at first: those of a single sentence, mostly."""
+"""Initial capacity in target rows: usually enough for a single sentence."""
 
 
 class RowCache:
-    """The lists of all hypotheses, and the rows of each layer: those of the source, and those of the target so far.
+    """The row lists of all hypotheses, and the rows of each layer: those of the source, and those of the target so far.
 
     `sources` are keys and values of the packed source [N, E], one for each layer; `native` computes steps in one call.
     """
@@ -44,7 +44,7 @@ class RowCache:
         return self.past_SKT.shape[2]
 
     def step(self, decoder: Steps, tokens_SK: Tensor, parents_SK: Tensor) -> Tensor:
-        """The hidden rows [S, K, D] of these tokens, each after one of the hypotheses of its slot."""
+        """Hidden rows [S, K, D] of these tokens, each of which extends one of its slot's hypotheses."""
         if not self.native:
             self.advance(parents_SK)
             return decoder.through_layers(self, decoder.embedded(tokens_SK, self.length - 1))
@@ -54,11 +54,11 @@ class RowCache:
         return x_SKD
 
     def advance(self, parents_SK: Tensor) -> None:
-        """Make room for one step of the children of these hypotheses."""
+        """Make room for the next step, whose hypotheses have these parents."""
         self.past_SKT = extended(self.past_SKT, parents_SK, self._make_room(parents_SK))
 
     def _make_room(self, parents_SK: Tensor) -> int:
-        """Make room for the keys and values of a step; returns the first of its rows."""
+        """Make room for the keys and values of a step; returns the number of its first row."""
         if parents_SK.numel() != len(self.hypothesis_R):
             self._number_rows(parents_SK.shape[1])
         self.filled += parents_SK.numel()
@@ -70,7 +70,7 @@ class RowCache:
         return self.filled - parents_SK.numel()
 
     def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
-        """Add a layer's keys and values of this step; attend from each hypothesis to its past with it: [S, K, D]."""
+        """Append a layer's keys and values; attend from each hypothesis to its past and itself: [S, K, D]."""
         rows_NE = self.targets[layer]
         rows_NE[self.filled - len(self.hypothesis_R) : self.filled] = keys_values_SKE.flatten(0, 1)
         return self._attend(q_SKD, rows_NE, self.past_SKT.flatten(0, 1), self.hypothesis_R)
@@ -80,12 +80,12 @@ class RowCache:
         return self._attend(q_SKD, self.sources[layer], self.source_BL, self.sentence_R)
 
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         self.sentence_S, self.past_SKT = self.sentence_S[slots], self.past_SKT[slots]
         self._number_rows(self.past_SKT.shape[1])
 
     def _number_rows(self, width: int) -> None:
-        """The rows of a step and their sentences, for so many hypotheses of each slot."""
+        """Number the rows of a step and note their sentences, for `width` hypotheses of each slot."""
         self.sentence_R = self.sentence_S.repeat_interleave(width)
         self.hypothesis_R = torch.arange(len(self.sentence_R), dtype=torch.int32, device=self.sentence_S.device)
 

@@ -26,9 +26,9 @@ from seq2seq.support.devices import limit_compiled_shapes
 from seq2seq.support.errors import UserError
 
 SHAPES_OF_TRANSLATION = 160
-"""Of products for which code is kept: five matrices, for up to 32 numbers of rows (`ops.filled_rows.whole_steps`)."""
+"""Matrix multiplication shapes to keep code for: five matrices, up to 32 row counts (`ops.filled_rows.whole_steps`)."""
 ROWS = 4096
-"""Source tokens that a processor encodes together."""
+"""Source tokens that a CPU encodes together."""
 ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
     "transformer": TransformerEncoder,
     "recurrent": RecurrentEncoder,
@@ -75,12 +75,12 @@ class TranslationModel(nn.Module):
 
     @property
     def can_be_batch_invariant(self) -> bool:
-        """Whether search can give the same bits for a sentence in any company (`ops.batch_invariance`)."""
+        """Whether search can give a sentence bitwise the same result in any batch (`ops.batch_invariance`)."""
         can = self._encoder.can_be_batch_invariant and self._decoder.can_be_batch_invariant
         return can and isinstance(self.projection, PanelLinear)
 
     def can_be_recorded(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether its training on a GPU can be a graph of fixed shapes, in which some sentences are empty."""
+        """Whether training on a GPU can be recorded as a graph of fixed shapes, in which some sentences are empty."""
         return all(side.takes_empty_sentences(device, dtype) for side in (self._encoder, self._decoder))
 
     def forward(self, batch: Batch) -> Tensor:
@@ -97,7 +97,7 @@ class TranslationModel(nn.Module):
         """The memory of packed source tokens [N]."""
         if tokens.is_cuda or torch.is_grad_enabled() or layout.filler or layout.total <= ROWS:
             return self._encoder(tokens, layout)
-        # Part by part: then what lies between layers stays in the caches of a processor, and fewer pads are computed.
+        # Part by part: intermediate results then stay in the caches of the CPU, and less padding is computed.
         parts = layout.parts(ROWS)
         found = map(self._encoder, tokens.split([part.total for part in parts]), parts)
         return Memory(torch.cat([memory.rows for memory in found]), layout)
@@ -117,7 +117,7 @@ class TranslationModel(nn.Module):
         )
 
     def best(self, hidden: Tensor, scores: Tensor, count: int, never: Tensor) -> Candidates | None:
-        """The best continuations without their logits; see `search.hypotheses.SearchModel.best`."""
+        """The best continuations, found without logits; see `search.hypotheses.SearchModel.best`."""
         layer = self.projection
         most = min(MANY, scores.shape[1] * self.vocab_size)
         if isinstance(layer, PanelLinear) and native.can_compute(hidden) and count <= most:
@@ -125,20 +125,20 @@ class TranslationModel(nn.Module):
         return None
 
     def keep(self, state: Any, slots: Tensor) -> None:
-        """Let all slots but these go; see `interfaces.Decoder.keep`."""
+        """Keep only these slots; see `interfaces.Decoder.keep`."""
         self._decoder.keep(state, slots)
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> TranslationModel:
-        """This model, for translating and scoring there: in float32, bfloat16, or int8 on a CPU. Raises UserError.
+        """This model, placed there for translating and scoring: float32, bfloat16, or int8 on a CPU. Raises UserError.
 
         It cannot be trained after this, nor be placed again.
         """
         limit_compiled_shapes(SHAPES_OF_TRANSLATION)
         if device.type == "cpu":
-            # Before processes are forked: each would compile it, or tell that it cannot.
+            # Before processes are forked: each would compile it, or report that it cannot.
             native.library()
         elif device.index is not None:
-            # Kernels in Triton are launched there, wherever their tensors are.
+            # Triton launches kernels on the current device, wherever their tensors are.
             torch.cuda.set_device(device)
         if dtype != torch.int8:
             self.to(device, dtype).pack()
@@ -151,7 +151,7 @@ class TranslationModel(nn.Module):
         return self.eval()
 
     def pack(self) -> None:
-        """Lay weights out for translation on a processor, in the format that they have; elsewhere this does nothing."""
+        """Lay weights out for translation on a CPU, in the dtype that they have; elsewhere this does nothing."""
         if self.device.type == "cpu" and native.multiplies():
             replace_linears(self, PanelLinear.of)
             self.projection = PanelLinear.of(self.output_weight)
@@ -167,7 +167,7 @@ class TranslationModel(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of learnt values, shared ones once."""
+    """The number of learnt values, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

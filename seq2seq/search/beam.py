@@ -25,14 +25,14 @@ from seq2seq.search.rules import Rules
 from seq2seq.search.sampling import draw, uniforms
 
 ROWS = 256
-"""How many rows of the vocabulary are looked at together on a processor."""
+"""Rows of logits that are processed together on a CPU."""
 
 
 class BeamSearch:
     """Finds the outputs of highest log-probability / length penalty (Wu et al., 2016, section 7).
 
     `max_length` is the longest output, eos counted, that the model can make; None: any. `forbidden` are sequences of
-    tokens that no output may hold.
+    tokens that no output may contain.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class BeamSearch:
         beams.release(done_S)
 
     def few_done(self, device: torch.device) -> float:
-        """The share of sentences up to which those that are done stay: to take them out, a GPU must be waited for."""
+        """The share of sentences that must be done before they are removed: removal has to wait for a GPU."""
         return 1 / 4 if device.type == "cuda" else 0.0
 
     def limits(self, lengths_S: Tensor) -> Tensor:
@@ -124,10 +124,10 @@ class _Beams:
         self.phrases = None
         if any(of_one.phrases for of_one in constraints):
             self.phrases = RequiredPhrases([of_one.phrases for of_one in constraints], device)
-            # Each token of the phrases makes one more bank of hypotheses.
+            # Each token of the phrases adds a bank of hypotheses.
             self.beam += max(sum(map(len, of_one.phrases)) for of_one in constraints)
-        # At most one candidate of each hypothesis ends in eos: twice the beam always holds a beam that does not.
-        # Greedy search looks at the best one only: an eos in second place ends nothing.
+        # At most one candidate of each hypothesis ends in eos, so twice the beam always leaves a full beam of others.
+        # Greedy search looks at the best candidate only: an eos in second place ends nothing.
         self.count = 1 if self.beam == 1 else 2 * self.beam
         limits_S = search.limits(layout.lengths)
         minima_S = (layout.lengths * config.min_length_ratio).long().clamp(min=config.min_length)
@@ -137,7 +137,7 @@ class _Beams:
             search.never_generated,
             search.forbidden,
             limits=limits_S,
-            # Where both cannot be had, the longest length holds.
+            # Where the two conflict, the maximum length wins.
             minima=torch.minimum(minima_S, limits_S),
             forced=[of_one.prefix for of_one in constraints],
             phrases=self.phrases,
@@ -155,7 +155,7 @@ class _Beams:
         """Extend all live hypotheses by one token."""
         scores_SC, places_SC, tokens_SC = self._candidates(model, hidden)
         ends_SC = tokens_SC == self.search.eos
-        # A GPU would have to be waited for to know.
+        # On a GPU, checking whether any ended would mean waiting for it.
         if ends_SC.is_cuda or ends_SC.any():
             self.finished.add(scores_SC, ends_SC, extended(self.prefixes, places_SC, tokens_SC))
             if self.search.config.stop == "beam":
@@ -173,7 +173,7 @@ class _Beams:
 
     def _candidates(self, model: SearchModel, hidden: Tensor) -> Candidates:
         """The continuations of each slot that may be kept."""
-        # Slot by slot as far as the cache of a processor reaches: the log-probabilities of all never exist together.
+        # On a CPU, only as many slots at a time as fit its cache: the log-probabilities of all never exist together.
         slots = hidden.shape[0] if hidden.is_cuda else -(-ROWS // hidden.shape[1])
         parts: list[Any] = [slice(start, start + slots) for start in range(0, hidden.shape[0], slots)]
         if self.diversity:
@@ -185,8 +185,11 @@ class _Beams:
         return _in_order([self._by_logits(model, hidden, part) for part in parts], parts)
 
     def _without_logits(self, model: SearchModel, hidden: Tensor, slots: int) -> Candidates | None:
-        """The same where a model needs no logits for slots whose tokens no rule forbids; those of the rest are made for
-        so many slots at a time. Each slot goes its own way: its bits do not depend on its company."""
+        """The same, without logits for slots whose tokens no rule forbids; None if there are none or the model cannot.
+
+        Logits of the other slots are computed for `slots` of them at a time. The way is chosen slot by slot, so that a
+        slot's bits do not depend on the others in the batch.
+        """
         plain_S, never = self.rules.plain(self.prefixes.shape[2] + 1), self.rules.never_generated
         if isinstance(plain_S, bool):
             return model.best(hidden, self.scores, self.count, never) if plain_S else None
@@ -198,7 +201,7 @@ class _Beams:
         return _in_order([best, *(self._by_logits(model, hidden, part) for part in parts)], [plain, *parts])
 
     def _by_logits(self, model: SearchModel, hidden: Tensor, part: Any) -> Candidates:
-        """The same of some slots, from the logits of all continuations."""
+        """The same for some slots, from the logits of all continuations."""
         logits_SKV = model.logits(hidden[part])
         scores_SKV, sums_SK = self.rules.log_probabilities(logits_SKV, self.prefixes[part], part)
         found = self._choices(scores_SKV, self.scores[part] + sums_SK, part)
@@ -221,7 +224,7 @@ class _Beams:
         return best
 
     def _drawn(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> Candidates:
-        """A drawn continuation of each sample."""
+        """One drawn continuation of each sample."""
         config = self.search.config
         places_K = torch.arange(self.beam, device=scores_SKV.device)
         if scores_SKV.shape[1] < self.beam:
@@ -234,14 +237,14 @@ class _Beams:
 
     @property
     def none_decided(self) -> bool:
-        """Whether nothing has ended yet, nor come to its limit: then `decided` need not be asked."""
+        """Whether no output has ended or reached its limit yet, so that `decided` need not be called."""
         return not self.finished.some and self.prefixes.shape[2] < self.rules.first_limit
 
     def decided(self) -> Tensor:
         """Sentences [S] for which no live hypothesis can still be better than the n-th finished one."""
         worst_S, length = self.finished.scores[:, -1], self.prefixes.shape[2]
-        # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come. Of a
-        # beam of one nothing is live after its eos: it does not look behind it.
+        # A log-probability only falls with more tokens and the penalty only grows, so this bounds what is to come. A
+        # beam of one has nothing live after its eos, as greedy search does not look past it.
         done_S = worst_S >= self.scores[:, 0] / self.last_penalties
         if self.search.config.stop == "beam":
             done_S |= self.ended >= self.beam
@@ -250,11 +253,11 @@ class _Beams:
         return done_S
 
     def freeze(self, done_S: Tensor) -> None:
-        """Let nothing more come of these sentences, which stay."""
+        """Rule out any more outputs of these sentences, which stay in the batch."""
         self.scores.masked_fill_(done_S[:, None], -math.inf)
 
     def release(self, done_S: Tensor) -> Tensor:
-        """Write down the results of these sentences; returns the slots [S] of those that go on."""
+        """Record the results of these sentences and drop them; returns the slots [S] of those that remain."""
         found = self.finished.of(done_S, self.rules.limits)
         for sentence, hypotheses in zip(self.sentences[done_S].tolist(), found, strict=True):
             self.results[sentence] = hypotheses
@@ -278,7 +281,7 @@ def _in_order(found: Sequence[Candidates], parts: list[Any]) -> Candidates:
 
 
 def _closed_up(live_S: Tensor) -> Tensor:
-    """The live slots, the last of them in the places of those that are not: then most can stay where they are."""
+    """The live slots, the last of them moved into the places of finished ones, so that most can stay where they are."""
     count = int(live_S.sum())
     slots = torch.arange(count, device=live_S.device)
     slots[~live_S[:count]] = live_S[count:].nonzero()[:, 0] + count

@@ -1,9 +1,9 @@
-"""Phrases that an output must hold: beams shared out by how much of them is there (Post and Vilar, 2018).
+"""Phrases that an output must contain: dynamic beam allocation by how much of them is there (Post and Vilar, 2018).
 
-Hypotheses with equally many tokens of the phrases make a bank. Each bank that has candidates gets its share of the
-beam, so that those which already hold a phrase are not crowded out by those without, which are nearly always likelier;
-and the next token of a phrase is always a candidate. Phrases may overlap in the output; one that is asked for twice is
-there when it is there once.
+Hypotheses with equally many tokens of the phrases form a bank. Each bank that has candidates gets its share of the
+beam, so that hypotheses that already contain a phrase are not crowded out by those that do not, which are nearly always
+more probable; and the next token of a phrase is always a candidate. Phrases may overlap in the output; one that is
+required twice need occur only once.
 
 Shapes: S slots, K hypotheses of each, V vocabulary, T tokens so far, N candidates, J phrases of at most P tokens.
 """
@@ -20,12 +20,12 @@ from seq2seq.ops.topk import Candidates
 
 
 class RequiredPhrases:
-    """The phrases of a batch of sentences, each a list of lists of token ids, and which of them hypotheses hold."""
+    """The phrases of each sentence of a batch, as lists of token ids, and which of them each hypothesis contains."""
 
     def __init__(self, phrases: list[list[list[int]]], device: torch.device) -> None:
         most = max(len(of_one) for of_one in phrases)
         longest = max(len(phrase) for of_one in phrases for phrase in of_one)
-        # −1 is no token: what a phrase shorter than the longest, or a place without a phrase, is filled up with.
+        # −1, which is no token, pads phrases shorter than the longest and stands for missing phrases.
         padded = [[phrase + [-1] * (longest - len(phrase)) for phrase in of_one] for of_one in phrases]
         padded = [of_one + [[-1] * longest] * (most - len(of_one)) for of_one in padded]
         self.phrases_SJP = torch.tensor(padded, device=device)
@@ -33,12 +33,12 @@ class RequiredPhrases:
         self.held_SKJ = (self.lengths_SJ == 0)[:, None]
 
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         self.phrases_SJP, self.lengths_SJ = self.phrases_SJP[slots], self.lengths_SJ[slots]
         self.held_SKJ = self.held_SKJ[slots]
 
     def matched(self, prefixes_SKT: Tensor, part: Any) -> Tensor:
-        """How many tokens of each phrase each prefix ends in, all of them included, [S, K, J]."""
+        """How many leading tokens of each phrase, up to all of them, each prefix ends in, [S, K, J]."""
         phrases_SJP = self.phrases_SJP[part]
         matched_SKJ = prefixes_SKT.new_zeros(*prefixes_SKT.shape[:2], phrases_SJP.shape[1])
         for count in range(1, min(phrases_SJP.shape[2], prefixes_SKT.shape[2]) + 1):
@@ -47,15 +47,15 @@ class RequiredPhrases:
         return matched_SKJ
 
     def forbid_end(self, scores_SKV: Tensor, part: Any, eos: int) -> None:
-        """No eos, in place, where a phrase is missing."""
+        """Forbid eos, in place, where a phrase is missing."""
         scores_SKV[:, :, eos].masked_fill_(~self.held_SKJ[part].all(2), -math.inf)
 
     def candidates(
         self, scores_SKV: Tensor, totals_SK: Tensor, prefixes_SKT: Tensor, part: Any, best: Candidates
     ) -> Candidates:
-        """To the `best` candidates those that phrases need.
+        """The `best` candidates and those that phrases need.
 
-        They are the next token of each missing phrase and the best token of each hypothesis; none is there twice.
+        The latter are the next token of each missing phrase and the best token of each hypothesis; duplicates get −∞.
         """
         held_SKJ = self.held_SKJ[part]
         matched_SKJ = self.matched(prefixes_SKT, part).masked_fill_(held_SKJ, 0)
@@ -74,7 +74,7 @@ class RequiredPhrases:
         return sums_SN.masked_fill(same_SNN.tril(-1).any(2), -math.inf), places_SN, tokens_SN
 
     def choose(self, scores_SN: Tensor, prefixes_SNT: Tensor, parents_SN: Tensor, width: int) -> Tensor:
-        """The places [S, K] of the candidates that go on, best first: each bank's best, then each bank's second, …"""
+        """The places [S, K] of candidates to keep, best first: chosen are the banks' best, then their second best, …"""
         matched_SNJ = self.matched(prefixes_SNT, slice(None))
         before_SNJ = self.held_SKJ.gather(1, parents_SN[:, :, None].expand_as(matched_SNJ))
         held_SNJ = before_SNJ | (matched_SNJ == self.lengths_SJ[:, None])
@@ -82,7 +82,7 @@ class RequiredPhrases:
         banks_SN += matched_SNJ.masked_fill(held_SNJ, 0).amax(2)
         ranks_SN = scores_SN.argsort(dim=1, descending=True, stable=True).argsort(1)
         better_SNN = (banks_SN[:, :, None] == banks_SN[:, None]) & (ranks_SN[:, None] < ranks_SN[:, :, None])
-        # Where there are more banks than places, those that hold most come first: so all phrases are there in the end.
+        # Where there are more banks than places, those with the most tokens come first, so that all phrases get in.
         most = int(self.lengths_SJ.sum(1).max())
         turns_SN = better_SNN.sum(2) * (most + 1) + most - banks_SN
         turns_SN = turns_SN.masked_fill(scores_SN == -math.inf, torch.iinfo(torch.int64).max)

@@ -1,7 +1,7 @@
 """Diverse beam search (Vijayakumar et al., 2018): parts of a beam, each a search of its own, that avoid one another.
 
 Each group searches in slots of its own: those of group g have the numbers g · sentences + sentence. In each step the
-groups choose one after another, and a token that groups before have chosen costs `penalty` each time.
+groups choose one after another, and a token costs `penalty` for each time that earlier groups have chosen it.
 
 Shapes: S slots, K hypotheses of each, V vocabulary, C candidates.
 """
@@ -26,7 +26,7 @@ def repeated(
 
 
 def joined(results: list[list[Hypothesis]], count: int, n_best: int) -> list[list[Hypothesis]]:
-    """The results of all groups for each sentence: the best of each group before the second of any; best first."""
+    """The results of all groups for each sentence, each group's best taken before any group's second; best first."""
     sentences = len(results) // count
     found = []
     for sentence in range(sentences):
@@ -41,7 +41,7 @@ def joined(results: list[list[Hypothesis]], count: int, n_best: int) -> list[lis
 
 
 class Diversity:
-    """What tokens cost in one step because of the groups before."""
+    """What tokens cost in one step because of earlier groups' choices."""
 
     def __init__(self, sentences: int, penalty: float) -> None:
         self.sentences = sentences
@@ -49,20 +49,20 @@ class Diversity:
         self.costs_SV: Tensor | None = None
 
     def parts(self, numbers_S: Tensor, most: int) -> list[Tensor]:
-        """The slots with these numbers in parts of at most `most`, group by group, to be taken in this order."""
+        """The slots with these numbers in parts of at most `most`, group by group, to be processed in this order."""
         self.costs_SV = None
         groups_S = numbers_S // self.sentences
         slots = [(groups_S == group).nonzero()[:, 0] for group in range(int(groups_S.max()) + 1)]
         return [part for of_group in slots for part in of_group.split(most) if len(part)]
 
     def charge(self, scores_SKV: Tensor, numbers_S: Tensor) -> None:
-        """Take off, in place, what tokens cost the sentences of these slots."""
+        """Subtract, in place, what tokens cost the sentences of these slots."""
         if self.costs_SV is None:
             self.costs_SV = scores_SKV.new_zeros(self.sentences, scores_SKV.shape[2])
         scores_SKV -= self.costs_SV[numbers_S % self.sentences][:, None]
 
     def chosen(self, scores_SC: Tensor, tokens_SC: Tensor, goes_on_SC: Tensor, beam: int, numbers_S: Tensor) -> None:
-        """Remember the tokens of the `beam` best candidates that go on."""
+        """Add the cost of the tokens of the `beam` best candidates that do not end."""
         assert self.costs_SV is not None
         kept_SC = goes_on_SC & (scores_SC > -math.inf)
         kept_SC &= kept_SC.cumsum(1) <= beam

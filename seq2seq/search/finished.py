@@ -17,7 +17,7 @@ from seq2seq.search.penalties import Length, length_penalty
 
 
 class Finished:
-    """The `n_best` outputs of highest log-probability / length penalty that ended so far."""
+    """The `n_best` outputs of highest log-probability / length penalty that have ended so far."""
 
     def __init__(self, slots: int, config: SearchConfig, eos: int, device: torch.device) -> None:
         self.config = config
@@ -54,5 +54,5 @@ class Finished:
         ]
 
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         self.scores, self.outputs = self.scores[slots], self.outputs[slots]

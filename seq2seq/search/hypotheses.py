@@ -1,4 +1,4 @@
-"""What search knows of a model, what it is asked for, and what it returns."""
+"""What search requires of a model, what it is asked for, and what it returns."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from seq2seq.ops.topk import Candidates
 
 
 class SearchModel(Protocol):
-    """All that search knows of a model: six calls, for S slots with K hypotheses each.
+    """All that search requires of a model: six methods, for S slots with K hypotheses each.
 
-    `step` continues hypothesis `parents[s, k]` of slot s (its place in the step before) with `tokens[s, k]` and gives
-    hidden rows [S, K, ...]; `logits` makes logits [S, K, V] of all of them or of some slots. `best` finds the `count`
+    `step` extends hypothesis `parents[s, k]` of slot s (its index in the previous step) with `tokens[s, k]` and returns
+    hidden rows [S, K, ...]; `logits` turns those of all or some slots into logits [S, K, V]. `best` finds the `count`
     best continuations of hypotheses with these scores [S, K], none of them a token in `never`, where the model can do
-    so without logits. `keep` goes on with these slots alone, [S] numbers before, in this order.
+    so without logits. `keep` keeps only these slots, given by their previous numbers [S], in this order.
     """
 
     def encode(self, tokens: Tensor, layout: Layout) -> Any: ...
@@ -35,7 +35,7 @@ class SearchModel(Protocol):
 
 @dataclass(frozen=True)
 class Constraints:
-    """What the output of one sentence must hold, as token ids: `prefix` at its start, each of `phrases` anywhere."""
+    """What the output of one sentence must contain, as token ids: `prefix` at its start, each of `phrases` anywhere."""
 
     prefix: list[int] = field(default_factory=list)
     phrases: list[list[int]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Constraints:
 class Hypothesis(NamedTuple):
     """A finished output: token ids without bos and eos, and log-probability / length penalty.
 
-    `limited` tells that eos came only because the output was as long as was allowed.
+    `limited` says that eos came only because the output had reached its maximum length.
     """
 
     tokens: list[int]

@@ -13,7 +13,7 @@ Length = TypeVar("Length", float, Tensor)
 def length_penalty(kind: str, length: Length, alpha: float) -> Length:
     """What log-probabilities are divided by, eos counted in the length |Y|; [...] to [...].
 
-    `gnmt`: ((5 + |Y|) / 6)^α (Wu et al., 2016, equation 14); `average`: |Y|; `none`: 1. None falls with the length.
+    `gnmt`: ((5 + |Y|) / 6)^α (Wu et al., 2016, equation 14); `average`: |Y|; `none`: 1. No kind falls with the length.
     """
     if kind == "average":
         return length
@@ -21,7 +21,7 @@ def length_penalty(kind: str, length: Length, alpha: float) -> Length:
 
 
 def coverage_penalty(attention_TL: Tensor, beta: float) -> float:
-    """β · Σ log min(attention that a source piece got in all, 1), at most 0 (Wu et al., 2016, equation 14).
+    """β · Σ log min(total attention that a source piece got, 1), at most 0 (Wu et al., 2016, equation 14).
 
     `attention` [T, L] are the weights of T target pieces over L source pieces.
     """

@@ -1,4 +1,4 @@
-"""What an output must not hold or must begin with: −∞ for tokens that must not come now, set before the choice.
+"""What an output must not contain or must begin with: −∞ for tokens not allowed next, set before the choice.
 
 Shapes: S slots, K hypotheses of each, V vocabulary, T tokens so far.
 """
@@ -20,8 +20,8 @@ from seq2seq.search.constraints import RequiredPhrases
 class Rules:
     """The rules for a batch of sentences.
 
-    `limits` and `minima` [S] are the longest and shortest outputs, eos counted; `forced` the tokens that each sentence
-    must begin with; `forbidden` sequences that none may hold.
+    `limits` and `minima` [S] are the longest and shortest outputs, eos counted; `forced` the tokens that each output
+    must begin with; `forbidden` sequences that none may contain.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Rules:
         self.forced = torch.tensor(padded, dtype=torch.int64, device=limits.device)
 
     def plain(self, length: int) -> Tensor | bool:
-        """The slots [S] for which `never_generated` alone must not come as a token of this number, counted from 1.
+        """The slots [S] for which `never_generated` alone is forbidden as token number `length`, counted from 1.
 
         True: all of them; False: none.
         """
@@ -61,7 +61,7 @@ class Rules:
         return plain_S & (self.forced[:, length - 1] < 0) if forcing else plain_S
 
     def log_probabilities(self, logits_SKV: Tensor, prefixes_SKT: Tensor, part: Any) -> tuple[Tensor, Tensor]:
-        """For the next token of these slots, −∞ for what must not come: two summands as in `ops.topk`."""
+        """Log-probabilities of the next token of these slots, −∞ where forbidden: two summands as in `ops.topk`."""
         length = prefixes_SKT.shape[2] + 1
         if self.config.repetition_penalty != 1:
             penalize_repetition(logits_SKV, prefixes_SKT, self.config.repetition_penalty)
@@ -86,7 +86,7 @@ class Rules:
         return scores_SKV, sums_SK
 
     def keep(self, slots: Tensor) -> None:
-        """Go on with these slots alone."""
+        """Keep only these slots."""
         self.limits, self.minima, self.forced = self.limits[slots], self.minima[slots], self.forced[slots]
         if len(slots):
             self.first_limit, self.last_minimum = int(self.limits.min()), int(self.minima.max())
@@ -104,7 +104,7 @@ def penalize_repetition(logits_SKV: Tensor, prefixes_SKT: Tensor, penalty: float
 
 
 def forbid_repeated(scores_SKV: Tensor, prefixes_SKT: Tensor, size: int) -> None:
-    """−∞ for tokens that would make `size` tokens appear twice in a row in a hypothesis (Paulus et al., 2018)."""
+    """−∞ for tokens that would repeat any sequence of `size` tokens in a hypothesis (Paulus et al., 2018)."""
     if prefixes_SKT.shape[2] < size:
         return
     sequences_SKNG = prefixes_SKT.unfold(2, size, 1)
@@ -115,7 +115,7 @@ def forbid_repeated(scores_SKV: Tensor, prefixes_SKT: Tensor, size: int) -> None
 
 
 def forbid(scores_SKV: Tensor, prefixes_SKT: Tensor, phrase: Sequence[int]) -> None:
-    """−∞ for the last token of `phrase` where the prefix ends in all before it."""
+    """−∞ for the last token of `phrase` where the prefix ends in all its other tokens."""
     *before, last = phrase
     if len(before) > prefixes_SKT.shape[2]:
         return
@@ -125,7 +125,7 @@ def forbid(scores_SKV: Tensor, prefixes_SKT: Tensor, phrase: Sequence[int]) -> N
 
 
 def force(scores_SKV: Tensor, free_SKV: Tensor, tokens_S: Tensor) -> None:
-    """This token alone in each slot, with its score in `free`; −1: any."""
+    """Allow only this token in each slot, with its score in `free`; −1: any."""
     forced_S = tokens_S >= 0
     tokens_SK1 = tokens_S[forced_S, None, None].expand(-1, scores_SKV.shape[1], 1)
     only_SKV = torch.full_like(scores_SKV[forced_S], -math.inf)

@@ -1,4 +1,4 @@
-"""Word alignments out of attention between pieces.
+"""Word alignments from attention between pieces.
 
 Shapes: T target pieces, L source pieces, eos not among them; V target words, W source words.
 """
@@ -17,10 +17,10 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def words_of(pieces: Sequence[str]) -> list[int]:
-    """The word, counted from 0, that each piece belongs to; words are what blanks (space, tab, return) part.
+    """The word, counted from 0, that each piece belongs to; words are separated by blanks (space, tab, return).
 
-    A piece of blanks alone belongs to the word after it, at the end to the last one; one that holds several words, to
-    the first of them. Where there are no words, the list is empty.
+    A piece of blanks alone belongs to the next word, or at the end to the last one; a piece that holds several words
+    belongs to the first of them. Where there are no words, the list is empty.
     """
     words: list[int] = []
     count, inside = 0, False
@@ -41,7 +41,7 @@ def words_of(pieces: Sequence[str]) -> list[int]:
 def word_links(attention_TL: Tensor, source: Sequence[str], target: Sequence[str]) -> list[tuple[int, int]]:
     """Each target word's link to the source word that its pieces attend to most: (source word, target word), by target.
 
-    A source word has the attention of all its pieces. Empty where a side has no words.
+    A source word gets the summed attention of its pieces. Empty where a side has no words.
     """
     source_words, target_words = words_of(source), words_of(target)
     if not source_words or not target_words:
@@ -53,5 +53,5 @@ def word_links(attention_TL: Tensor, source: Sequence[str], target: Sequence[str
 
 
 def pharaoh(links: Sequence[tuple[int, int]]) -> str:
-    """Links as `source-target` with blanks between, the format of the word aligners (`0-0 2-1 1-2`)."""
+    """Links as `source-target` separated by spaces, the format of word aligners (`0-0 2-1 1-2`)."""
     return " ".join(f"{source}-{target}" for source, target in links)

@@ -13,43 +13,43 @@ from seq2seq.data.batches import cut
 from seq2seq.support.errors import OutOfMemory
 
 FIXED = 50
-"""Pieces of a sentence at which what grows with their square costs as much as what grows with their number."""
+"""The sentence length in pieces at which the quadratic part of the cost equals the linear part."""
 
 
 def batches(
     lengths: NDArray[np.int32], widths: NDArray[np.int32], workers: int, most: int, room: int
 ) -> list[NDArray[np.int64]]:
-    """The numbers of the texts of each batch: of similar length, of equal width, of at most `most` pieces.
+    """The indices of the texts of each batch: of similar length, of equal width, of at most `most` pieces.
 
-    `lengths` are those of the sources in pieces, `widths` by how many hypotheses their beams are widened. Of several
-    workers each gets equally many batches, which for one width cost the same as far as `room` pieces allow.
+    `lengths` are those of the sources in pieces, `widths` the numbers of hypotheses by which their beams are widened.
+    Several workers get equally many batches each; those of one width cost the same as far as `room` pieces allow.
     """
     if len(lengths) < 2:
         return [np.zeros(1, np.int64)] * len(lengths)
-    # The longest first: what is left at the end, where some workers have nothing to do, is short.
+    # Longest first: only short batches are left at the end, when some workers have nothing to do.
     order = np.lexsort((-lengths, widths))
     sizes = lengths.astype(np.int64)
     sides, limit = [sizes], max(most, int(sizes.max()))
     if workers > 1:
         costs = sizes * (FIXED + sizes)
-        # As few batches as can be; one sentence more in each leaves none over.
+        # As few batches as possible; with room for one more sentence in each, none is left over.
         count = workers * -(-int(sizes.sum()) // (workers * most))
         cost, room = int(costs.sum()) // count + int(costs.max()), max(room, limit)
-        # Each side has a limit of its own; in these units both are the same.
+        # Each side has a limit of its own; scaled like this, both are the same.
         sides, limit = [costs * room, sizes * cost], cost * room
-    # Phrases widen the beam: who has as many shares a batch, and none is searched more widely because of another.
+    # Phrases widen the beam: texts widened alike share a batch, and none gets a wider beam because of another.
     alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
     return [run for same in alike for run in cut(same, [side[same] for side in sides], limit)]
 
 
 @contextmanager
 def explaining_out_of_memory(texts: int, tokens: int, batch_tokens: int) -> Iterator[None]:
-    """Raise OutOfMemory, with what to type next, where a batch of so many texts and tokens does not fit the device."""
+    """Raise OutOfMemory, saying what to type next, where a batch of this many texts and tokens does not fit."""
     try:
         yield
     except torch.OutOfMemoryError:
         smaller = batch_tokens // 2
-        # It may have had fewer than it might.
+        # The batch may have had fewer tokens than it was allowed.
         while smaller >= tokens:
             smaller //= 2
         advice = f"--batch-tokens {smaller}" if texts > 1 and smaller else "--device cpu"

@@ -1,4 +1,4 @@
-"""A glossary: which target terms a translation must hold because of the terms in its source."""
+"""A glossary: which target terms a translation must contain because of the terms in its source."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from seq2seq.data.text_files import read_lines
 from seq2seq.support.errors import UserError
 
 RANGES = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Letters of languages that are written without blanks between words: Thai, Lao, Burmese, Khmer, kana, Han."""
+"""Letters of languages that are written without spaces between words: Thai, Lao, Burmese, Khmer, kana, Han."""
 UNSPACED, SPACED = re.compile(f"[{RANGES}]"), rf"[^\W{RANGES}]"
 
 
 class Glossary:
-    """Pairs of a source term and its target term. Terms are whole words, in upper and lower case as given; those of
-    languages that are written without blanks count wherever they stand."""
+    """Pairs of a source term and its target term.
+
+    Terms match whole words, case-sensitively; those of languages that are written without spaces match anywhere.
+    """
 
     def __init__(self, terms: dict[str, str]) -> None:
         self.terms = terms
-        # The longest first: in "car park" its own entry counts, not that of "car".
+        # Longest first: "car park" matches its own entry, not that of "car".
         words = sorted(terms, key=len, reverse=True)
         sides = [(f"(?<!{SPACED})", [word for word in words if not UNSPACED.match(word[0])])]
         sides.append(("", [word for word in words if UNSPACED.match(word[0])]))
@@ -29,7 +31,7 @@ class Glossary:
 
     @classmethod
     def load(cls, path: Path) -> Glossary:
-        """Read lines of source term, tab, target term; empty lines and those that begin with `#` are passed over.
+        """Read lines of source term, tab, target term; empty lines and those that begin with `#` are skipped.
 
         Raises UserError with file and line for any other line, and for two targets of one term.
         """
@@ -57,9 +59,9 @@ def _up_to_its_end(term: str) -> str:
 
 
 def _is_part(sign: str) -> bool:
-    """Whether a sign is part of the letter before it: an accent, or a vowel of India's scripts.
+    """Whether a character is part of the letter before it: an accent, or a vowel sign of an Indic script.
 
-    Points of Hebrew and Arabic are none: terms are written without them.
+    Hebrew and Arabic points do not count: terms are written without them.
     """
     is_point = 10 <= combining(sign) <= 36 or name(sign, "").startswith("VARIATION SELECTOR")
     return category(sign).startswith("M") and not is_point

@@ -1,4 +1,4 @@
-"""What outputs must begin with: the lines of a file, beside those of the input."""
+"""What outputs must begin with: the lines of a file parallel to the input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Prefixes:
         self._lines = read_lines(path) if path else itertools.repeat("")
 
     def take(self, count: int) -> list[str]:
-        """The next ones. Raises UserError where the file has fewer lines than the input."""
+        """The next `count` of them. Raises UserError where the file has fewer lines than the input."""
         found = list(itertools.islice(self._lines, count))
         self.taken += len(found)
         if len(found) < count:

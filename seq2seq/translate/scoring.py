@@ -1,7 +1,7 @@
-"""Exact scores of given pairs: one forced pass, in which each target token is predicted from those before it.
+"""Exact scores of given pairs by teacher forcing: one pass predicts each target token from those before it.
 
-Scores are natural logarithms of probabilities, unsmoothed, and count eos; with a length penalty of 0 search gives its
-own outputs the same ones.
+Scores are natural logarithms of probabilities, unsmoothed, and include eos; with a length penalty of 0 search gives its
+own outputs the same scores.
 
 Shapes: M packed target tokens, C of a chunk, D d_model, V vocabulary; T target tokens and L source tokens of a pair,
 eos counted.
@@ -33,16 +33,16 @@ from seq2seq.translate.batching import explaining_out_of_memory
 
 BATCH_TOKENS = 4096
 ROWS = 512
-"""Rows whose logits are held together: enough for the product, and megabytes where a batch's would take gigabytes."""
+"""Rows whose logits exist at once: enough for a matrix multiplication, megabytes where a batch would take gigabytes."""
 SIDES = ("source", "target")
 NOT_FINITE = "the model gives no finite scores (broken weights?); try another checkpoint or --dtype float32"
 
 
 @dataclass(frozen=True)
 class PairScore:
-    """What a model says of a pair: its ids without eos, and the log-probability of each target token and of eos, [T].
+    """A pair as scored: its ids without eos, and the log-probability of each target token and of eos, [T].
 
-    `attention` [T, L], where it was asked for, shows from where in the source each of them was predicted.
+    `attention` [T, L], where it was requested, shows where in the source each prediction attended.
     """
 
     source: list[int]
@@ -62,7 +62,7 @@ class PairScore:
 
 
 def perplexity(score: float, tokens: int) -> float:
-    """exp(−score / tokens), of the log-probability of all targets and their number of tokens, eos counted; NaN of 0."""
+    """exp(−score / tokens) for the log-probability of all targets and their token count, eos included; NaN for 0."""
     return math.exp(min(-score / tokens, 700.0)) if tokens else math.nan
 
 
@@ -75,10 +75,10 @@ def score_pairs(
     attention: bool = False,
     layer: int | None = None,
 ) -> list[PairScore]:
-    """The scores of pairs of ids (source, target) without bos and eos, in their order.
+    """The scores of pairs of ids (source, target) without bos and eos, in the given order.
 
     Pairs of similar length are computed together, as many as have `batch_tokens` on each side; a longer one alone.
-    `attention` asks for that of a decoder's `layer`, see `interfaces.Decoder.with_attention`. Raises UserError where
+    `attention` requests that of the decoder's `layer`, see `interfaces.Decoder.with_attention`. Raises UserError where
     there is no such layer, RunError for scores that are not finite, and OutOfMemory.
     """
     lengths = [np.array([len(pair[side]) + 1 for pair in pairs], np.int32) for side in (0, 1)]
@@ -102,7 +102,7 @@ def score_pairs(
 
 
 def forced(pairs: Sequence[tuple[list[int], list[int]]]) -> Batch:
-    """The batch of pairs of ids without bos and eos."""
+    """The batch that teacher-forces pairs of ids without bos and eos."""
     source, target_in, target_out = (
         [[*pair[0], EOS] for pair in pairs],
         [[BOS, *pair[1]] for pair in pairs],
@@ -114,7 +114,7 @@ def forced(pairs: Sequence[tuple[list[int], list[int]]]) -> Batch:
 
 
 def token_log_probs(model: TranslationModel, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
-    """The log-probability of each target token by its hidden row, [M] in float32, chunk by chunk."""
+    """The log-probability of each target token given its hidden row, [M] in float32, chunk by chunk."""
     chunks = zip(hidden_MD.split(ROWS), target_M.split(ROWS), strict=True)
     return -torch.cat(
         [F.cross_entropy(model.logits(h_CD).float(), target_C, reduction="none") for h_CD, target_C in chunks]
@@ -125,7 +125,7 @@ def token_log_probs(model: TranslationModel, hidden_MD: Tensor, target_M: Tensor
 class Scorer:
     """A model and its tokenizer, ready to score pairs of texts.
 
-    `limits` are the longest source and target that the model's positions reach, eos counted (None: any);
+    `limits` are the longest source and target that the model's positions cover, eos counted (None: any);
     `longest_source` the longest it was trained on (None: not known).
     """
 
@@ -155,9 +155,10 @@ class Scorer:
         names: tuple[str, str] = SIDES,
         first: int = 1,
     ) -> list[PairScore]:
-        """The scores of pairs of texts (source, target), outer blanks taken off as in training; see `score_pairs`.
+        """The scores of pairs of texts (source, target), outer blanks stripped as in training; see `score_pairs`.
 
-        Nothing is cut: raises UserError for a text too long, by the name of its side and its number, `first` onwards.
+        Nothing is truncated: raises UserError for a text that is too long, naming its side (one of `names`) and its
+        number, counted from `first`.
         """
         sides = [self.tokenizer.encode([pair[side].strip(BLANKS) for pair in pairs]) for side in (0, 1)]
         encoded = list(zip(*sides, strict=True))
@@ -190,7 +191,7 @@ class Scorer:
 
 
 def links(tokenizer: Tokenizer, parts: Sequence[PairScore]) -> list[tuple[int, int]]:
-    """The word alignment of a text that was scored in parts, with attention; words are counted through all of them."""
+    """The word alignment of a text that was scored in parts, with attention; words are numbered through all of them."""
     found: list[tuple[int, int]] = []
     before = [0, 0]
     for part in parts:
@@ -209,9 +210,9 @@ def links(tokenizer: Tokenizer, parts: Sequence[PairScore]) -> list[tuple[int, i
 def described(
     tokenizer: Tokenizer, parts: Sequence[PairScore], *, tokens: bool = False, align: str | None = None
 ) -> dict[str, Any]:
-    """What is known of a text that was scored in parts, for JSON: its tokens with their log-probabilities; alignments.
+    """A text that was scored in parts, described for JSON: its tokens with their log-probabilities; alignments.
 
-    `align` is `pharaoh` or, with the weights of a text in one part too, `matrix`.
+    `align` is `pharaoh`, or `matrix`, which adds the attention weights where the text is in one part.
     """
     source, target = (
         [piece for part in parts for piece in (*tokenizer.pieces(getattr(part, side)), "</s>")] for side in SIDES

@@ -11,15 +11,15 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 Count = Callable[[list[str]], list[int]]
-"""The pieces of each of several texts; many at once, for a call costs as much as a hundred words."""
+"""Counts the pieces of each of several texts: many at once, for a call costs as much as a hundred words."""
 Span = tuple[int, int]
-# Where Chinese and Japanese sentences end, no blank follows.
+# No space follows the end of a Chinese or Japanese sentence.
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])(?![。！？])[\"'”’»)\]」』）]*\s*")
 BLANKS = re.compile(r"\s+")
 
 
 def split(text: str, count: Count, limit: int) -> list[str]:
-    """Parts of at most `limit` pieces by `count`, together the whole text but for the blanks between them.
+    """Parts of at most `limit` pieces by `count`, together the whole text except the blanks between them.
 
     Sentences are kept whole and together where they fit.
     """
@@ -38,7 +38,7 @@ class _Cutting:
         return self._count([self.text[start:end] for start, end in spans])
 
     def parts(self) -> list[str]:
-        """Of the units, as many together as fit."""
+        """The parts, each of as many units as fit."""
         units = self._small_enough(self._stripped([0, len(self.text)]))
         pieces = [0, *itertools.accumulate(own for _, own in units)]
         parts, first = [], 0
@@ -51,10 +51,10 @@ class _Cutting:
         return parts
 
     def _fitting(self, spans: list[Span], guess: int) -> int:
-        """How many of the spans, at least the first, have together at most `limit` pieces.
+        """How many of the spans, at least the first, have at most `limit` pieces together.
 
-        One more at a time, a part of n words would be counted n times. The guess, by what each has alone, is right
-        wherever pieces do not reach over the ends of spans.
+        Adding one at a time would count a part of n words n times. The guess, from what each span has alone, is right
+        wherever no piece crosses the end of a span.
         """
 
         def joined(number: int) -> Span:
@@ -90,7 +90,7 @@ class _Cutting:
         return self._stripped([span[0], *(match.end() for match in pattern.finditer(self.text, *span)), span[1]])
 
     def _stripped(self, ends: list[int]) -> list[Span]:
-        """What lies between each two of these places; of blanks alone, nothing."""
+        """The spans between consecutive places, without outer blanks; those of blanks alone are dropped."""
         pieces = [(start, self.text[start:end]) for start, end in itertools.pairwise(ends)]
         starts = ((start + len(piece) - len(piece.lstrip()), piece.strip()) for start, piece in pieces)
         return [(start, start + len(piece)) for start, piece in starts if piece]

@@ -1,4 +1,4 @@
-"""What is searched for to translate texts: their pieces, and what the outputs must hold."""
+"""Search tasks for the translation of texts: their pieces, and what the outputs must contain."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from seq2seq.translate.splitting import split
 
 
 class Segment(NamedTuple):
-    """A text, or a part of one too long, with its pieces."""
+    """A text, or a part of one that is too long, with its pieces."""
 
     text: str
     ids: list[int]
 
 
 class Task(NamedTuple):
-    """What is searched for at once: source ids, eos last, and what the output must hold."""
+    """A single search: source ids, eos last, and what the output must contain."""
 
     source: list[int]
     constraints: Constraints
 
 
 def parts_of(texts: list[str], tokenizer: Tokenizer, longest: int, threads: int = 1) -> list[list[Segment]]:
-    """What to search for instead of each text: itself, nothing for a blank one, several for one of too many pieces."""
+    """The segments of each text: the text itself, none if it is blank, several if it has too many pieces."""
     parts = []
-    # All at once: the tokenizer takes longer to be called than to read a line.
+    # All at once: calling the tokenizer takes longer than reading a line.
     for text, ids in zip(texts, tokenizer.encode(texts, threads), strict=True):
         if len(ids) > longest:
             pieces = split(text, tokenizer.count, longest)
@@ -38,7 +38,7 @@ def parts_of(texts: list[str], tokenizer: Tokenizer, longest: int, threads: int 
 
 
 def tasks_of(parts: list[Segment], prefixes: list[str], tokenizer: Tokenizer, glossary: Glossary | None) -> list[Task]:
-    """The task of each part, whose output begins with its prefix (`""`: with anything) and holds the terms due."""
+    """Each part's task, whose output must begin with its prefix (`""`: anything) and contain its glossary terms."""
     sources = [[*part.ids, EOS] for part in parts]
     if not glossary and not any(prefixes):
         return [Task(source, Constraints()) for source in sources]

@@ -36,18 +36,19 @@ from seq2seq.translate.workers import Workers
 BATCH_TOKENS = 8192
 BATCH_TOKENS_OF_GPU = 32768
 TOKENS_OF_A_WORKER = 1000
-"""Source tokens under which one more worker is not worth starting."""
+"""Source tokens below which one more worker is not worth starting."""
 LONGEST = 250
 
 
 @dataclass
 class Translation:
-    """The hypotheses of one text, best first: `text` and `score` (log-probability / length penalty) of each.
+    """The hypotheses of one text, best first: `texts` and `scores` (log-probability / length penalty).
 
     `flags` says what else there is to know: `empty` (nothing to translate), `split` (longer than the model was trained
-    for: translated in parts and joined, the score the sum of theirs; only the best hypothesis is kept), `length_limit`
-    (the output, or a part of it, ended because it was as long as is allowed), `unmet` (no output holds the prefix and
-    terms asked for, `unmet` says why: translated without them). `outputs` are the parts of each hypothesis.
+    for: translated in parts and joined; the score is the sum of theirs, and only the best hypothesis is kept),
+    `length_limit` (the output, or a part of it, ended because it had reached its maximum length), `unmet` (no output
+    contains the requested prefix and terms: translated without them; the field `unmet` says why). `outputs` are the
+    parts of each hypothesis.
     """
 
     texts: list[str]
@@ -58,21 +59,22 @@ class Translation:
 
     @property
     def status(self) -> str:
-        """The flags with commas between; `ok` where there are none."""
+        """The flags, separated by commas; `ok` where there are none."""
         return ",".join(self.flags) or "ok"
 
 
 @dataclass
 class Translator:
-    """A model, its tokenizer and the settings of search, ready to translate.
+    """A model, its tokenizer and search settings, ready to translate.
 
-    Texts of more than `longest` pieces are cut; no output has more than `longest_output`, eos counted (None: any).
-    `glossary` says which terms outputs must hold, `forbidden` which texts they must not; `others` are models that
-    search together with the first. `workers` is the number of processes that share the work; with more than one they
-    are forked at the first texts that make several batches, more of them at longer ones, and anew after an error and
-    with other settings; with `devices`, each has the models on one of these, in `dtype`. With `deterministic` scores
-    are the same to the last bit whatever other texts there are; where rows cannot be computed so (on a GPU, without a
-    compiler, in a recurrent model, with a coverage penalty), each text is searched by itself.
+    Texts of more than `longest` pieces are split; no output has more than `longest_output`, eos counted (None: any).
+    `glossary` says which terms outputs must contain, `forbidden` which texts they must not; `others` are models that
+    search together with the first. `workers` is the largest number of processes that share the work; they are forked
+    at the first call with enough text for several, more of them when a later call has more text, and again after an
+    error or a change of settings. With `devices`, each process has the models on one of these, in `dtype`. With
+    `deterministic`, scores are the same to the last bit whatever other texts there are; where rows cannot be computed
+    that way (on a GPU, without a compiler, in a recurrent model, with a coverage penalty), each text is searched by
+    itself.
     """
 
     model: TranslationModel
@@ -98,8 +100,8 @@ class Translator:
         """Load a model directory; `search` overrides its settings (`beam_size=1`).
 
         Several directories make an ensemble; the settings are those of the first. `dtype` is float32, bfloat16 or int8
-        (linear layers in 8-bit integers, on a CPU), or its name. Several devices, with commas between
-        (`cuda:0,cuda:1`), share the work. Raises UserError, also when vocabularies differ.
+        (linear layers in 8-bit integers, on a CPU), or its name. Several devices, separated by
+        commas (`cuda:0,cuda:1`), share the work. Raises UserError, also when vocabularies differ.
         """
         known = [one.name for one in fields(SearchConfig)]
         for name in search:
@@ -128,7 +130,7 @@ class Translator:
     @classmethod
     def _load(cls, directory: Path, places: list[torch.device], dtype: torch.dtype) -> Translator:
         config, tokenizer, model, trained = load_model_directory(directory)
-        # Of several devices each gets a copy, in a process of its own.
+        # Each of several devices gets a copy, in a process of its own.
         model = model.placed(places[0], dtype) if len(places) == 1 else model.eval()
         return cls.of(model, tokenizer, config, trained or LONGEST)
 
@@ -138,7 +140,7 @@ class Translator:
     ) -> Translator:
         """The translator of a model in memory; `longest_source`, in pieces, is the longest text it was trained on."""
         limit = config.model.decoder.max_length
-        # Half of what the decoder can write: a translation may be twice as long as its source before it is cut off.
+        # Half of the decoder's longest output: a translation may be twice as long as its source before it is cut off.
         longest = longest_source if limit is None else min(longest_source, limit // 2)
         return cls(model, tokenizer, config.search, longest=longest, longest_output=limit)
 
@@ -171,10 +173,10 @@ class Translator:
         return translations
 
     def stream(self, text: str, prefix: str = "") -> Iterator[str]:
-        """The translation of a text while it is found, a few characters at a time, by greedy search or sampling.
+        """The translation of a text as it is found, a few characters at a time, by greedy search or sampling.
 
-        Raises UserError for a beam of several hypotheses, with a glossary, which needs one, and, before anything is
-        found, where the prefix is too long (`too_long`).
+        Raises UserError for a beam of several hypotheses; for a glossary, which needs such a beam; and, before anything
+        is found, for a prefix that is too long (`too_long`).
         """
         self.require_streaming()
         if why := self.too_long(text, prefix):
@@ -197,14 +199,14 @@ class Translator:
                 raise RunError(NOT_FINITE)
 
     def too_long(self, text: str, prefix: str) -> str:
-        """Why no translation of a text can begin with this; empty where one can."""
+        """Why no translation of a text can begin with this prefix; empty where one can."""
         return next((self._no_room(task) for task in self._tasks_of([text], [prefix])[0]), "")
 
     def _tasks_of(self, texts: Sequence[str], prefixes: Sequence[str]) -> list[list[Task]]:
-        """The tasks of each text; its prefix is that of the first."""
+        """The tasks of each text, the first of which gets its prefix."""
         if self.glossary and self.search.sampling:
             raise UserError("a glossary is for beam search: leave it out, or sampling (--sampling)")
-        # Outer blanks were taken off in training too; a line of a file with CRLF ends with one.
+        # Outer blanks were stripped in training too; a line of a CRLF file ends with one.
         stripped = [text.strip(BLANKS) for text in texts]
         parts = parts_of(stripped, self.tokenizer, self.longest, torch.get_num_threads())
         starts = [
@@ -219,7 +221,7 @@ class Translator:
         """The state of search for one text after each step."""
         steps = self._beam_search().steps(self._together(), *self._packed([task]), [task.constraints])
         while True:
-            # Never across a yield: what the caller computes meanwhile is its own matter.
+            # Never held across a yield: what the caller computes meanwhile must not be affected.
             with self._invariant(), self._explaining_out_of_memory([task]):
                 beams = next(steps, None)
             if beams is None:
@@ -227,7 +229,7 @@ class Translator:
             yield beams
 
     def require_streaming(self) -> None:
-        """Raise UserError unless there is one hypothesis alone, from which nothing is ever taken back."""
+        """Raise UserError unless there is a single hypothesis, of which nothing is ever taken back."""
         size = self.search.n_best if self.search.sampling else self.search.beam_size
         if size > 1 or self.glossary:
             what = f"{size} hypotheses" if size > 1 else "a glossary, which needs several hypotheses"
@@ -238,14 +240,14 @@ class Translator:
         lengths = np.array([len(task.source) for task in tasks], np.int32)
         widths = np.array([sum(map(len, task.constraints.phrases)) for task in tasks], np.int32)
         workers = len(self.devices) or min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
-        # A GPU's memory may be just enough.
+        # A GPU's memory may have nothing to spare.
         room = self.batch_tokens if self.devices else self.batch_tokens * 3 // 2
         runs = batches(lengths, widths, workers, self.batch_tokens, room)
         if self.deterministic and not self._can_be_batch_invariant():
             runs = list(np.argsort(-lengths)[:, None])
         results: list[list[Hypothesis]] = [[] for _ in tasks]
         mapped = self._map([[tasks[index] for index in run] for run in runs], workers)
-        # Whatever ends this, also between two results, ends the workers: what they still send is for nobody.
+        # Whatever ends this, even between two results, ends the workers: nobody would read what they still send.
         with bar("translating", len(tasks)) as progress, closing(mapped):
             for done, found in mapped:
                 for index, hypotheses in zip(runs[done], found, strict=True):
@@ -256,18 +258,18 @@ class Translator:
         return results
 
     def _map(self, batches: list[list[Task]], workers: int) -> Generator[tuple[int, list[list[Hypothesis]]]]:
-        """The number of each batch of tasks and what was found for it, as they are done."""
+        """The number of each batch of tasks and what was found for it, as batches finish."""
         if workers == 1:
             yield from enumerate(map(self._search_batch, batches))
             return
-        # Copied with what can be changed in place: those that are started later have the settings of the first ones.
+        # Copied with what can be changed in place, so that workers started later have the settings of the first ones.
         now = replace(self, search=replace(self.search), forbidden=list(self.forbidden), others=list(self.others))
         if self._started and now != self._as_started:
             self._started.close()
-        # Without processes: other settings, or an error, ended them.
+        # No processes: other settings, or an error, ended them.
         if not (self._started and self._started.processes):
             self._started, self._as_started = Workers(workers, now._search_batch, now._move_to_device), now
-        # As many as these texts are worth; the first ones were few where input comes slowly.
+        # As many as these texts are worth; the first texts were few where input comes slowly.
         self._started.grow(workers)
         yield from self._started.map(batches)
 
@@ -278,7 +280,7 @@ class Translator:
 
     def _beam_search(self) -> BeamSearch:
         forbidden = list(filter(None, self.tokenizer.encode(self.forbidden)))
-        # Coverage is known of whole outputs alone: as many as the beam holds are found first.
+        # Coverage is known only for whole outputs: as many as the beam holds are found first.
         config = replace(self.search, n_best=self.search.beam_size) if self.search.coverage_penalty else self.search
         return BeamSearch(config, BOS, EOS, self.tokenizer.never_generated, self.longest_output, forbidden)
 
@@ -297,7 +299,7 @@ class Translator:
         return [self._covered([(one, next(attended).attention) for one in of_one]) for of_one in found]
 
     def _covered(self, found: list[tuple[Hypothesis, torch.Tensor | None]]) -> list[Hypothesis]:
-        """The `n_best` hypotheses, best first, after source pieces that got little attention have cost something."""
+        """The `n_best` hypotheses, best first, with the coverage penalty added to their scores."""
         beta = self.search.coverage_penalty
         scored = [
             one._replace(score=one.score + coverage_penalty(attention_TL[:, :-1], beta))
@@ -313,7 +315,7 @@ class Translator:
         return batch_invariant(self.deterministic and self._can_be_batch_invariant())
 
     def _can_be_batch_invariant(self) -> bool:
-        # The coverage penalty asks for a pass of whole outputs, whose rows are not computed so.
+        # The coverage penalty needs a pass over whole outputs, which is not batch-invariant.
         models = (self.model, *self.others)
         return not self.search.coverage_penalty and all(model.can_be_batch_invariant for model in models)
 
@@ -322,7 +324,7 @@ class Translator:
 
     @staticmethod
     def _join(found: list[tuple[Task, list[Hypothesis], str]]) -> Translation:
-        """What was found for the parts of a text, and why not as asked, without its texts yet."""
+        """The translation of a text, still without `texts`, from the results of its parts and why any are unmet."""
         if not found:
             return Translation([], [0.0], ["empty"])
         unmet = next((why for *_, why in found if why), "")
@@ -336,7 +338,7 @@ class Translator:
     def explain(self, translations: Sequence[Translation], *, attention: bool = False) -> list[list[list[PairScore]]]:
         """The log-probabilities of all tokens of each hypothesis of each translation, part by part; see `PairScore`.
 
-        They are those of the (first) model itself, whatever rules search obeyed, and so is the attention.
+        They are those of the (first) model itself, whatever rules search followed, and so is the attention.
         """
         outputs = [output for translation in translations for output in translation.outputs]
         pairs = [(task.source[:-1], part.tokens) for output in outputs for task, part in output]
@@ -350,10 +352,10 @@ class Translator:
         return self._no_room(task) or f"no output of at most {self._most(task)} pieces holds all of {held}"
 
     def _no_room(self, task: Task) -> str:
-        """Why the prefix of a task cannot be had, if so."""
+        """Why the prefix of a task does not fit; empty where it does."""
         pieces, most = len(task.constraints.prefix), self._most(task)
         return f"the prefix has {pieces} pieces, and the output may have {most}" if pieces > most else ""
 
     def _most(self, task: Task) -> int:
-        """The pieces that the output of a task may have."""
+        """The most pieces that the output of a task may have."""
         return int(self._beam_search().limits(torch.tensor(len(task.source)))) - 1

@@ -1,4 +1,4 @@
-"""Processes that each compute one task at a time, one thread each: on a CPU two of them beat one with two threads."""
+"""Processes that each compute one task at a time, in one thread: on a CPU two of them beat one with two threads."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DIED = "a worker process died (killed, or out of memory?); try fewer: --workers 
 
 
 class Workers:
-    """`count` processes, started at once, that compute `function` of what they are sent.
+    """`count` processes, started immediately, that apply `function` to what they are sent.
 
-    Each first calls `prepare`, if there is one, with its number. They end with the process that made them, whatever
-    ends it.
+    Each first calls `prepare`, if there is one, with its number. They end with the process that started them,
+    whatever ends it.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Workers:
 
     def grow(self, count: int) -> None:
         """Start more processes until there are `count`."""
-        # A forked process shares the memory of the weights; one that was spawned would load them again.
+        # A forked process shares the memory of the weights; a spawned one would load them again.
         context = multiprocessing.get_context("fork")
         for number in range(len(self.processes), count):
             ours, theirs = context.Pipe()
@@ -47,10 +47,10 @@ class Workers:
             self.pipes.append(ours)
 
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """The number of each task and its result, in the order in which they are done.
+        """The number of each task and its result, in the order in which tasks finish.
 
-        Raises what the function raised, where one line explains it, else Elsewhere with its trace, and RunError where a
-        process died.
+        Raises what the function raised if that is Explained, else Elsewhere with what `explain` makes of it, and
+        RunError where a process died.
         """
         waiting = iter(enumerate(tasks))
         running: dict[Connection, int] = {}
@@ -68,7 +68,7 @@ class Workers:
                         break
                     yield done, result
         except BaseException:
-            # What is under way belongs to nobody any more.
+            # Nobody will read the results that are under way.
             self.close()
             raise
 
@@ -110,10 +110,10 @@ def _work(
     number: int,
     prepare: Callable[[int], None] | None,
 ) -> None:
-    # Looking through what the parent had made would copy all of it: some 50 MB a worker, whenever Python comes to it.
+    # Garbage collection would copy all that the parent had made: some 50 MB per worker, whenever Python ran it.
     gc.freeze()
-    # Ctrl-C reaches all processes of a terminal; the one that made this one ends it. A pipe held open here would hide
-    # from the others that it is gone.
+    # Ctrl-C reaches all processes of a terminal; the parent ends this one. A pipe held open here would hide from the
+    # other workers that the parent is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in others:
@@ -129,5 +129,5 @@ def _work(
         try:
             pipe.send((None, function(task)))
         except Exception as error:
-            # Of others neither can all be sent, nor comes the trace along.
+            # Not all other errors can be sent, and none would keep its traceback.
             pipe.send((error if isinstance(error, Explained) else explain(error), None))
