@@ -1,4 +1,4 @@
-"""LayerNorm(x + y) in one pass for translation, beside the plain reference."""
+"""LayerNorm(x + y) in one pass for translation, alongside its plain reference."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from seq2seq.ops import gpu, native
 
 
 def add_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """LayerNorm(x + y), in the format of the sum: [..., D] each."""
+    """LayerNorm(x + y), in the dtype of the sum; all [..., D]."""
     total = x + y
     # autocast leaves the norm in float32 on a GPU
     return norm(total).to(total.dtype)
 
 
 def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """The same."""
+    """The same, in one pass where a kernel is available."""
     tensors = x, y, norm.weight, norm.bias
     if gpu.can_compute(*tensors):
         return add_norm_on_gpu(x, y, norm)
@@ -27,7 +27,7 @@ def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def add_norm_on_gpu(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """The same by our kernel."""
+    """The same by our Triton kernel."""
     from seq2seq.ops import gpu_search_kernels
 
     out, width = x.new_empty(x.shape), x.shape[-1]

@@ -1,4 +1,4 @@
-// Attention of queries to rows of keys and values that lie anywhere in a table, for processors.
+// Attention of queries to rows of keys and values anywhere in a table, on CPUs.
 
 #pragma once
 
@@ -6,13 +6,13 @@
 
 namespace {
 
-// Numbers in a vector: of 512 bits they are no quicker.
+// Numbers per vector: vectors of 512 bits are no faster here.
 constexpr int64_t vector = std::min<int64_t>(lanes, 8);
 typedef float floats __attribute__((vector_size(4 * vector)));
 typedef uint32_t words __attribute__((vector_size(4 * vector)));
 
 #ifdef __AVX512BW__
-// `add_product` for these, of which else the wide ones are the same.
+// `add_product` for `floats`, which without AVX-512 is the same type as `wide_floats`.
 inline floats add_product(floats sums, floats x, floats y) {
     return (floats)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)sums);
 }
@@ -44,7 +44,7 @@ float sum_of(Floats x) {
     return sum_of(halves[0] + halves[1]);
 }
 
-// Asks for a part of a row that will be attended to next.
+// Prefetches a part of a row that will be attended to next.
 template <class T>
 void ask_for_row(const T* keys_values, const int32_t* next, int64_t t, int64_t columns, int64_t first, int64_t count) {
     if (next && next[t] >= 0) ask_for(keys_values + next[t] * columns + first, count);
@@ -88,10 +88,10 @@ void attend_row(const Q* query, const T* keys_values, const int32_t* seen, int64
     for (int64_t i = 0; i < values; i++) narrow(sums[i], out[i]);
 }
 
-// The width of a head in the paper's models, and how many queries with one list are computed together.
+// The width of a head in the paper's models, and how many queries that share a list are computed together.
 constexpr int64_t usual_width = 64, together = 4;
 
-// Several queries with one list, heads of that width: each row is read once for all of them.
+// Several queries that share a list, heads of that width: each row is read once for all of them.
 template <int queries, class Q, class T>
 void attend_together(const Q* query, const T* keys_values, const int32_t* seen, int64_t count, const int32_t* next,
                      Q* out, int64_t heads) {
@@ -99,7 +99,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
     constexpr float scale = 0.125f;
     static_assert(scale * scale * width == 1.0f);
     const int64_t keys = heads * width;
-    // Whole vectors of weights: of those that are too many the exponential is next to nothing.
+    // Weights are padded to whole vectors: the exponential of the padding is negligible.
     const int64_t filled = (count + vector - 1) / vector * vector;
     const auto weights = room_for<float>(queries * filled);
     for (int64_t head = 0; head < heads; head++) {
@@ -142,8 +142,8 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
     }
 }
 
-// Attention of the queries from `first` to `end`: of query r to the rows in list `list_of`[r], or in list r where there is
-// no such thing; -1 ends a list of less than `longest`.
+// Attention of the queries from `first` to `end`: of query r to the rows in list `list_of`[r], or in list r if
+// `list_of` is null; -1 ends a list shorter than `longest`.
 template <class Q, class T>
 void attend_rows(const Q* queries, const T* keys_values, const int32_t* lists, const int32_t* list_of, Q* out,
                  int64_t first, int64_t end, int64_t longest, int64_t heads, int64_t d_k, int64_t d_v) {
@@ -160,7 +160,7 @@ void attend_rows(const Q* queries, const T* keys_values, const int32_t* lists, c
             for (; row < after; row++, query += heads * d_k, found += heads * d_v)
                 attend_row(query, keys_values, seen, count, next, found, heads, d_k, d_v);
         else
-            // There are no more than it takes together.
+            // There are no more than `together` of them.
             by_rows<4, 3, 2, 1>(0, after - row, [=](int64_t, auto some) {
                 attend_together<some>(query, keys_values, seen, count, next, found, heads);
             });

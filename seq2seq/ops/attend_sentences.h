@@ -1,8 +1,8 @@
-// Attention within packed sentences and its gradients, for training on processors: one head of one sentence at a time,
-// in float32, with all that it needs in a core's cache.
+// Attention within packed sentences and its gradients, for training on CPUs: one head of one sentence at a time, in
+// float32, with all that it needs in a core's cache.
 //
-// Shapes: L queries, S keys, E and V widths of a head in keys and in values. Rows of matrices here are whole vectors,
-// filled up. Queries are columns of weights and of scores, so that vectors go over queries.
+// Shapes: L queries, S keys, E and V widths of a head in keys and in values. Rows of matrices here are padded to whole
+// vectors. Queries are columns of weights and of scores, so that vectors run over queries.
 
 #pragma once
 
@@ -11,10 +11,10 @@
 
 namespace {
 
-// Queries whose weights are in the cache together.
+// Queries whose weights are in the cache at once.
 constexpr int64_t queries_at_once = 64;
 
-// One head's rows of a projection; `row` is the distance of two rows in memory.
+// One head's rows of a projection; `row` is the stride between rows.
 template <class T>
 struct Rows {
     T* first;
@@ -22,7 +22,7 @@ struct Rows {
     Rows from(int64_t start, int64_t some) const { return {first + start * row, row, some, width}; }
 };
 
-// Rows in float32: themselves where they are such, in whole vectors.
+// Rows in float32: not copied where they are in float32 already, in whole vectors.
 template <class T>
 Matrix as_rows(const Rows<const T>& from, Room& room) {
     if constexpr (std::is_same_v<T, float>)
@@ -36,7 +36,7 @@ Matrix as_rows(const Rows<const T>& from, Room& room) {
     return found;
 }
 
-// So many rows as columns; those that fill up the last vector are zeros.
+// `count` rows as columns; those that pad the last vector are zeros.
 inline Matrix as_columns(const Matrix& from, int64_t count, int64_t width, Room& room) {
     const Matrix found = room.rows(width, count);
     for (int64_t r = 0; r < found.row; r++)
@@ -54,7 +54,7 @@ void store(const Matrix& from, float scale, const Rows<T>& to) {
 
 inline float scale_of(int64_t width) { return 1.0f / std::sqrt(float(width)); }
 
-// softmax(q·kᵀ / √E) of the queries from `start` on, [S, L]: query l sees keys up to start + l only if `causal`.
+// softmax(q·kᵀ / √E) of the queries from `start` on, [S, L]; if `causal`, query l sees keys up to start + l only.
 inline Matrix weights_of(const Matrix& queries_LE, const Matrix& keys_SE, int64_t width, int64_t start, int64_t count,
                          int64_t keys, bool causal, Room& room) {
     const Matrix weights = room.rows(keys, count), state = room.rows(2, count);
@@ -77,13 +77,13 @@ inline Matrix weights_of(const Matrix& queries_LE, const Matrix& keys_SE, int64_
             totals[l] += own[l];
         }
     }
-    // Not by one over the total, whose error all weights of a query would share: their sum would not be 1.
+    // Not multiplied by the reciprocal, whose error all weights of a query would share: their sum would not be 1.
     for (int64_t s = 0; s < keys; s++)
         for (int64_t l = 0; l < weights.row; l++) weights[s][l] /= totals[l];
     return weights;
 }
 
-// Gradients by weights [S, L] become those by scores.
+// In place, the gradients of weights [S, L] become those of scores.
 inline void softmax_gradients(const Matrix& weights, int64_t keys, const Matrix& gradients, float* means) {
     std::fill_n(means, weights.row, 0.0f);
     for (int64_t s = 0; s < keys; s++)
@@ -109,7 +109,7 @@ void attend_sentence(const Rows<const T>& q, const Rows<const T>& k, const Rows<
     }
 }
 
-// The gradients by queries, keys and values; the weights are computed again, so that none need be kept.
+// The gradients of queries, keys and values; the weights are recomputed rather than kept.
 template <class T>
 void sentence_gradients(const Rows<const T>& q, const Rows<const T>& k, const Rows<const T>& v,
                         const Rows<const T>& d_out, const Rows<T>& d_q, const Rows<T>& d_k, const Rows<T>& d_v,

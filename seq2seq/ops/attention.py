@@ -1,10 +1,10 @@
-"""Scaled dot-product attention over packed rows (Vaswani et al., 2017, section 3.2.1), beside its plain reference.
+"""Scaled dot-product attention over packed rows (Vaswani et al., 2017, section 3.2.1), alongside its plain reference.
 
-On GPUs that have them, a kernel for short sentences (`ops.short_attention`) and FlashAttention's for longer ones (Dao,
-2023), both over packed rows; elsewhere PyTorch's attention over the padded grid. Which of them is a function of the
-device, the number format and the longest sentence, never of a clock: a run that goes on computes what it would have
-computed. The backward pass of FlashAttention adds in no fixed order; with `torch.use_deterministic_algorithms(True)`
-it does.
+GPUs that support them use a kernel for short sentences (`ops.short_attention`) and FlashAttention's for longer ones
+(Dao, 2023), both over packed rows; elsewhere, PyTorch's attention runs over the padded grid. The choice depends on the
+device, the dtype, the head widths and the longest sentence, never on timing: a resumed run computes what it would have
+computed without the interruption. FlashAttention's backward pass accumulates in no fixed order unless
+`torch.use_deterministic_algorithms(True)` is set.
 
 Shapes: N, M packed rows of queries and of keys; H heads; E width of a head, d_k in queries and keys, d_v in values and
 outputs; B, L, S the padded grid.
@@ -31,7 +31,7 @@ def attention(
     q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
 ) -> Tensor:
     """softmax(q·kᵀ / √d_k)·v within each sentence, [N, H, E]; with `causal`, row i sees keys up to position i only."""
-    # Kernels for packed rows take sentences alone, one after another.
+    # Packed-row kernels take only sentences, back to back: no filler.
     if not (queries.filler or keys.filler):
         kind = q_NHE.device, q_NHE.dtype, q_NHE.shape[-1], v_MHE.shape[-1]
         if takes_short_sentences(*kind) and queries.max_length <= LONGEST and keys.max_length <= LONGEST:
@@ -41,7 +41,7 @@ def attention(
     q_BHLE, k_BHSE, v_BHSE = (
         layout.unpack(rows).transpose(1, 2) for rows, layout in ((q_NHE, queries), (k_MHE, keys), (v_MHE, keys))
     )
-    # Pads stand at the end, where causal attention never looks.
+    # Padding is at the end, where causal attention never looks.
     mask = None if causal or keys.is_rectangular else keys.mask[:, None, None, :]
     if q_NHE.device.type == "cpu" and q_NHE.requires_grad:
         out_BHLE = _batched_products(q_BHLE, k_BHSE, v_BHSE, mask, causal)
@@ -51,14 +51,14 @@ def attention(
 
 
 def takes_packed_rows(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
-    """Whether the kernel for packed rows serves here; where it should and fails, one line on stderr says so."""
+    """Whether the packed-row kernel can be used here; if it should work but fails, one line on stderr says so."""
     return suits_packed_kernel(capability(device), dtype, d_k, d_v) and _packed_kernel_works(device, dtype, d_k)
 
 
 def suits_packed_kernel(compute_capability: tuple[int, int] | None, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
-    """Whether the kernel for packed rows is made for a GPU of this generation, a number format, and widths of a head.
+    """Whether the packed-row kernel supports this GPU generation, dtype and head widths.
 
-    Above a width of 192 some of these GPUs have no backward pass.
+    Above a head width of 192 it has no backward pass on some of these GPUs.
     """
     return (
         compute_capability is not None
@@ -71,13 +71,13 @@ def suits_packed_kernel(compute_capability: tuple[int, int] | None, dtype: torch
 
 @functools.cache
 def _packed_kernel_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Try the kernel, forward and backward: an old driver, or a build without it, shows only then."""
+    """Try the kernel, forward and backward: an old driver, or a build without it, only shows up this way."""
     rows = torch.zeros(3, 1, width, device=device, dtype=dtype, requires_grad=True)
     layout = Layout.of([2, 1], device)
     try:
         with torch.enable_grad():
             out = _packed_kernel(rows, rows, rows, layout, layout, causal=True)
-        # An error of the device is heard where its result is read.
+        # A device error surfaces only when the result is read.
         torch.autograd.grad(out.sum(), rows)[0].sum().item()
     except torch.OutOfMemoryError:
         raise
@@ -88,7 +88,7 @@ def _packed_kernel_works(device: torch.device, dtype: torch.dtype, width: int) -
 
 
 def _packed_kernel(q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, causal: bool) -> Tensor:
-    # Imported here because it takes more than a second.
+    # Imported here because the import takes more than a second.
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(
@@ -105,8 +105,11 @@ def _packed_kernel(q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout,
 
 
 def _batched_products(q_BHLE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """The formula in whole-batch products: at a sentence's length its backward pass in bfloat16 is six times that of
-    PyTorch's fused kernel for the CPU (docs/log.md, 2026-11-22)."""
+    """The formula as batched matmuls over the padded grid.
+
+    At sentence lengths, its backward pass in bfloat16 is six times as fast as that of PyTorch's fused CPU kernel
+    (docs/log.md, 2026-11-22).
+    """
     scores_BHLS = torch.matmul(q_BHLE * q_BHLE.shape[-1] ** -0.5, k_BHSE.transpose(-1, -2))
     if causal:
         mask = torch.ones(scores_BHLS.shape[-2:], dtype=torch.bool).tril()

@@ -1,6 +1,6 @@
-"""Batch invariance: what becomes of a row depends on it alone, to the last bit, whatever its company in a batch.
+"""Batch invariance: a row's result depends on that row alone, to the last bit, whatever else is in the batch.
 
-Our functions in C++ compute so (`native.multiplies`); some of PyTorch's, which are quicker for long sentences, do not.
+Our C++ functions are batch-invariant (`native.multiplies`); some of PyTorch's, faster for long sentences, are not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _wanted = ContextVar("batch_invariant", default=False)
 
 @contextmanager
 def batch_invariant(wanted: bool) -> Iterator[None]:
-    """Compute so in the block, where the model can: `TranslationModel.can_be_batch_invariant`."""
+    """Be batch-invariant within the block, where the model can: `TranslationModel.can_be_batch_invariant`."""
     if not wanted:
         yield
         return
@@ -26,5 +26,5 @@ def batch_invariant(wanted: bool) -> Iterator[None]:
 
 
 def is_batch_invariant() -> bool:
-    """Whether it must be so now, in this thread."""
+    """Whether computation must be batch-invariant now, in this thread."""
     return _wanted.get()

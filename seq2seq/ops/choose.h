@@ -1,4 +1,4 @@
-// The best continuations of hypotheses, from rows before the output layer to tokens: logits are never written down.
+// The best continuations of hypotheses, from rows before the output layer to tokens, without writing out all logits.
 
 #pragma once
 
@@ -6,10 +6,10 @@
 
 namespace {
 
-// Outputs that are looked at together, and rows.
+// How many outputs and how many rows are looked at together.
 constexpr int64_t part = 8 * panel, some_rows = 2 * tile;
 
-// The highest logits of a row, highest first, and of which outputs; of equal ones the earlier output.
+// The highest logits of a row, highest first, and their outputs; among equal logits, the earlier output comes first.
 struct Highest {
     float* logits;
     int64_t* outputs;
@@ -26,7 +26,7 @@ struct Highest {
     }
 };
 
-// The largest logit of a part, and the sum of all exponentials beside it.
+// The largest logit of a part, and the sum of all exponentials relative to it.
 struct Mass {
     float most, sum;
 };
@@ -38,7 +38,7 @@ inline float log_of_all(const Mass* parts, int64_t count) {
     return most + std::log(sum);
 }
 
-// Of all rows the mass of one part of the outputs, and what of it is among the highest; `never` are left out of those.
+// For each row, the mass of one part of the outputs, and those among the highest, from which `never` are left out.
 template <class Format>
 void look_at(const Linear& output, const Given& given, int64_t first_row, int64_t end_row, int64_t start,
              const int64_t* never, int64_t never_count, Mass* masses, int64_t parts, const Highest* highest) {
@@ -71,7 +71,7 @@ void look_at(const Linear& output, const Given& given, int64_t first_row, int64_
 }
 
 // The `count` highest sums of a hypothesis' score and a log-probability in each slot of `width` hypotheses, highest
-// first; of which hypothesis, and of which token.
+// first, with their hypotheses and tokens.
 template <class T>
 void best_of_rows(const T* hidden, const Linear& output, const float* scores, const int64_t* never, float* found,
                   int64_t* hypotheses, int64_t* tokens, int64_t never_count, int64_t slots, int64_t width,
@@ -79,7 +79,7 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
     const int64_t rows = slots * width, parts = (output.outputs + part - 1) / part;
     const Given given(output, hidden, rows);
     const auto masses = room_for<Mass>(rows * parts);
-    // Few rows are shared out among threads by outputs, many by rows: a list for each row and each range of parts.
+    // Few rows are divided among threads by outputs, many by rows: each row has a list for each range of parts.
     const int64_t groups = std::clamp<int64_t>(rows / some_rows, 1, threads), ranges = (threads + groups - 1) / groups;
     const auto logits = room_for<float>(ranges * rows * count);
     const auto outputs = room_for<int64_t>(ranges * rows * count);
@@ -108,7 +108,7 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
         best.clear();
         for (int64_t i = 0; i < count; i++) places[i] = i;
         for (int64_t row = slot * width; row < (slot + 1) * width; row++) {
-            // All ranges of a row first: of sums that are equal only when rounded, the higher logit comes before.
+            // All ranges of a row first: among sums that are equal only after rounding, the higher logit comes first.
             all.clear();
             for (int64_t range = 0; range < ranges; range++) {
                 const Highest& own = highest[range * rows + row];
@@ -123,7 +123,7 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
     }
 }
 
-// The `count` candidates of each slot with the highest scores, highest first; of equal ones the earlier.
+// The `count` candidates of each slot with the highest scores, highest first; among equal scores, the earlier.
 inline void highest(const float* scores, const int64_t* places, const int64_t* tokens, float* best, int64_t* best_places,
                     int64_t* best_tokens, int64_t slots, int64_t candidates, int64_t count, int64_t threads) {
     for_each(slots, threads, [=](int64_t slot) {

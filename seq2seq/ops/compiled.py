@@ -1,8 +1,8 @@
 """Compiled regions: methods over packed rows that PyTorch's compiler fuses, each once for all layers and all shapes.
 
-A module names such methods in `regions`. What they take are tensors and layouts, so that the numbers of tokens, of
-sentences and of positions can stay variables of the compiled code. TorchInductor yet tells a few sizes apart (on the
-CPU sums over more than 4,096 rows): it compiles anew, once, when the first batch of another such class comes.
+A module lists such methods in `regions`. Their arguments are tensors and layouts, so that the numbers of tokens,
+sentences and positions can stay variables in the compiled code. TorchInductor still distinguishes a few size classes
+(on the CPU, sums over more than 4,096 rows): it recompiles once when the first batch of a new class comes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from seq2seq.support.progress import say
 
 PACKAGE = Path(__file__).parent.parent
 OPTIONS: dict[str, Any] = {"triton.mix_order_reduction": False}
-"""Without it the norms' backward pass takes a GPU less time (docs/log.md, 2026-11-26)."""
+"""With this off, the norms' backward pass is faster on a GPU (docs/log.md, 2026-11-26)."""
 
 
 def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Run the methods that modules of `model` name in `regions` as compiled code, in training.
+    """In training, run the methods that the modules of `model` list in `regions` as compiled code.
 
-    Elsewhere (validation, search), and after a failure of the compiler, which one line on stderr tells of, they run as
-    they are written. Nothing is compiled before its first use.
+    Elsewhere (validation, search), and after a compiler failure, which one line on stderr reports, they run uncompiled.
+    Nothing is compiled before its first use.
     """
-    # Whether a kernel is there is tried out: a result that compiled code takes over, not code for it to trace.
+    # These find out by trial whether a kernel works: compiled code must take the result, not trace the trial.
     torch.compiler.assume_constant_result(takes_packed_rows)
     torch.compiler.assume_constant_result(takes_short_sentences)
     torch.compiler.assume_constant_result(runs_kernels)
@@ -46,7 +46,7 @@ def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "induc
 
 
 class Compiler:
-    """Compiles functions; after a first failure it `works` no more."""
+    """Compiles functions; `works` is False after the first failure."""
 
     def __init__(self, backend: str | Callable[..., Any]) -> None:
         self.backend = backend
@@ -54,21 +54,21 @@ class Compiler:
         self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
 
     def __call__(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """`function(*arguments)`, compiled, or plain where compiling it fails."""
+        """`function(*arguments)`, compiled, or uncompiled where compilation fails."""
         if function not in self._compiled:
             options = OPTIONS if self.backend == "inductor" else None
             self._compiled[function] = torch.compile(
                 function, backend=self.backend, dynamic=True, fullgraph=True, options=options
             )
         try:
-            # Sizes that are equal in the first batch are not the same size for that. And a backward pass that cannot be
-            # compiled must be known of now, while the plain code can still take its place.
+            # Sizes that happen to be equal in the first batch must stay separate variables. And a backward pass that
+            # cannot be compiled must fail now, while the plain code can still take its place.
             with shapes.patch(use_duck_shape=False), passes.patch(force_non_lazy_backward_lowering=True):  # type: ignore[attr-defined]
                 return self._compiled[function](*arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # An error of the function itself comes again here.
+            # If the error is the function's own, it is raised again here.
             result = function(*arguments)
             self.works = False
             say(f"this model runs uncompiled: the compiler fails ({_cause(error)}); trainer.compile=false omits it")
@@ -84,7 +84,7 @@ class Region:
 
     def __call__(self, *arguments: Tensor | Layout) -> Tensor:
         layouts = [argument for argument in arguments if isinstance(argument, Layout)]
-        # A size of 1 would be a constant of the compiled code.
+        # A size of 1 would become a constant in the compiled code.
         variable = all(layout.batch_size > 1 and layout.max_length > 1 for layout in layouts)
         if not (variable and self.compiler.works and self.module.training and torch.is_grad_enabled()):
             return self.function(self.module, *arguments)
@@ -94,7 +94,7 @@ class Region:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong at the bottom of the compiler's errors, in one line, and where in our code if that is told."""
+    """The root cause of the compiler's error in one line, and where in our code it lies, if that is given."""
     while cause := getattr(error, "inner_exception", None) or error.__cause__:
         error = cause
     places = re.findall(rf'File "({re.escape(str(PACKAGE))}.+)", line (\d+)', str(error))

@@ -1,4 +1,4 @@
-"""Embeddings of tokens with what their positions add, beside the plain reference.
+"""Token embeddings plus position vectors, alongside the plain reference.
 
 Shapes: ... any, V vocabulary, P positions, D d_model.
 """
@@ -14,13 +14,13 @@ from seq2seq.ops import native
 
 
 def embed_reference(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positions: Tensor | int) -> Tensor:
-    """√D times the rows of tokens [...], and the rows of their positions [...], or of the one of all: [..., D]."""
+    """√D times the rows of tokens [...], plus the rows of their positions [...] or of one for all: [..., D]."""
     rows = F.embedding(tokens, weight_VD) * math.sqrt(weight_VD.shape[1])
     return rows + (table_PD[positions] if isinstance(positions, int) else F.embedding(positions, table_PD))
 
 
 def embed(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positions: Tensor | int) -> Tensor:
-    """The same in one call of C++ where it is there; of a token or position that is not in the tables, NaN."""
+    """The same in one C++ call where available, which gives NaN for a token or position outside the tables."""
     alike = isinstance(positions, int) or positions.shape == tokens.shape
     if not (alike and native.can_compute(weight_VD, table_PD)):
         return embed_reference(weight_VD, tokens, table_PD, positions)

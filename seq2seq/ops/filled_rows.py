@@ -1,4 +1,4 @@
-"""Numbers of rows for which oneDNN has code already, made of any number by rows that nobody reads.
+"""Padding with rows that nobody reads, up to numbers of rows for which oneDNN already has code.
 
 Shapes: R rows, I columns.
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 from torch import Tensor
 
 EXACT = 16
-"""Rows up to which each number of rows has code of its own."""
+"""Up to this, each number of rows has its own code."""
 
 
 def whole_steps(rows: int) -> int:
-    """`rows` rounded up to one of four numbers an octave: oneDNN compiles its code anew for each number of rows."""
+    """`rows` rounded up to one of four numbers per octave: oneDNN compiles new code for each number of rows."""
     step = max(EXACT, 1 << max((rows - 1).bit_length() - 3, 0))
     return rows if rows <= EXACT else -(-rows // step) * step
 
 
 def filled_up(x_RI: Tensor, rows: int) -> Tensor:
-    """So many rows, the first of them those of `x`; what the others hold, nobody may read a meaning into."""
+    """`x` extended to `rows` rows; the contents of the added rows are undefined."""
     if rows == len(x_RI):
         return x_RI
     filled = x_RI.new_empty(rows, x_RI.shape[1])

@@ -13,12 +13,12 @@ from seq2seq.support.progress import say
 
 
 def runs_kernels(device: torch.device) -> bool:
-    """Whether kernels in Triton run there; where they should and fail, one line on stderr says why."""
+    """Whether Triton kernels run on this device; if they should but fail, one line on stderr says why."""
     return (capability(device) or (0, 0)) >= (8, 0) and _works(device)
 
 
 def can_compute(*tensors: Tensor) -> bool:
-    """Whether our kernels for search are there for tensors of this kind: on a GPU, of one format, without gradients."""
+    """Whether our search kernels can take these tensors: on one GPU, of one dtype, needing no gradients."""
     first = tensors[0]
     if first.device.type != "cuda" or not first.dtype.is_floating_point:
         return False
@@ -36,15 +36,15 @@ def power_of_two(count: int) -> int:
 
 @functools.cache
 def _works(device: torch.device) -> bool:
-    """Try one: that Triton is missing, or the C compiler that it needs, shows only then."""
+    """Try one: if Triton or the C compiler that it needs is missing, that only shows up this way."""
     try:
-        # Imported here because a computer without a GPU need not have it.
+        # Imported here because a machine without a GPU need not have Triton.
         from seq2seq.ops import gpu_kernels
 
         logits = torch.zeros(1, 16, device=device)
         target, out = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(2, 1, device=device)
         gpu_kernels.logits_to_gradients[(1,)](logits, target, out[0], out[1], 16, 1.0, V=16, BLOCK=16)
-        # An error of the device is heard where its result is read.
+        # A device error surfaces only when the result is read.
         logits.sum().item()
     except torch.OutOfMemoryError:
         raise

@@ -1,10 +1,11 @@
-"""Kernels for GPUs, in Triton. What launches them stands elsewhere, beside its plain reference.
+"""Triton kernels for GPUs. The functions that launch them are elsewhere, alongside their plain references.
 
-`TRITON_INTERPRET=1` runs them on a processor, slowly: so the tests do. Import this where it is used: a computer without
-a GPU need not have Triton.
+`TRITON_INTERPRET=1` runs them on the CPU, slowly, as the tests do. Import this where it is used: a machine without a
+GPU need not have Triton.
 
-A program computes one head of one sentence, or one row of logits. L and S are powers of two that hold the queries and
-the keys of the longest sentence, E the width of a head; `at` is the distance of two rows and of two heads in memory.
+A program computes one head of one sentence, or one row; in `residual_norm_backward`, several rows. L and S are powers
+of two that hold the queries and the keys of the longest sentence, E the width of a head; `at` holds the strides between
+rows and between heads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def _places(cu_lengths, sentence, head, at, ROWS: tl.constexpr, E: tl.constexpr):
-    """Where the elements of a head of a sentence lie, which of these rows it has, and how many they are."""
+    """The offsets of the elements of a sentence's head, which of these rows exist, and how many do."""
     start = tl.load(cu_lengths + sentence).to(tl.int64)
     length = tl.load(cu_lengths + sentence + 1) - start
     rows = tl.arange(0, ROWS)
@@ -25,7 +26,7 @@ def _places(cu_lengths, sentence, head, at, ROWS: tl.constexpr, E: tl.constexpr)
 
 @triton.jit
 def _weights(q_LE, k_SE, length, scale, CAUSAL: tl.constexpr, L: tl.constexpr, S: tl.constexpr):
-    """softmax(q·kᵀ / √d_k) over the keys that are there, [L, S]; zeros where there are none."""
+    """softmax(q·kᵀ / √d_k) over the keys that exist, [L, S]; zeros where there are none."""
     scores_LS = tl.dot(q_LE, tl.trans(k_SE), input_precision="ieee") * scale
     keys = tl.arange(0, S)[None, :]
     seen = keys < length
@@ -64,7 +65,7 @@ def attention_backward(
     q, k, v, d_out, d_q, d_k, d_v, cu_queries, cu_keys, q_at, k_at, v_at, d_out_at, d_q_at, d_k_at, d_v_at, scale,
     H: tl.constexpr, L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """The gradients by q, k and v. The weights are computed again, so that none need be kept."""
+    """The gradients of q, k and v. The weights are recomputed rather than kept."""
     sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
     places_q, has_q, rows = _places(cu_queries, sentence, head, q_at, L, E)
     places_k, has_k, length = _places(cu_keys, sentence, head, k_at, S, E)
@@ -93,23 +94,23 @@ def attention_backward(
 
 @triton.jit
 def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.constexpr, BLOCK: tl.constexpr):
-    """A row of logits becomes softmax(logits) − confidence·onehot(target), in place; −log p(target), and log Σexp.
+    """A row of logits becomes softmax(logits) − confidence·onehot(target), in place; also −log p(target) and log Σexp.
 
-    All zeros without a target, which is below 0.
+    All are zero where there is no target, that is, where it is below 0.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     columns = tl.arange(0, BLOCK)
     target = tl.load(targets + row)
     has_target = target >= 0
-    # Read before any of the row is written over.
+    # Read before any of the row is overwritten.
     of_target = tl.load(logits + target, mask=has_target, other=0.0).to(tl.float32)
     most = -float("inf")
     sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, V, BLOCK):
         x = tl.load(logits + start + columns, mask=start + columns < V, other=-float("inf")).to(tl.float32)
         larger = tl.maximum(most, tl.max(x, 0))
-        # −∞ less −∞ is no number.
+        # −∞ − (−∞) is NaN.
         safe = tl.where(larger == -float("inf"), 0.0, larger)
         sums = sums * tl.exp(most - safe) + tl.exp(x - safe)
         most = larger
@@ -126,7 +127,7 @@ def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.con
 
 @triton.jit
 def _kept(seed, row, DROPPED: tl.constexpr, P: tl.constexpr):
-    """Which elements of a row dropout leaves: those with 16 random bits not below DROPPED; eight for each draw."""
+    """Which elements of a row dropout keeps: those whose 16 random bits are not below DROPPED; eight per draw."""
     a, b, c, d = tl.randint4x(tl.load(seed), row * (P // 8) + tl.arange(0, P // 8))
     a_c = tl.join(tl.join(a & 0xFFFF, (a >> 16) & 0xFFFF), tl.join(c & 0xFFFF, (c >> 16) & 0xFFFF))
     b_d = tl.join(tl.join(b & 0xFFFF, (b >> 16) & 0xFFFF), tl.join(d & 0xFFFF, (d >> 16) & 0xFFFF))
@@ -135,7 +136,7 @@ def _kept(seed, row, DROPPED: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def _normalised(total_D, has, epsilon, D: tl.constexpr):
-    """A row less its mean, by its standard deviation, and one by the latter."""
+    """A row minus its mean, divided by its standard deviation, and the reciprocal of the latter."""
     centred_D = tl.where(has, total_D - tl.sum(total_D, 0) / D, 0.0)
     scale = tl.rsqrt(tl.sum(centred_D * centred_D, 0) / D + epsilon)
     return centred_D * scale, scale
@@ -145,7 +146,7 @@ def _normalised(total_D, has, epsilon, D: tl.constexpr):
 def residual_norm_forward(
     x, y, seed, weight, bias, out, total, larger, epsilon, DROPPED: tl.constexpr, D: tl.constexpr, P: tl.constexpr
 ):
-    """total = x + dropout(y) of a row, where what is left of y grows `larger`; out = LayerNorm(total)."""
+    """total = x + dropout(y) of a row, where what is kept of y is multiplied by `larger`; out = LayerNorm(total)."""
     row, column = tl.program_id(0), tl.arange(0, P)
     has = column < D
     places = row.to(tl.int64) * D + column
@@ -165,7 +166,7 @@ def residual_norm_backward(
     d_out, total, seed, weight, d_x, d_y, sums, rows, larger, epsilon,
     DROPPED: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """The gradients by x and y of every row of a program, and the sums of these rows' gradients by weight and bias."""
+    """The gradients of x and y for each row of a program, and the sums over these rows for weight and bias."""
     column = tl.arange(0, P)
     has = column < D
     weight_D = tl.load(weight + column, mask=has, other=0.0).to(tl.float32)

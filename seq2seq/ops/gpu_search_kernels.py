@@ -1,8 +1,8 @@
-"""Kernels for what a step of search does on GPUs between its matrix products, in Triton; see `ops.gpu_kernels`.
+"""Triton kernels for what a search step does on GPUs between its matmuls; see `ops.gpu_kernels`.
 
-What launches them stands elsewhere, beside its plain reference: in row_attention.py, topk.py, add_norm.py and
-model/recorded_cache.py. All sums are in a fixed order, row by row. Widths in capitals are known to the compiler; P is a
-power of two that holds one.
+The functions that launch them are elsewhere, alongside their plain references: in row_attention.py, topk.py,
+add_norm.py and model/recorded_cache.py. All sums are in a fixed order, row by row. Sizes in capitals are known at
+compile time; one that begins with P is another rounded up to a power of two.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import triton
 import triton.language as tl
 
 LEAST = tl.constexpr(-3e38)
-"""Stands for −∞ where −∞ stands for what is not there."""
+"""Stands for a score of −∞ where −∞ itself marks what does not exist."""
 
 
 @triton.jit(do_not_specialize=["before", "width", "count", "filled", "length", "filler"])
 def grown_lists(
     lists, parents, sentences, out, places, sentence_of, before, width, count, filled, length, filler, T: tl.constexpr,
 ):  # fmt: skip
-    """A row's list: that of its parent, which is one of `before` of its sentence, and then its own place.
+    """A row's list: that of its parent, one of the `before` hypotheses of its sentence, and then the row's own place.
 
-    Rows behind the first `count` only fill up: they do what the last of these does, in a place of their own.
+    Rows after the first `count` are padding: they do what the last of these does, but in the place `filler`.
     """
     row, in_T = tl.program_id(0), tl.arange(0, T)
     child = tl.minimum(row, count - 1)
@@ -37,7 +37,7 @@ def row_attention(
     q, rows, lists, list_of, out, longest, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A head of a query attends to the rows in its list: H heads, K and V the widths of keys and values of one."""
+    """One head of a query attends to the rows in the query's list: H heads, K and V the widths of a key and a value."""
     row, head = tl.program_id(0) // H, tl.program_id(0) % H
     in_k, in_v, in_block = tl.arange(0, PK), tl.arange(0, PV), tl.arange(0, BLOCK)
     q_K = tl.load(q + row.to(tl.int64) * H * K + head * K + in_k, mask=in_k < K, other=0.0).to(tl.float32) * scale
@@ -53,7 +53,7 @@ def row_attention(
         k_BK = tl.load(keys, mask=(place >= 0) & (in_k < K)[None, :], other=0.0).to(tl.float32)
         v_BV = tl.load(values, mask=(place >= 0) & (in_v < V)[None, :], other=0.0).to(tl.float32)
         scores_B1 = tl.where(place >= 0, tl.sum(k_BK * q_K[None, :], 1)[:, None], -float("inf"))
-        # No list is empty, so this is a number from the first block on.
+        # No list is empty, so this is finite from the first block on.
         larger = tl.maximum(most, tl.max(scores_B1))
         weights_B1 = tl.exp(scores_B1 - larger)
         shrunk = tl.exp(most - larger)
@@ -75,7 +75,7 @@ def negative_log_sum_exp(logits, out, V: tl.constexpr, BLOCK: tl.constexpr):
     for start in range(0, V, BLOCK):
         x = tl.load(logits + row * V + start + columns, mask=start + columns < V, other=-float("inf")).to(tl.float32)
         larger = tl.maximum(most, x)
-        # −∞ less −∞ is no number.
+        # −∞ − (−∞) is NaN.
         safe = tl.where(larger == -float("inf"), 0.0, larger)
         sums = sums * tl.exp(most - safe) + tl.exp(x - safe)
         most = larger
@@ -85,7 +85,7 @@ def negative_log_sum_exp(logits, out, V: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def block_maxima(scores, out, V: tl.constexpr, SIZE: tl.constexpr, BLOCKS: tl.constexpr):
-    """The largest of each SIZE scores of a row of V, the last of them perhaps fewer; BLOCKS of these at a time."""
+    """The maximum of each block of SIZE scores in a row of V, the last perhaps shorter; BLOCKS blocks at a time."""
     row = tl.program_id(0).to(tl.int64)
     count = tl.cdiv(V, SIZE)
     for first in range(0, count, BLOCKS):
@@ -101,7 +101,7 @@ def best_of_blocks(
     K: tl.constexpr, V: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr, COUNT: tl.constexpr,
     P: tl.constexpr, PC: tl.constexpr,
 ):  # fmt: skip
-    """The COUNT best continuations of K hypotheses with scores, highest first, in the COUNT blocks of largest maxima.
+    """The COUNT best continuations of K scored hypotheses, highest first, from the COUNT blocks with largest maxima.
 
     Each of the N blocks of a hypothesis holds SIZE log-probabilities, the last perhaps fewer.
     """
@@ -132,7 +132,7 @@ def best_of_blocks(
 
 @triton.jit
 def add_norm(x, y, weight, bias, out, epsilon, D: tl.constexpr, P: tl.constexpr):
-    """LayerNorm(x + y) of a row; the sum is rounded to the format of the rows, as by itself it would be."""
+    """LayerNorm(x + y) of a row; the sum is rounded to the rows' dtype, as a separate addition would round it."""
     places = tl.program_id(0).to(tl.int64) * D + tl.arange(0, P)
     column = tl.arange(0, P)
     has = column < D

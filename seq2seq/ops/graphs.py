@@ -1,4 +1,4 @@
-"""CUDA graphs: work that a GPU does again and again without the processor telling it each step."""
+"""CUDA graphs: work that a GPU repeats without the CPU launching each step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Result = TypeVar("Result")
 
 
 class Recorded(Generic[Result]):
-    """A function over tensors that stay where they are, recorded once; `result` is what it fills each time.
+    """A function over tensors that stay in place, recorded once; `result` is what it fills each time.
 
-    Recording does nothing yet; with `try_first` the function is called once before, so that kernels are compiled and
-    libraries ready: then it must be safe to do twice. Graphs of one `pool` share the memory of intermediate results, so
-    that they may not run at the same time. Without a GPU, and where recording fails (there may be too little memory),
-    which one line tells of, the function is simply called each time.
+    Recording itself computes nothing; with `try_first` the function is called once before, so that kernels are compiled
+    and libraries initialised: it must then be safe to run twice. Graphs of one `pool` share memory for intermediate
+    results, so they must not run at the same time. Without a GPU, and where recording fails (there may be too little
+    memory), which one line reports, the function is simply called each time.
     """
 
     result: Result
@@ -32,7 +32,7 @@ class Recorded(Generic[Result]):
         self.function = function
         self.graph: torch.cuda.CUDAGraph | None = None
         self.parts_generator = False
-        """Whether recording failed such that graphs of before no longer draw the random numbers that the seed tells."""
+        """Whether recording failed in a way that earlier graphs no longer draw the random numbers given by the seed."""
         if device.type != "cuda":
             return
         try:
@@ -53,12 +53,12 @@ class Recorded(Generic[Result]):
                 if try_first:
                     self.function()
                 numbers = torch.cuda.get_rng_state(device)
-                # Other threads may copy meanwhile: those that make batches ready.
+                # Threads that prepare batches may copy meanwhile.
                 graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
                     self.result = self.function()
                 except BaseException:
-                    # What went wrong first is to be heard.
+                    # Report the first error, not one that it causes here.
                     with contextlib.suppress(RuntimeError):
                         self._end(graph, device, numbers)
                     raise
@@ -71,7 +71,7 @@ class Recorded(Generic[Result]):
         try:
             graph.capture_end()
         except RuntimeError:
-            # The generator is still in a recording that is over: it gets another state, which no graph of before reads.
+            # The generator still belongs to the failed recording: it gets a new state, which no earlier graph reads.
             self.parts_generator = True
             index = torch.cuda.current_device() if device.index is None else device.index
             fresh = torch.Generator(torch.device("cuda", index))
@@ -80,7 +80,7 @@ class Recorded(Generic[Result]):
             raise
 
     def __call__(self) -> Result:
-        """Do it, with what its tensors hold now."""
+        """Run the function on what its tensors hold now."""
         if self.graph is None:
             self.result = self.function()
         else:
@@ -89,29 +89,29 @@ class Recorded(Generic[Result]):
 
 
 class SharedMemory:
-    """Memory of a GPU for graphs that never run at the same time, and for what is computed between them.
+    """GPU memory for graphs that never run at the same time, and for what is computed between them.
 
-    `id` is the pool of such a `Recorded`; without one (None, as on processors) nothing is shared.
+    `id` is the `pool` for `Recorded`; where it is None, as on CPUs, nothing is shared.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.id: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        # The pool is there as long as a graph of it is.
+        # A pool lives as long as one of its graphs.
         self._first: Any = Recorded(lambda: torch.zeros((), device=device), device, self.id, try_first=False)
         if not self._first.is_recorded:
             self.end()
 
     def end(self) -> None:
-        """Share no more. What graphs have taken is free again once they are gone."""
+        """Stop sharing. Memory that graphs have taken is freed once they are gone."""
         self.id = self._first = None
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Take from it what is needed here, while none of the graphs runs.
+        """Allocate from this memory within the block, while none of the graphs runs.
 
-        Nothing made here may be read later than the next of them: it may lie where one writes. Where memory runs out,
-        PyTorch does not look for what it could let go elsewhere.
+        Nothing allocated here may be read once the next graph runs, as that may overwrite it. Where memory runs out,
+        PyTorch does not try to free any elsewhere.
         """
         if self.id is None:
             yield
@@ -119,11 +119,11 @@ class SharedMemory:
         stream = _stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         try:
-            pool = cast(torch.cuda.MemPool, self)  # of which only the id is asked for
+            pool = cast(torch.cuda.MemPool, self)  # only its id is used
             with (
                 torch.cuda.stream(stream),
                 torch.cuda.use_mem_pool(pool, self.device.index),
-                # Backward passes are to be computed by this thread: another would take memory from elsewhere.
+                # Backward passes must run in this thread: another would allocate from elsewhere.
                 torch.autograd.set_multithreading_enabled(False),
             ):
                 yield
@@ -133,5 +133,5 @@ class SharedMemory:
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of all recording: memory that one graph has let go serves another only in the same stream."""
+    """The stream for all recording: memory that one graph has freed is reused by another only on the same stream."""
     return torch.cuda.Stream(device)

@@ -1,10 +1,10 @@
-// What translation and training do on processors: the layers of a Transformer, and their parts. Each function has its
-// plain reference in PyTorch beside the Python function that calls it (`native.call`): for translation in
+// CPU kernels for translation and training: the layers of a Transformer, and their parts. Each function has its plain
+// reference in PyTorch beside the Python function that calls it (`native.call`): for translation in
 // row_attention.py, sequences.py, embed.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and
 // model/native_layers.py, for training in attention.py, product.py, residual_norm.py and linear_cross_entropy.py.
 //
-// What comes out for a row does not depend on which others there are (but for sums over rows, and for dropout, whose mask
-// is that of the row's number), and nothing depends on `threads`.
+// A row's result does not depend on the other rows (except in sums over rows, and in dropout, whose mask depends on the
+// row's number), and nothing depends on `threads`.
 
 #include "choose.h"
 #include "large_product.h"
@@ -17,7 +17,7 @@ namespace {
 template <class T>
 void attend(const T* queries, const T* keys_values, const int32_t* lists, const int32_t* list_of, T* out, int64_t rows,
             int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {
-    // Not row by row: those with one list are computed together.
+    // Not row by row: rows that share a list are computed together.
     constexpr int64_t block = 2 * together;
     for_each((rows + block - 1) / block, threads, [=](int64_t number) {
         attend_rows(queries, keys_values, lists, list_of, out, number * block, std::min(rows, (number + 1) * block),
@@ -34,7 +34,7 @@ void negative_log_sum_exp(const T* logits, float* out, int64_t rows, int64_t voc
     });
 }
 
-// The `count` highest sums of a total and a score in each slot, highest first; of which hypothesis, and of which token.
+// The `count` highest sums of a total and a score in each slot, highest first, with their hypotheses and tokens.
 template <class T>
 void best(const T* scores, const float* totals, float* found, int64_t* hypotheses, int64_t* tokens, int64_t slots,
           int64_t width, int64_t vocabulary, int64_t count, int64_t threads) {
@@ -48,7 +48,7 @@ void best(const T* scores, const float* totals, float* found, int64_t* hypothese
             length = left < block ? left : block;
             const T* own = scores + slot * width * vocabulary + place;
             const float total = totals[slot * width + place / vocabulary];
-            // Most blocks hold nothing that is wanted.
+            // Most blocks hold none of the highest.
             if (!(total + largest(own, length) > sums[count - 1])) continue;
             for (int64_t i = 0; i < length; i++) {
                 const float sum = total + widen(own[i]);
@@ -64,7 +64,7 @@ void best(const T* scores, const float* totals, float* found, int64_t* hypothese
     });
 }
 
-// Sequences of `length` elements, `before` of each slot, of which `width` go on, those at `places`.
+// Sequences of `length` elements, `before` per slot, of which the `width` at `places` are continued.
 template <class T>
 struct Growing {
     const T* sequences;
@@ -73,7 +73,7 @@ struct Growing {
     int64_t slots, before, width, length;
 };
 
-// Those sequences, each with one element more: one of `last`, or the next number.
+// Those sequences, each with one more element: one of `last`, or the next number.
 template <class T>
 void extended(const Growing<T>& all, const T* last, int64_t number, int64_t threads) {
     for_each(all.slots * all.width, threads, [&](int64_t row) {
@@ -90,7 +90,7 @@ struct Embeddings {
     int64_t tokens, positions, columns;
 };
 
-// √columns times the rows of tokens, and those of their positions, or of the `same` one for all.
+// √columns times the rows of tokens, plus those of their positions, or of the position `same` for all.
 template <class T, class Out>
 void embed(const Embeddings<T>& tables, const int64_t* tokens, const int64_t* positions, int64_t same, Out* out,
            int64_t count, int64_t threads) {
@@ -136,7 +136,7 @@ void encoder_layers(T* x, const EncoderLayer* layers, const Lists& sentences, co
     narrow_rows(wide.get(), x, rows, columns);
 }
 
-// The keys and values of each layer's target and source, and how many rows those of the target have so far.
+// The tables of keys and values of each layer's target and source, and how many rows those of the target have so far.
 template <class T>
 struct Tables {
     T *const *targets, *const *sources;
@@ -263,7 +263,7 @@ void highest_float32(const float* scores, const int64_t* places, const int64_t* 
     highest(scores, places, tokens, best, best_places, best_tokens, slots, candidates, count, threads);
 }
 
-// x·y, finished, of matrices whose elements lie at i * row + j * column.
+// x·y, with `Finish` applied, for matrices whose elements lie at i * row + j * column.
 #define PRODUCT(name, Out, T)                                                                                          \
     void name(Out* out, T* x, T* y, const float* bias, float* sums_of_x, int64_t rows, int64_t inner, int64_t columns, \
               int64_t x_row, int64_t x_column, int64_t y_row, int64_t y_column, int64_t add, int64_t rectify,          \
@@ -275,7 +275,7 @@ PRODUCT(product_float32, float, float)
 PRODUCT(product_bfloat16, bfloat16, bfloat16)
 PRODUCT(product_of_bfloat16_float32, float, bfloat16)
 
-// Whether products are quicker here than oneDNN's, in all formats.
+// Whether our matmuls are faster here than oneDNN's, in all formats.
 int64_t multiplies() {
 #if defined(__AVX2__) && defined(__FMA__)
     return 1;
@@ -284,7 +284,7 @@ int64_t multiplies() {
 #endif
 }
 
-// Whether products of large matrices are quicker here than PyTorch's: they were measured on a Zen 4.
+// Whether our matmuls of large matrices are faster here than PyTorch's: they were measured on a Zen 4.
 int64_t multiplies_large_float32() {
 #if defined(__AVX512BW__)
     return __builtin_cpu_is("amd") != 0;
@@ -294,6 +294,6 @@ int64_t multiplies_large_float32() {
 }
 int64_t multiplies_large_bfloat16() { return adds_pairs && multiplies_large_float32(); }
 
-// Steps on both sides of zero for rows in int8: sums of two products must fit into 16 bits where that is what is added.
+// Steps on each side of zero for int8 rows: where products are added in pairs in 16 bits, these sums must not overflow.
 int64_t levels_of_rows() { return adds_in_16_bits && !have_tiles() ? 63 : 127; }
 }

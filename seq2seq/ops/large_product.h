@@ -1,7 +1,7 @@
-// Products of large matrices in training, in float32 and bfloat16, in parts that are in a core's cache.
+// Matmuls of large matrices in training, in float32 and bfloat16, in parts that fit in a core's cache.
 //
-// What is summed over goes by words: one number in float32, two in bfloat16. Elements are summed in float32 and in one
-// order, whatever the number of threads.
+// The inner dimension is taken in words of 32 bits: one number in float32, two in bfloat16. Sums are in float32 and in
+// one order, whatever the number of threads.
 
 #pragma once
 
@@ -15,11 +15,11 @@ namespace {
 template <class T>
 constexpr int64_t of_word = 4 / int64_t(sizeof(T));
 
-// What is in a core's cache together: rows of x, columns of y, and words of what is summed over.
+// What is in a core's cache at once: rows of x, columns of y, and words of the inner dimension.
 constexpr int64_t rows_at_once = 96, columns_at_once = 256, words_at_once = 512;
-// How many rows before they are copied they are asked for.
+// How many rows ahead of the copy to prefetch.
 constexpr int64_t rows_ahead = 16;
-// Vectors of a row whose sums are in registers, times six rows.
+// How many vectors of each of six rows have their sums in registers.
 constexpr int64_t strip_vectors = lanes == 16 ? 4 : 2, strip = strip_vectors * lanes;
 
 inline void put_together(const float* numbers, const float*, int64_t count, float* words) {
@@ -33,7 +33,7 @@ inline void put_together(const bfloat16* numbers, const bfloat16* next, int64_t 
     }
 }
 
-// Words of numbers that lie below each other, in rows; where the last has none below it, that is 0.
+// Rows of words, each made of vertically adjacent numbers; an odd last row is paired with zeros.
 template <class T>
 void copy_as_words(const MatrixOf<T>& from, int64_t rows, int64_t count, const Matrix& to) {
     for (int64_t i = 0; i < rows; i += of_word<T>) {
@@ -42,7 +42,7 @@ void copy_as_words(const MatrixOf<T>& from, int64_t rows, int64_t count, const M
     }
 }
 
-// Adds rows to `sums`, so many together at first.
+// Adds rows to `sums`, after adding them to each other.
 template <class T>
 void add_rows(const MatrixOf<T>& from, int64_t rows, int64_t count, float* sums) {
     float parts[rows_at_once] = {};
@@ -51,7 +51,7 @@ void add_rows(const MatrixOf<T>& from, int64_t rows, int64_t count, float* sums)
     for (int64_t j = 0; j < count; j++) sums[j] += parts[j];
 }
 
-// Columns of y strip by strip, [columns / strip, words, strip], filled up with zeros.
+// Columns of y strip by strip, [columns / strip, words, strip], padded with zeros.
 template <class T>
 void pack(const MatrixOf<T>& y, int64_t inner, int64_t columns, float* out) {
     const int64_t words = (inner + of_word<T> - 1) / of_word<T>;
@@ -62,7 +62,7 @@ void pack(const MatrixOf<T>& y, int64_t inner, int64_t columns, float* out) {
             copy_as_words(y.from(0, first), inner, count, {out, strip});
             continue;
         }
-        // Some at a time, so that of what is read or written lines of the cache are used whole while they are there.
+        // Some at a time, so that cache lines that are read or written are used whole while they are cached.
         for (int64_t start = 0; start < words; start += lanes)
             for (int64_t j = 0; j < count; j++)
                 for (int64_t i = start; i < std::min(start + lanes, words); i++)
@@ -70,14 +70,14 @@ void pack(const MatrixOf<T>& y, int64_t inner, int64_t columns, float* out) {
     }
 }
 
-// What sums become: `bias` is added, if there is one, and what was `before`; then what is below zero becomes 0.
+// What is done to sums: `bias` and `before` are added, if there are any; with `rectify`, ReLU follows.
 struct Finish {
     const float* bias;
     bool rectify;
 
     Finish from(int64_t column) const { return {bias ? bias + column : nullptr, rectify}; }
 
-    // In a part of the products of a sum.
+    // For a part of the inner dimension.
     Finish of_part(bool first, bool last) const { return {first ? bias : nullptr, rectify && last}; }
 
     template <class Out>
@@ -113,7 +113,7 @@ void multiply_strip(const Matrix& x, const float* y, int64_t words, const Matrix
     for (int64_t r = 0; r < rows; r++) finish(sums + r * strip, before.at ? before[r] : nullptr, out[r], count);
 }
 
-// out [rows, columns] = x [rows, words] · y, finished, of what is in a core's cache together.
+// out [rows, columns] = x [rows, words] · y, with `finish` applied, for what is in a core's cache at once.
 template <class T, class Out>
 void multiply_part(const Matrix& x, const Matrix& strips, int64_t rows, int64_t words, int64_t columns,
                    const Matrix& before, const MatrixOf<Out>& out, const Finish& finish) {
@@ -127,14 +127,14 @@ void multiply_part(const Matrix& x, const Matrix& strips, int64_t rows, int64_t 
     });
 }
 
-// The same in such parts.
+// The same for any size, in such parts.
 template <class T, class Out>
 void multiply_rows(const MatrixOf<T>& x, const MatrixOf<T>& y, int64_t rows, int64_t inner, int64_t columns,
                    const MatrixOf<Out>& out, bool add, const Finish& finish, float* sums_of_x) {
     constexpr int64_t inner_at_once = words_at_once * of_word<T>;
     Room room;
     const Matrix strips = room.rows(1, words_at_once * columns_at_once), block = room.rows(words_at_once, rows_at_once);
-    // Sums of parts stand where the result will, if that is in float32.
+    // Partial sums are kept in the result itself if that is in float32.
     const bool apart = !std::is_same_v<Out, float> && inner > inner_at_once;
     Matrix sums = apart ? room.rows(rows, columns_at_once) : Matrix{};
     for (int64_t column = 0; column < columns; column += columns_at_once) {
@@ -149,7 +149,7 @@ void multiply_rows(const MatrixOf<T>& x, const MatrixOf<T>& y, int64_t rows, int
                 const int64_t high = std::min(rows_at_once, rows - row);
                 Matrix given{reinterpret_cast<float*>(x.from(row, start).at), x.row / of_word<T>};
                 if (x.column != 1) {
-                    // Columns that are whole pages apart would be in each other's way.
+                    // Columns that are whole pages apart would conflict in the cache.
                     const MatrixOf<T> below = x.from(row, start).transposed();
                     copy_as_words(below, deep, high, block);
                     if (sums_of_x && column == 0) add_rows(below, deep, high, sums_of_x + row);
@@ -163,9 +163,10 @@ void multiply_rows(const MatrixOf<T>& x, const MatrixOf<T>& y, int64_t rows, int
     }
 }
 
-// The same, shared among threads in parts as near to squares as can be, as each copies its rows of x and columns of y. Of
-// x and y, rows or columns lie together, words too; no size is 0. In bfloat16 nothing can be added to.
-// Sums of rows of x are added to `sums_of_x`, if wanted, for which their columns must lie together.
+// The same, shared among threads in parts as nearly square as possible, as each copies its rows of x and columns of y.
+// In x and y, either rows or columns must be contiguous, in whole words along the inner dimension; no size may be 0. A
+// result in bfloat16 cannot be added to. Row sums of x are added to `sums_of_x` if it is given; then the columns of x
+// must be contiguous.
 template <class T, class Out>
 void large_product(const MatrixOf<T>& x, const MatrixOf<T>& y, int64_t rows, int64_t inner, int64_t columns,
                    const MatrixOf<Out>& out, bool add, const Finish& finish, float* sums_of_x, int64_t threads) {

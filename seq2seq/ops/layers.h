@@ -1,4 +1,4 @@
-// Layers of a Transformer in translation, each in one call: model/encoder.py and model/decoder_layer.py.
+// Layers of a Transformer in translation, each in one call; in Python: model/encoder.py and model/decoder_layer.py.
 
 #pragma once
 
@@ -30,7 +30,7 @@ struct Shape {
     int64_t values() const { return heads * d_v; }
 };
 
-// Lists of rows that may be seen: row r sees those in list `list_of`[r], or in list r where there is no such thing.
+// Lists of rows that may be seen: row r sees those in list `list_of`[r], or in list r if `list_of` is null.
 struct Lists {
     const int32_t* lists;
     const int32_t* list_of;
@@ -40,7 +40,7 @@ struct Lists {
     }
 };
 
-// Rows that go through a layer together: what lies between its parts stays in a core's cache.
+// Rows that go through a layer together: intermediate results stay in a core's cache.
 constexpr int64_t block = 96;
 
 template <class Compute>
@@ -84,7 +84,7 @@ void feed_forward(const Linear& inner, const Linear& outer, const float* x, int6
     linear(outer, Given(outer, between.get(), rows), out, threads);
 }
 
-// `target` and `source` are tables of keys and values; those of these rows go to the target, from `own` on.
+// `target` and `source` are tables of keys and values; those of these rows are written to the target, from `own` on.
 template <class T>
 void decoder_layer(const DecoderLayer& layer, const Shape& shape, T* target, T* own, const T* source,
                    const Lists& past, const Lists& of_source, float* x, int64_t rows, int64_t columns) {
@@ -104,7 +104,7 @@ void decoder_layer(const DecoderLayer& layer, const Shape& shape, T* target, T* 
     });
 }
 
-// `queries` and `table` have room for those of all rows, and their keys and values.
+// `queries` has room for the queries of all rows, `table` for their keys and values.
 template <class T>
 void encoder_layer(const EncoderLayer& layer, const Shape& shape, float* queries, T* table, const Lists& sentences,
                    float* x, int64_t all, int64_t columns) {

@@ -1,6 +1,6 @@
-// Linear layers from weights that lie as their products read them, for any number of rows.
+// Linear layers for any number of rows, from weights that are laid out in the order in which they are read.
 //
-// A row is computed by itself, in a fixed order: what comes out for one does not depend on which others there are.
+// Each row is computed by itself, in a fixed order: its result does not depend on the other rows.
 
 #pragma once
 
@@ -14,9 +14,9 @@
 
 namespace {
 
-// A layer as panel_linear.py lays it out: words of 32 bits [outputs / panel, groups, panel], each with one weight in float32,
-// two in bfloat16, four in int8, of as many inputs; the last panel and the last groups are filled up with zeros. In int8
-// `scales` are the steps of the weights of each output, `sums` their sums.
+// A layer as panel_linear.py lays it out: words of 32 bits [outputs / panel, groups, panel], each with one weight in
+// float32, two in bfloat16, four in int8, for as many inputs; the last panel and the last groups are padded with zeros.
+// In int8, `scales` are the step sizes of each output's weights, `sums` the sums of these weights.
 struct Linear {
     int64_t format;
     const uint32_t* weight;
@@ -27,9 +27,9 @@ struct Linear {
 };
 enum Format { in_float32, in_bfloat16, in_int8 };
 
-// How many weights a layer must have for another thread to be worth waking, for each sixteen rows.
+// How many weights a layer must have, counted once for every sixteen rows, for it to be worth waking other threads.
 constexpr int64_t many = 1 << 19;
-// How many bytes before they are needed weights are asked for: processors by themselves look ahead within a page.
+// How many bytes ahead weights are prefetched: hardware prefetchers only look ahead within a page.
 constexpr int64_t ahead = 16384;
 
 inline void narrow_row(const float* x, float* out, int64_t columns) { std::memcpy(out, x, columns * sizeof(float)); }
@@ -45,7 +45,7 @@ void narrow_rows(const float* x, T* out, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows * columns; i += columns) narrow_row(x + i, out + i, columns);
 }
 
-// The formats: what a row is written as, and how the products of a word's weights with as many inputs are added.
+// The formats: what a row is stored as, and how the products of a word's weights with as many inputs are accumulated.
 struct Float32 {
     using Row = float;
     using Sum = float;
@@ -85,7 +85,7 @@ struct Int8Tiles : Int8 {
     static constexpr bool tiled = true;
 };
 
-// Calls `compute` with what is known of a layer's format.
+// Calls `compute` with the type above for a layer's format.
 template <class Compute>
 void for_format(const Linear& layer, Compute compute) {
     switch (layer.format) {
@@ -101,14 +101,14 @@ int64_t groups_of(const Linear& layer) {
     return (layer.inputs + whole - 1) / whole * whole / Format::group;
 }
 
-// From one row to the next, in numbers. Twelve rows that are whole pages apart would be in each other's way in the cache.
+// The stride between rows, in numbers. Twelve rows that are whole pages apart would conflict in the cache.
 template <class Format>
 int64_t stride_of(const Linear& layer) {
     constexpr int64_t line = 64 / sizeof(typename Format::Row);
     return groups_of<Format>(layer) * Format::group + (Format::tiled ? 0 : line);
 }
 
-// Rows as the products of a layer read them: in int8 rounded to steps, whose sizes stand beside them.
+// Input rows as a layer's matmul reads them: in int8, rounded to steps, whose sizes are in `steps`.
 class Given {
   public:
     template <class X>
@@ -144,7 +144,7 @@ class Given {
                 narrow_row(given, found, layer.inputs);
             std::memset(found + layer.inputs, 0, (width - layer.inputs) * sizeof(Row));
             if constexpr (Format::tiled) {
-                // Tile after tile, as they are read.
+                // Tile after tile, in the order in which they are read.
                 constexpr int64_t part = tile * Format::group;
                 Row* tiles = out + row / tile * tile * width + row % tile * part;
                 for (int64_t i = 0; i < width; i += part) std::copy_n(found + i, part, tiles + i * tile);
@@ -166,10 +166,10 @@ class Given {
     std::unique_ptr<char, Delete> bytes;
 };
 
-// A panel in vectors.
+// Vectors per panel.
 constexpr int vectors = panel / lanes;
 
-// The sums of a panel's products for some rows, [rows, panel].
+// The products of some rows with a panel, summed over inputs: [rows, panel].
 template <class Format, int rows>
 void multiply(const typename Format::Row* x, int64_t stride, const uint32_t* weight, int64_t groups,
               typename Format::Sum* found) {
@@ -192,7 +192,7 @@ void multiply(const typename Format::Row* x, int64_t stride, const uint32_t* wei
     }
 }
 
-// What stands for a panel's outputs beside their sums.
+// What a panel's outputs are computed from besides these sums.
 struct Beside {
     wide_floats bias[vectors], scales[vectors];
     wide_ints zeros[vectors];
@@ -212,7 +212,7 @@ struct Beside {
 
     wide_floats value(const float* sums, float, int v) const { return load_wide<wide_floats>(sums) + bias[v]; }
 
-    // The sum over (x + zero)·w is the wanted one and `zero` times the sum of w.
+    // The sum over (x + zero)·w is the wanted one plus zero times the sum of w.
     wide_floats value(const int32_t* sums, float step, int v) const {
         const wide_ints wanted = load_wide<wide_ints>(sums) - zeros[v];
         return __builtin_convertvector(wanted, wide_floats) * (scales[v] * step) + bias[v];
@@ -231,7 +231,7 @@ __attribute__((always_inline)) inline void finish_row(const Beside& beside, cons
     if (found == all) std::copy_n(all, count, out);
 }
 
-// Calls `use` with the number of each row from `first` on, a multiple of `tile`, and the sums of a panel's products.
+// Calls `use` with the number of each row from `first` on, a multiple of `tile`, and its sums for a panel.
 template <class Format, class Use>
 void products(const Linear& layer, const Given& given, int64_t start, int64_t first, int64_t end, Use use) {
     const int64_t groups = groups_of<Format>(layer), stride = stride_of<Format>(layer);
@@ -241,7 +241,7 @@ void products(const Linear& layer, const Given& given, int64_t start, int64_t fi
         multiply<Format, some>(given.values<Format>() + row * stride, stride, weight, groups, sums);
         for (int64_t i = 0; i < std::min<int64_t>(some, end - row); i++) use(row + i, sums + i * panel);
     };
-    // As many as the sums of fit into registers: 32 with 512 bits, else 16.
+    // As many rows as registers can hold the sums of: 32 registers with 512 bits, else 16.
     if constexpr (Format::tiled)
         by_rows<2 * tile, tile>(first, (end + tile - 1) / tile * tile, at_once);
     else if constexpr (vectors == 2)
@@ -250,7 +250,7 @@ void products(const Linear& layer, const Given& given, int64_t start, int64_t fi
         by_rows<3, 2, 1>(first, end, at_once);
 }
 
-// x·Wᵀ + b, and with `rectify` max(0, …) of it.
+// x·Wᵀ + b; with `rectify`, followed by ReLU.
 template <class Out>
 void linear(const Linear& layer, const Given& given, Out* out, int64_t threads, bool rectify = false) {
     for_format(layer, [&](auto format) {

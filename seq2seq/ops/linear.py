@@ -1,8 +1,8 @@
-"""x·Wᵀ + b in training, cut off below zero where that is wanted (section 3.3 of the paper), beside its plain reference.
+"""x·Wᵀ + b in training, with optional ReLU (section 3.3 of the paper), alongside its plain reference.
 
-On processors large layers are computed by `product`, with gradients that can be had once. On GPUs only what is cut off
-is not PyTorch's own layer: there the product itself adds the bias and does so, and what is no number may become 0; the
-sum with the residual connection keeps it.
+On CPUs, large layers are computed by `product` and are differentiable only once. On GPUs, only layers with ReLU differ
+from PyTorch's own: there the matmul itself adds the bias and applies ReLU, which may turn NaN into 0; the sum with the
+residual connection keeps the NaN.
 
 Shapes: N rows, I inputs, O outputs.
 """
@@ -21,13 +21,13 @@ from seq2seq.support.devices import compute_dtype
 
 
 def linear_reference(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool = False) -> Tensor:
-    """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
+    """[..., I] to [..., O]; with `rectify`, followed by ReLU."""
     out = F.linear(x, weight_OI, bias_O)
     return out.relu_() if rectify else out
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool = False) -> Tensor:
-    """The same; products in the autocast format where one is active."""
+    """The same; matmuls are in the autocast dtype where autocast is active."""
     rows_NI = x.reshape(-1, x.shape[-1])
     autocast = compute_dtype(x) if torch.is_autocast_enabled(x.device.type) else None
     in_c = multiplies(rows_NI, weight_OI.t(), bias_O, autocast)
@@ -38,7 +38,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool
 
 
 class LinearFunction(torch.autograd.Function):
-    """Of rows [N, I], by a weight [O, I] and a bias [O]."""
+    """x·Wᵀ + b for rows [N, I], a weight [O, I] and a bias [O]."""
 
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor, rectify: bool) -> Tensor:
@@ -62,8 +62,8 @@ class LinearFunction(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """A layer of it, as layers for translation are called (`panel_linear`, `packed_linear`, `quantized_linear`)."""
+    """The layer, called like those for translation (`panel_linear`, `packed_linear`, `quantized_linear`)."""
 
     def forward(self, input: Tensor, *, rectify: bool = False) -> Tensor:
-        """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
+        """[..., I] to [..., O]; with `rectify`, followed by ReLU."""
         return linear(input, self.weight, self.bias, rectify=rectify)

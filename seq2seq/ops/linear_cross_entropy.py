@@ -1,13 +1,13 @@
-"""Output layer and label-smoothed cross entropy in one, beside its plain reference.
+"""Output layer fused with label-smoothed cross entropy, alongside its plain reference.
 
 The loss of a row is −Σ_v q_v · log softmax(h·Wᵀ)_v with q = (1−ε)·onehot + ε/V (Szegedy et al., 2016; section 5.4 of
-the paper). The fused form takes the rows in chunks and makes the gradients at once, so that the logits of all rows
-[N, V] never exist together.
+the paper). The fused form takes the rows in chunks and computes the gradients right away, so that the logits of all
+rows [N, V] never exist at once.
 
-With kernels of our own (on GPUs, and where there is a C++ compiler) a target of −1 counts nothing.
+With our own kernels (on GPUs, and where there is a C++ compiler), rows with a target of −1 are ignored.
 
-Shapes: N rows, the first T of them with a target, those after them counting nothing; C rows of a chunk, the first U of
-them with a target; D d_model, V vocabulary.
+Shapes: N rows, the first T of them with a target, the rest ignored; C rows of a chunk, the first U of them with a
+target; D d_model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from seq2seq.support.devices import compute_dtype
 CHUNK = 2048
 CHUNK_OF_GPU = 8192
 BLOCK = 8192
-"""Logits of a row that a GPU's kernel reads together. It has 32 warps a row, so that few rows are computed at once:
-more would push one another out of the cache before they are read again."""
+"""Logits of a row that the GPU kernel reads at a time. It has 32 warps per row, so that few rows are computed at once:
+more would evict one another from the cache before they are read again."""
 CACHED = 128
-"""Rows whose logits and probabilities a processor's cache holds."""
+"""Rows whose logits and probabilities fit in a CPU's cache."""
 
 
 def linear_cross_entropy_reference(
@@ -42,7 +42,7 @@ def linear_cross_entropy_reference(
 
 
 def linear_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The same two sums, chunk by chunk; products in the autocast format where one is active, sums in float32."""
+    """The same two sums, chunk by chunk; matmuls in the autocast dtype where autocast is active, sums in float32."""
     loss, plain = _LinearCrossEntropy.apply(h_ND, w_VD, target_T, smoothing)  # type: ignore[no-untyped-call]
     return loss, plain
 
@@ -104,18 +104,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """The sums over U rows of −log softmax at the target, and of log Σexp.
 
-    The logits become the gradients of the loss by them, in place: p − q, but for what is the same in all, ε/V, whose
-    effect on weights and rows needs no pass over them; zeros in rows without a target.
+    In place, the logits become the gradients of the loss with respect to them, p − q, without the constant ε/V, whose
+    effect on weights and rows needs no pass over the logits; rows without a target become zero.
     """
     nll, lse = torch.zeros(2, device=logits_CV.device)
     on_cpu = logits_CV.device.type == "cpu"
     size = CACHED if on_cpu else max(len(target_U), 1)
     for start in range(0, len(target_U), size):
         logits, target = logits_CV[start : start + size][: len(target_U) - start], target_U[start : start + size, None]
-        # A processor's softmax would do so too, and finds maxima in bfloat16 slowly; a GPU's reads any format.
+        # A CPU's softmax would convert to float32 too, and bfloat16 maxima are slow there; a GPU's reads any dtype.
         read = logits.float() if on_cpu else logits
         p = read.softmax(-1, dtype=torch.float32)
-        # From the largest logit: its probability is at least 1/V, so its logarithm is safe.
+        # Via the largest logit: its probability is at least 1/V, so the logarithm is safe.
         lse_of_rows = read.amax(-1).float() - p.amax(-1).log()
         nll += (lse_of_rows - read.gather(1, target)[:, 0]).sum()
         lse += lse_of_rows.sum()
@@ -125,7 +125,7 @@ def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tupl
 
 
 def _to_gradients_by_kernel(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The same by our own kernels, which read a row twice and write it once; the second reading is from a cache."""
+    """The same by our own kernels, which read a row twice, the second time from cache, and write it once."""
     rows, vocabulary = len(target_U), logits_CV.shape[1]
     nll_U, lse_U = torch.empty(2, rows, device=logits_CV.device, dtype=torch.float32)
     if native.serves(logits_CV):

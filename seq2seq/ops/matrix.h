@@ -1,4 +1,4 @@
-// Matrices, and products of which all is in a core's cache.
+// Matrices, and matmuls of those that fit in a core's cache.
 
 #pragma once
 
@@ -19,7 +19,7 @@ struct MatrixOf {
 };
 using Matrix = MatrixOf<float>;
 
-// Memory of a thread for what it computes meanwhile. It is kept: to ask for it takes as long as a small product.
+// A thread's memory for intermediate results. It is kept: allocating it takes as long as a small matmul.
 class Room {
   public:
     Matrix rows(int64_t count, int64_t columns) {
@@ -28,7 +28,7 @@ class Room {
         auto& own = all[used++];
         const int64_t row = whole_vectors(columns);
         if (int64_t(own.size()) < count * row + lanes) own.resize(count * row + lanes);
-        // A vector that lies in two lines of the cache takes twice the time.
+        // A vector that straddles two cache lines takes twice the time.
         const uintptr_t line = 4 * lanes, begin = reinterpret_cast<uintptr_t>(own.data());
         return {reinterpret_cast<float*>((begin + line - 1) / line * line), row};
     }
@@ -41,7 +41,7 @@ class Room {
     size_t used = 0;
 };
 
-// Of words in float32, or of two numbers in bfloat16 each.
+// Elements of x and y are words: one number in float32, or two in bfloat16.
 template <int rows, int width, class T = float>
 void multiply_block(const Matrix& x, const Matrix& y, int64_t inner, const Matrix& out, bool add) {
     wide_floats sums[rows][width] = {};
@@ -62,10 +62,10 @@ void multiply_block(const Matrix& x, const Matrix& y, int64_t inner, const Matri
         for (int w = 0; w < width; w++) store_wide(sums[r][w], out[r] + w * lanes);
 }
 
-// out [rows, columns] = x [rows, inner] · y [inner, columns], or added to what stands there.
+// out [rows, columns] = x [rows, inner] · y [inner, columns], or with `add` added to `out`.
 inline void matrix_product(const Matrix& x, const Matrix& y, int64_t rows, int64_t inner, int64_t columns,
                            const Matrix& out, bool add = false) {
-    // As many sums as fit into registers: 32 with 512 bits, else 16.
+    // As many sums as fit into registers: there are 32 with 512 bits, else 16.
     constexpr bool has_32 = lanes == 16;
     const auto some_vectors = [&](int64_t vector, auto width) {
         const int64_t column = vector * lanes;

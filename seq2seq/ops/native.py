@@ -1,8 +1,8 @@
-"""Functions in C++ (`kernels.cpp`) for training and translation on a processor, compiled where they are first needed.
+"""C++ functions (`kernels.cpp`) for training and translation on CPUs, compiled when they are first needed.
 
-They are compiled for the processor at hand, once, in some seconds: the library stays in `$XDG_CACHE_HOME/seq2seq`
-(`~/.cache/seq2seq`), under a name made of the source, the compiler and the processor. Where there is no compiler
-(`$CXX`, else `c++`), one line says so, and all that calls these functions does the same with PyTorch's operations.
+They are compiled for the CPU at hand, once, in a few seconds: the library is kept in `$XDG_CACHE_HOME/seq2seq`
+(`~/.cache/seq2seq`), under a name derived from the source, the compiler and the CPU. Where there is no compiler
+(`$CXX`, else `c++`), one line says so, and all callers of these functions fall back to PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ FLAGS = [
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 NAMES = FORMATS | {torch.int32: "int32", torch.int64: "int64"}
 WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
-"""Formats of weights, as they are numbered in C++."""
+"""Weight formats, in the order of their numbers in C++."""
 SECONDS = 120
-"""How long the compiler may take: it needs five."""
+"""Time limit for the compiler, which needs five."""
 _functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
-"""What was called so far: to look it up again takes a call twice as long."""
+"""Functions called so far: looking one up again would double the time of a call."""
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the functions are there for tensors of this format on this device; code that is compiled has its own."""
+    """Whether the functions can take tensors of this dtype and device; code compiled by PyTorch has its own."""
     if torch.compiler.is_compiling():
         return False
     return x.dtype in FORMATS and x.device.type == "cpu" and library() is not None
 
 
 def can_compute(*tensors: Tensor) -> bool:
-    """The same for several of one format, that want no gradients."""
+    """Whether the functions can take these tensors: on the CPU, of one dtype, needing no gradients."""
     kind = tensors[0].dtype
     if kind not in FORMATS:
         return False
@@ -62,9 +62,10 @@ def can_compute(*tensors: Tensor) -> bool:
 
 
 def call(name: str, *arguments: Tensor | float) -> None:
-    """Call a function of `kernels.cpp`, in the format of the first tensor, with numbers and addresses of tensors.
+    """Call a function of `kernels.cpp`, for the dtype of the first tensor, with numbers and addresses of tensors.
 
-    Tensors must be contiguous: strides are numbers of their own (`product`). What is a float there must be one here.
+    Tensors must be contiguous; strides are passed as numbers (`product`). An argument that is a float in C++ must be a
+    float here.
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
@@ -80,26 +81,25 @@ def call(name: str, *arguments: Tensor | float) -> None:
 
 
 def multiplies() -> bool:
-    """Whether the library is there and its products are quicker here than PyTorch's (`panel_linear`)."""
+    """Whether the library is available and its matmuls are faster here than PyTorch's (`panel_linear`)."""
     loaded = library()
     return loaded is not None and bool(loaded.multiplies())
 
 
 @functools.cache
 def multiplies_large(dtype: torch.dtype) -> bool:
-    """Whether the library is there and its products of large matrices in this format are quicker than PyTorch's here
-    (`product`)."""
+    """The same for large matrices of this dtype (`product`)."""
     loaded = library()
     return loaded is not None and dtype in FORMATS and bool(loaded[f"multiplies_large_{FORMATS[dtype]}"]())
 
 
 def levels_of_rows() -> int:
-    """Steps on both sides of zero that rows must be rounded to for weights in int8, where there is a library."""
+    """The steps on each side of zero to which rows must be rounded for int8 weights; the library must be available."""
     return int(cast(ctypes.CDLL, library()).levels_of_rows())
 
 
 def _declared(name: str, kind: torch.dtype, values: list[float]) -> Callable[..., None]:
-    """The function of this name, for arguments like these: integers, of which addresses are some, and floats."""
+    """The function of this name, for arguments of these types: integers, including addresses, and floats."""
     function = cast(ctypes.CDLL, library())[f"{name}_{NAMES[kind]}"]
     function.argtypes = [ctypes.c_float if isinstance(x, float) else ctypes.c_int64 for x in (*values, 0)]
     function.restype = None
@@ -109,7 +109,7 @@ def _declared(name: str, kind: torch.dtype, values: list[float]) -> Callable[...
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions; None where they cannot be had, which one line on stderr tells of."""
+    """The compiled functions; None where they are not available, which one line on stderr reports."""
     given = os.environ.get("CXX", "").strip() or "c++"
     try:
         name, *options = shlex.split(given)
@@ -118,7 +118,7 @@ def library() -> ctypes.CDLL | None:
             say(f"no C++ compiler ({name}): computing on this processor is slower without; install g++, or set CXX")
             return None
         for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-            # One pool of threads for PyTorch and these functions: a second would be in its way.
+            # One thread pool for PyTorch and these functions: a second would compete with it.
             ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
         folder, identity = _folder(), _identity(compiler, options)
         return (folder and _kept(folder, identity)) or _compiled(compiler, options, folder, identity)
@@ -129,7 +129,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _kept(folder: Path, identity: str) -> ctypes.CDLL | None:
-    """The library of this name, if it is whole and nobody else can have written it."""
+    """The library of this identity, if it is intact and nobody else can have written it."""
     for path in folder.glob(f"{identity}-*.so"):
         if _is_ours(path) and path.stem == f"{identity}-{_digest(path.read_bytes())}":
             return ctypes.CDLL(str(path))
@@ -152,7 +152,7 @@ def _compiled(compiler: str, options: list[str], folder: Path | None, identity: 
 
 
 def _folder() -> Path | None:
-    """Where libraries are kept, which are code; None where this user cannot write, or others can."""
+    """Where libraries are kept; as they are code, None where this user cannot write, or others can."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seq2seq"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _identity(compiler: str, options: list[str]) -> str:
-    """A name for what comes out: the same only for the same source, compiler and processor."""
+    """A name for the compiled library: the same only for the same source, compiler and CPU."""
     state = Path(compiler).resolve().stat()
     about = (FLAGS, options, compiler, state.st_size, state.st_mtime_ns, _processor())
     sources = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
@@ -179,7 +179,7 @@ def _digest(data: bytes) -> str:
 
 
 def _processor() -> str:
-    """What instructions the processor has, as the system tells it."""
+    """The CPU's model and instruction sets, as the system reports them."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
             of_first = list(takewhile(str.strip, lines))

@@ -1,8 +1,8 @@
-"""Linear layers for translation where `panel_linear` is not: weights laid out once as oneDNN's products read them.
+"""Linear layers for translation where `panel_linear` is not used: weights laid out once as oneDNN's matmuls read them.
 
-Without that, PyTorch's product in bfloat16 lays the weight out anew at each call, and float32 goes to another library:
-1.1 to 1.4 times the time for the rows of a beam, up to 2.4 times for a few rows in bfloat16. The two operations are
-those that PyTorch's own compiler calls; they have no backward pass. The plain reference is `F.linear`.
+Otherwise PyTorch's bfloat16 matmul lays the weight out anew at each call, and float32 goes to another library: this
+takes 1.1 to 1.4 times as long for the rows of a beam, up to 2.4 times for a few rows in bfloat16. The two operations
+are those that PyTorch's own compiler calls; they have no backward pass. The plain reference is `F.linear`.
 
 Shapes: ... any, I inputs, O outputs.
 """
@@ -19,7 +19,7 @@ from seq2seq.ops.filled_rows import filled_up, whole_steps
 
 
 class PackedLinear(nn.Module):
-    """x·Wᵀ + b of rows in the weight's format, float32 or bfloat16; it has no state dict."""
+    """x·Wᵀ + b for rows in the weight's dtype, float32 or bfloat16; it has no state dict."""
 
     def __init__(self, weight_OI: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -27,10 +27,10 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
-        """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
+        """[..., I] to [..., O]; with `rectify`, followed by ReLU."""
         rows_RI = x.reshape(-1, x.shape[-1])
         rows = rows_RI.shape[0]
-        # In float32 compiling takes a fifth of the time, less than the copy.
+        # In float32, compiling takes a fifth of the time it takes in bfloat16, less than the copy.
         filled = filled_up(rows_RI, whole_steps(rows)) if x.dtype is torch.bfloat16 else rows_RI
         return self._product(filled, rectify)[:rows].view(*x.shape[:-1], -1)
 
@@ -40,7 +40,7 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether this PyTorch has the two operations for weights of this device and format."""
+    """Whether this PyTorch has the two operations for weights of this device and dtype."""
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return False
     try:
@@ -51,7 +51,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def replace_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
-    """Put what `make` makes of weight and bias in the place of all linear layers in `module`."""
+    """Replace each linear layer in `module` by what `make` returns for its weight and bias."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, make(child.weight, child.bias))

@@ -1,4 +1,4 @@
-"""Packed sequences: the tokens of all sentences as rows, one after another, with no pads between.
+"""Packed sequences: the tokens of all sentences as rows, one after another, with no padding in between.
 
 Shapes: N packed rows, B sentences, L length of the longest, ... anything.
 """
@@ -39,7 +39,7 @@ class Layout:
     def is_rectangular(self) -> bool:
         """Whether all sentences are equally long, so that padded and packed rows are the same.
 
-        Never so in compiled code, which would need a second form for it.
+        Always False in compiled code, which would need a second version for it.
         """
         if torch.compiler.is_compiling() or self.filler:
             return False
@@ -64,7 +64,7 @@ class Layout:
 
     @cached_property
     def padded_index(self) -> Tensor:
-        """The place of each row in the flattened padded grid, [N] of values below B·L; of filler, the one after it."""
+        """The index of each row in the flattened padded grid, [N], below B·L; for filler, the one after the grid."""
         first = torch.arange(self.batch_size, device=self.lengths.device) * self.max_length
         first_of_rows = first.repeat_interleave(self.lengths, output_size=self.total - self.filler)
         return F.pad(first_of_rows, (0, self.filler), value=self.batch_size * self.max_length) + self.positions
@@ -76,7 +76,7 @@ class Layout:
 
     @cached_property
     def lists(self) -> Tensor:
-        """The rows of each sentence, [B, L], int32; −1 behind the last."""
+        """The rows of each sentence, [B, L], int32; −1 after the last."""
         places_L = torch.arange(self.max_length, dtype=torch.int32, device=self.lengths.device)
         return (self.starts.int()[:, None] + places_L).masked_fill(places_L >= self.lengths[:, None], -1)
 
@@ -87,7 +87,7 @@ class Layout:
         return numbers_B.repeat_interleave(self.lengths, output_size=self.total)
 
     def unpack(self, rows: Tensor) -> Tensor:
-        """Packed rows [N, ...] as a padded grid [B, L, ...], zeros at the pads."""
+        """Packed rows [N, ...] as a padded grid [B, L, ...], with zeros as padding."""
         shape = (self.batch_size, self.max_length, *rows.shape[1:])
         if self.is_rectangular:
             return rows.view(shape)
@@ -96,17 +96,17 @@ class Layout:
         return grid.index_copy(0, self.padded_index, rows)[:size].view(shape)
 
     def pack(self, grid: Tensor) -> Tensor:
-        """A padded grid [B, L, ...] as packed rows [N, ...]; filler is a copy of the last place."""
+        """A padded grid [B, L, ...] as packed rows [N, ...]; filler is a copy of the last grid position."""
         rows = grid.reshape(-1, *grid.shape[2:])
         return rows if self.is_rectangular else rows.index_select(0, self.padded_index.clamp(max=rows.shape[0] - 1))
 
     @property
     def missing(self) -> int:
-        """Rows up to the next of few numbers, at most 1/32 more: there are 32 for each power of two."""
+        """Rows up to the next of a few standard totals, at most 1/32 more: there are 32 for each power of two."""
         return -self.total % (1 << max(0, self.total.bit_length() - 6))
 
     def parts(self, rows: int) -> list[Layout]:
-        """The layouts of as few runs of sentences as have about so many rows each; there must be no filler."""
+        """The layouts of as few runs of sentences as have about `rows` rows each; there must be no filler."""
         count = -(-self.total // rows)
         sizes = (self.starts * count // self.total).unique_consecutive(return_counts=True)[1]
         return [Layout.of(lengths.tolist()) for lengths in self.lengths.split(sizes.tolist())]
@@ -114,13 +114,12 @@ class Layout:
     def rounded(self) -> Layout:
         """This layout with the missing rows as filler.
 
-        oneDNN compiles code for each new shape of a product, which takes longer than the product itself.
+        oneDNN compiles code for each new matmul shape, which takes longer than the matmul itself.
         """
         return Layout(self.lengths, self.max_length, self.total + self.missing, self.missing)
 
     def regular(self, longest: int, count: int) -> Layout:
-        """This layout with the missing rows as sentences of at most `longest` rows, and `count` sentences in all, the
-        last of them empty."""
+        """This layout with the missing rows as sentences of at most `longest` rows, and empty ones up to `count`."""
         whole, rest = divmod(self.missing, longest)
         added = [longest] * whole + [rest] * (rest > 0)
         added += [0] * (count - self.batch_size - len(added))
@@ -128,7 +127,7 @@ class Layout:
         return Layout(lengths, longest, self.total + self.missing)
 
     def complete(self) -> Layout:
-        """This layout with all that attention reads computed: compiled code cannot do it at the first reading."""
+        """This layout with everything that attention reads precomputed: compiled code cannot compute it lazily."""
         _ = self.cu_lengths, self.padded_index, self.mask
         return self
 

@@ -1,7 +1,7 @@
-"""Linear layers for translation on processors, by functions in C++ (`linear.h`), in float32, bfloat16 and int8.
+"""Linear layers for translation on CPUs, by C++ functions (`linear.h`), in float32, bfloat16 and int8.
 
-They are for where `native.multiplies()`. Weights are laid out once, as products read them; what comes out for a row
-does not depend on its company. Plain references: `F.linear` and `quantized_linear.quantized_linear_reference`.
+They are used where `native.multiplies()`. Weights are laid out once, as matmuls read them; a row's result does not
+depend on the other rows. Plain references: `F.linear` and `quantized_linear.quantized_linear_reference`.
 
 Shapes: ... any, R rows, I inputs, O outputs; panels of `PANEL` outputs, G groups of as many inputs as fit into 32 bits.
 """
@@ -22,8 +22,8 @@ PANEL, GROUPS = 32, 16
 class PanelLinear(nn.Module):
     """x·Wᵀ + b for rows in float32 or bfloat16; it has no state dict.
 
-    `words` are the weights of a layer as `laid_out` makes them. In int8 go with them the size of a step of each output
-    [O], its sum of weights [O] in int32, and the number of steps that rows are rounded to on both sides of zero.
+    `words` are the weights of a layer as `laid_out` returns them. In int8 they come with the step size of each output
+    [O], its sum of weights [O] in int32, and the number of steps on each side of zero to which rows are rounded.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PanelLinear(nn.Module):
         self._parts = words, bias, inputs, scales, sums, levels
         addresses = [0 if x is None else x.data_ptr() for x in (words, bias, scales, sums)]
         self.numbers = [native.WEIGHTS.index(words.dtype), *addresses, inputs, self.outputs, levels]
-        """What the struct `Linear` in C++ holds."""
+        """The fields of the C++ struct `Linear`."""
         self._struct = torch.tensor(self.numbers)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,15 +55,17 @@ class PanelLinear(nn.Module):
         return PanelLinear(laid_out(weight_OI.detach()), bias.float(), weight_OI.shape[1])
 
     def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
-        """[..., I] to [..., O], in the format of the rows; with `rectify`, max(0, …) of it."""
+        """[..., I] to [..., O], in the dtype of the rows; with `rectify`, followed by ReLU."""
         rows_RI = x.reshape(-1, x.shape[-1]).contiguous()
         out_RO = rows_RI.new_empty(rows_RI.shape[0], self.outputs)
         native.call("linear_rows", rows_RI, self._struct, out_RO, rows_RI.shape[0], int(rectify))
         return out_RO.view(*x.shape[:-1], self.outputs)
 
     def best(self, hidden_SKD: Tensor, scores_SK: Tensor, count: int, never: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As an output layer: what `topk.log_probabilities` and `best_continuations` find in its logits, which are
-        not written down; tokens in `never` are left out."""
+        """As an output layer: the best continuations, without the logits being written out.
+
+        They are those that `topk.log_probabilities` and `best_continuations` find, but without the tokens in `never`.
+        """
         slots, width = scores_SK.shape
         found_SC = scores_SK.new_empty(slots, count)
         places_SC, tokens_SC = (torch.empty(slots, count, dtype=torch.int64) for _ in range(2))
@@ -73,7 +75,7 @@ class PanelLinear(nn.Module):
 
 
 def laid_out(weight_OI: Tensor) -> Tensor:
-    """The weights in panels, [O / PANEL, G, PANEL, inputs of a group], filled up with zeros."""
+    """The weights in panels, [O / PANEL, G, PANEL, inputs of a group], padded with zeros."""
     outputs, inputs = weight_OI.shape
     group = 4 // weight_OI.element_size()
     filled = F.pad(weight_OI, (0, -inputs % (1 if group == 1 else GROUPS * group), 0, -outputs % PANEL))

@@ -1,7 +1,7 @@
-"""Products of large matrices in training on processors by functions in C++ (`large_product.h`), beside PyTorch's.
+"""Matmuls of large matrices in training on CPUs, by C++ functions (`large_product.h`), alongside PyTorch's.
 
-They are in float32 or bfloat16, summed in float32. They have no gradients of their own: `linear` and
-`linear_cross_entropy` compute theirs by them.
+They are in float32 or bfloat16, accumulated in float32. They have no gradients of their own: `linear` and
+`linear_cross_entropy` use them to compute theirs.
 
 Shapes: M rows and N columns of the result, K summed over.
 """
@@ -14,15 +14,15 @@ from torch import Tensor
 from seq2seq.ops import native
 
 LEAST, FEWEST_SUMMED = 32, 1 << 20
-"""Of each size, and of products, for which it pays to lay out y first."""
+"""The least value of each size, and of M·N·K, for which it pays to lay out y first."""
 
 
 def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False) -> Tensor:
-    """x·y + b [M, N], and with `rectify` max(0, …) of it."""
+    """x·y + b [M, N]; with `rectify`, followed by ReLU."""
     if bias_N is None:
         out_MN = x_MK @ y_KN
     elif rectify and x_MK.is_cuda:
-        # By the product itself: to read and write all of it once more takes half as long.
+        # By the matmul itself: another pass over the result would take half as long again.
         return torch._addmm_activation(bias_N, x_MK, y_KN)
     else:
         out_MN = torch.addmm(bias_N, x_MK, y_KN)
@@ -30,7 +30,7 @@ def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, 
 
 
 def product(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False) -> Tensor:
-    """The same."""
+    """The same, in C++ where `multiplies`."""
     if not multiplies(x_MK, y_KN, bias_N):
         return product_reference(x_MK, y_KN, bias_N, rectify=rectify)
     out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1])
@@ -39,7 +39,7 @@ def product(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify
 
 
 def product_and_sums(x_MK: Tensor, y_KN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x·y, and the sums of rows of x [M], in `dtype`. Here what is in float32 was not rounded to bfloat16 before."""
+    """x·y and the row sums of x [M], in `dtype`; float32 results from C++ are not rounded to bfloat16 first."""
     if x_MK.stride(0) != 1 or x_MK.stride(1) == 1 or dtype is not torch.float32 or not multiplies(x_MK, y_KN, None):
         return product(x_MK, y_KN).to(dtype), x_MK.sum(1, dtype=dtype)
     out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1], dtype=dtype)
@@ -49,7 +49,7 @@ def product_and_sums(x_MK: Tensor, y_KN: Tensor, dtype: torch.dtype) -> tuple[Te
 
 
 def add_product(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor) -> None:
-    """Add x·y to `out`, which may be in float32 where they are not."""
+    """Add x·y to `out`, which may be in float32 where x and y are not."""
     there = out_MN.dtype is torch.float32 and out_MN.is_contiguous() and out_MN.device == x_MK.device
     if there and out_MN.shape == (x_MK.shape[0], y_KN.shape[1]) and multiplies(x_MK, y_KN, None):
         _compute(out_MN, x_MK, y_KN, add=True)
@@ -58,9 +58,11 @@ def add_product(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor) -> None:
 
 
 def multiplies(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None, autocast: torch.dtype | None = None) -> bool:
-    """Whether these are for the functions in C++: large, and on a processor where they are quicker in this format,
-    which is that of `autocast` where they are yet to be brought to it."""
-    # Sizes last: code that is compiled must not depend on them. Of what does not fit PyTorch tells what is wrong.
+    """Whether the C++ functions should multiply these: large, and on a CPU where they are faster in this dtype.
+
+    The dtype is `autocast`, if given: then the tensors have yet to be converted to it.
+    """
+    # Sizes last: compiled code must not depend on them. Shapes that do not match are left to PyTorch to report.
     dtype = autocast or x_MK.dtype
     if not (native.serves(x_MK) and native.multiplies_large(dtype)):
         return False
@@ -70,7 +72,7 @@ def multiplies(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None, autocast: torc
         return False
     (rows, inner), columns = x_MK.shape, y_KN.shape[1]
     fits = y_KN.shape[0] == inner and (bias_N is None or bias_N.shape == (columns,))
-    # In bfloat16 two of what is summed over go together; the last may be alone only where all lie below each other.
+    # In bfloat16, K is taken in pairs; it may be odd only where neither x nor y is contiguous along it.
     below = x_MK.stride(0) == 1 != x_MK.stride(1) and y_KN.stride(1) == 1
     fits = fits and (dtype is torch.float32 or inner % 2 == 0 or below)
     return fits and min(rows, inner, columns) >= LEAST and rows * inner * columns >= FEWEST_SUMMED
@@ -86,7 +88,7 @@ def _compute(
     add: bool = False,
     rectify: bool = False,
 ) -> None:
-    # With rows or columns that lie together, rows of x in whole words.
+    # Either rows or columns must be contiguous, and contiguous rows of x in whole 32-bit words.
     whole = x_MK.dtype is torch.float32 or x_MK.stride(0) % 2 == 0
     x = x_MK if x_MK.stride(0) == 1 or (x_MK.stride(1) == 1 and whole) else x_MK.contiguous()
     y = y_KN if 1 in y_KN.stride() else y_KN.contiguous()

@@ -1,8 +1,8 @@
-"""Linear layers in 8-bit integers, for translation, beside the plain reference.
+"""Linear layers in 8-bit integers, for translation, alongside the plain reference.
 
-Weights are rounded once, one scale a row of the matrix (an output channel); the rows that come in are rounded as they
-come, one scale a row: what becomes of a row does not depend on its company. The products are summed in exact int32: the
-only errors are those of the two roundings.
+Weights are rounded once, with one scale per row of the matrix (an output channel); input rows are rounded as they come,
+with one scale per row: a row's result does not depend on the other rows. Sums are exact, in int32: the only errors are
+those of the two roundings.
 
 Shapes: ... any, R rows, I inputs, O outputs.
 """
@@ -27,7 +27,7 @@ SMALLEST = 1e-12
 
 
 def rounded_rows(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Rows of `x` [..., I] in whole steps, so many on both sides of zero: [..., I]; and the size of a step [...]."""
+    """Rows of `x` [..., I] in whole steps, `levels` on each side of zero: [..., I]; and the step sizes [...]."""
     step = (x.abs().amax(-1) / levels).clamp(min=SMALLEST)
     return (x / step[..., None]).round(), step
 
@@ -39,11 +39,11 @@ def quantized_linear_reference(x: Tensor, weight_OI: Tensor, bias: Tensor | None
 
 
 class QuantizedLinear(nn.Module):
-    """x·Wᵀ + b of float rows with an int8 weight, by oneDNN; the result is in their format."""
+    """x·Wᵀ + b for float rows with an int8 weight, by oneDNN; the result has the rows' dtype."""
 
     def __init__(self, weight_OI: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        # Without VNNI the sums of oneDNN would overflow with more.
+        # Without VNNI, oneDNN's sums would overflow with more levels.
         self.levels = 127 if processor_has("avx512_vnni") else 63
         rounded, scale_O = rounded_rows(weight_OI.detach().double(), 127)
         self.scales, self.zeros = scale_O.float(), torch.zeros(len(scale_O), dtype=torch.int64)
@@ -51,7 +51,7 @@ class QuantizedLinear(nn.Module):
         self.packed = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), None)
 
     def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
-        """[..., I] to [..., O]; with `rectify`, max(0, …) of it."""
+        """[..., I] to [..., O]; with `rectify`, followed by ReLU."""
         rows_RI = x.reshape(-1, x.shape[-1])
         rounded_RI, steps_R = rounded_rows(rows_RI.float(), self.levels)
         shifted_RI = torch.empty(whole_steps(len(rows_RI)), rows_RI.shape[1], dtype=torch.uint8)
@@ -60,14 +60,16 @@ class QuantizedLinear(nn.Module):
         return (out_RO.relu_() if rectify else out_RO).to(x.dtype).view(*x.shape[:-1], -1)
 
     def _product(self, shifted_RI: Tensor, rows: int) -> Tensor:
-        """The sums for the first rows, times the scales of the weight; zero is written as `levels` + 1: the kernels for
-        these products take positive numbers."""
+        """The sums for the first `rows` rows, times the weight's scales.
+
+        Zero is represented as `levels` + 1, as these kernels take unsigned numbers.
+        """
         given = (shifted_RI, 1.0, self.levels + 1, self.packed, self.scales, self.zeros, None)
         return cast(Tensor, torch.ops.onednn.qlinear_pointwise(*given, 1.0, 0, torch.float32, "none", [], ""))[:rows]
 
 
 def in_int8(weight_OI: Tensor, bias: Tensor | None = None) -> PanelLinear:
-    """The same by our own functions."""
+    """The same layer by our own C++ functions."""
     rounded, scale_O = rounded_rows(weight_OI.detach().double(), 127)
     weight, bias = rounded.to(torch.int8), weight_OI.new_zeros(len(weight_OI)) if bias is None else bias.detach()
     sums, levels = weight.sum(1, dtype=torch.int32), native.levels_of_rows()
@@ -75,7 +77,7 @@ def in_int8(weight_OI: Tensor, bias: Tensor | None = None) -> PanelLinear:
 
 
 def quantize_linears(module: nn.Module) -> Callable[[Tensor], nn.Module]:
-    """Put quantized layers in the place of all linear ones in `module`; returns what makes one more of a weight.
+    """Replace all linear layers in `module` by quantized ones; returns the function that makes one from a weight.
 
     Raises UserError where torch has no kernel.
     """

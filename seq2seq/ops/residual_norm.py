@@ -1,8 +1,8 @@
-"""LayerNorm(x + Dropout(y)) in training (sections 3.1, 5.4 of the paper), in one pass, beside the plain reference.
+"""LayerNorm(x + Dropout(y)) in training (sections 3.1, 5.4 of the paper), in one pass, alongside the plain reference.
 
-A kernel draws, adds and normalises, and another gives all gradients: four rows of memory are read and written for each
-row of a pass, where PyTorch's compiler needs twice the time on a GPU (docs/log.md, 2026-11-26). The mask is not kept:
-the backward pass draws the same from the same seed, 16 random bits an element. All sums are in a fixed order.
+One kernel draws the mask, adds and normalises, and another computes all gradients: for each row, a pass reads or writes
+four rows of memory; PyTorch's compiler takes twice the time on a GPU (docs/log.md, 2026-11-26). The mask is not kept:
+the backward pass draws it again from the same seed, 16 random bits per element. All sums are in a fixed order.
 
 Shapes: N rows, D d_model.
 """
@@ -20,23 +20,23 @@ from seq2seq.ops.dropout import LEVELS, add_dropout
 from seq2seq.ops.gpu import power_of_two, runs_kernels
 
 OF_A_WARP = 512
-"""Elements of a row that a warp computes."""
+"""Elements of a row per warp."""
 WARPS = 16
-"""Of a multiprocessor, in the backward pass, and so of a row at most."""
+"""Warps per multiprocessor in the backward pass, and so the most that a row can have."""
 
 OF_A_SUM = 128
-"""Rows whose gradients by weight and bias a processor adds up one after another."""
+"""Rows over which a CPU sums the gradients of weight and bias one after another."""
 
 
 def residual_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
-    """LayerNorm(x + Dropout(y)), in the format of `x`: [..., D] each; `y` has its shape and format."""
+    """LayerNorm(x + Dropout(y)) in the dtype of `x`, [..., D]; `y` has the shape and dtype of `x`."""
     x = add_dropout(x, y, p)
     # autocast leaves the norm in float32 on a GPU
     return norm(x).to(x.dtype)
 
 
 def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
-    """The same."""
+    """The same, in one pass where a kernel is available."""
     in_c = native.serves(x) and x.dtype is y.dtype and norm.weight.dtype is torch.float32
     if not (in_c or runs_kernels(x.device)):
         return residual_norm_reference(x, y, norm, p)
@@ -85,7 +85,7 @@ def _forward_on_processor(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, seed: Tensor, p: float, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     if not native.serves(x):
-        # In Triton's interpreter: so the tests run it.
+        # In Triton's interpreter, as the tests run it.
         return _forward(x, y, weight, bias, seed, p, epsilon)
     out, total = x.new_empty(x.shape), x.new_empty(x.shape)
     tensors = x.contiguous(), y.contiguous(), weight, bias, seed, out, total
@@ -124,7 +124,7 @@ def _gradients(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None
     return d_x, d_y, *d_norm.to(weight.dtype).unbind(), None, None, None
 
 
-# Operators, so that PyTorch's compiler takes them as they are.
+# Registered as operators so that PyTorch's compiler does not look inside.
 _library = torch.library.Library("seq2seq", "FRAGMENT")
 _library.define(
     "residual_norm(Tensor x, Tensor y, Tensor weight, Tensor bias, Tensor seed, float p, float epsilon)"

@@ -1,7 +1,7 @@
-"""Attention of rows to others that lie anywhere in a table of keys and values, beside the plain reference.
+"""Attention to rows anywhere in a table of keys and values, alongside the plain reference.
 
-Keys and values of all sentences and steps are rows of one matrix, as the projection made them. Each query has a list of
-the rows that it may see: those of its source sentence, or in search those of its past. Search moves lists alone.
+Keys and values of all sentences and steps are rows of one matrix, as the projection wrote them. Each query has a list
+of the rows that it may see: those of its source sentence or, in search, those of its past. Search moves only the lists.
 
 Shapes: R queries, N rows, G lists of at most T rows; H heads, Q the width of all heads of a query, H · d_k, and
 E that of keys and values, H · (d_k + d_v).
@@ -18,19 +18,19 @@ from seq2seq.ops.batch_invariance import is_batch_invariant
 from seq2seq.ops.packing import Layout
 
 SHORT = {torch.float32: 256, torch.bfloat16: 80}
-"""Rows of a sentence up to which this is quicker than products over a padded grid."""
+"""Sentence lengths up to which this is faster than matmuls over a padded grid."""
 BLOCK = 16
-"""Rows of a list that a GPU's kernel reads together."""
+"""Rows of a list that the GPU kernel reads at a time."""
 
 
 def can_attend(*tensors: Tensor) -> bool:
-    """Whether this is there for tensors of this kind, on processors or GPUs."""
+    """Whether `row_attention` can take these tensors, on CPUs or GPUs."""
     return native.can_compute(*tensors) or gpu.can_compute(*tensors)
 
 
 def suits_rows(x: Tensor, keys: Layout) -> bool:
-    """Whether this is the way for packed sentences: for short ones, and where batches must not matter."""
-    # First of all: code for training is compiled, where the others cannot be asked.
+    """Whether to use this for packed sentences: for short ones, and where results must be batch-invariant."""
+    # This comes first: training code is compiled, where the other conditions cannot be evaluated.
     if torch.is_grad_enabled() or keys.filler:
         return False
     is_quicker = keys.max_length <= SHORT.get(x.dtype, 0)
@@ -50,7 +50,7 @@ def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, lis
 
 
 def row_attention(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
-    """The same, where `can_attend`; lists and their numbers in int32."""
+    """The same, where `can_attend`; lists and `list_of` are in int32."""
     if gpu.can_compute(q_RQ, rows_NE):
         return row_attention_on_gpu(q_RQ, rows_NE, lists_GT, list_of_R, heads)
     count, keys = q_RQ.shape
@@ -62,7 +62,7 @@ def row_attention(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Te
 
 
 def row_attention_on_gpu(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
-    """The same by our kernel for GPUs."""
+    """The same by our GPU kernel."""
     from seq2seq.ops import gpu_search_kernels
 
     count, keys = q_RQ.shape[0], q_RQ.shape[1] // heads

@@ -1,7 +1,7 @@
-// What is done with one row between matrix products, for processors.
+// What is done with one row between matmuls, on CPUs.
 //
-// Loops are written so that compilers vectorise them; nothing here knows an instruction set. A row is computed by
-// itself, in a fixed order: what comes out for one does not depend on which others there are.
+// Loops are written so that compilers vectorise them; nothing here depends on an instruction set. Each row is computed
+// by itself, in a fixed order: its result does not depend on the other rows.
 
 #pragma once
 
@@ -34,25 +34,25 @@ inline void narrow(float x, float& out) { out = x; }
 inline void narrow(float x, bfloat16& out) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
-    // To the nearest, of two equally near ones to the even one; not-a-number stays one.
+    // Round to nearest, ties to even; NaN stays NaN.
     const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     out.bits = uint16_t(x != x ? 0x7fc0 : rounded);
 }
 
-// Room for so many numbers, which are yet to be written.
+// Uninitialised memory for `count` numbers.
 template <class T>
 std::unique_ptr<T[]> room_for(int64_t count) {
     return std::unique_ptr<T[]>(new T[count]);
 }
 
-// Asks for numbers that are needed soon and lie beyond the caches, in a place that no processor guesses.
+// Prefetches into L2 numbers that are needed soon and lie beyond the caches, where no hardware prefetcher expects them.
 template <class T>
 void ask_for(const T* numbers, int64_t count) {
     constexpr int64_t line = 64 / int64_t(sizeof(T)), second_cache = 2;
     for (int64_t i = 0; i < count; i += line) __builtin_prefetch(numbers + i, 0, second_cache);
 }
 
-// e^x for x <= 0, to 2e-7 of its value; below -87 that of -87, which is nothing beside the e^0 of every sum here.
+// e^x for x <= 0, with a relative error of 2e-7; below -87 it is e^-87, negligible beside the e^0 in every sum here.
 inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     const float n = std::nearbyint(x * 1.44269504f);
@@ -70,7 +70,7 @@ inline float exponential(float x) {
     return p * power;
 }
 
-// Next to nothing is nothing: products with it would be denormal numbers, which take a hundred times as long.
+// Tiny numbers become 0: products with them would be denormal numbers, which take a hundred times as long.
 inline float unless_vanishing(float x) { return x < 1e-30f ? 0.0f : x; }
 
 template <class T>
@@ -89,7 +89,7 @@ float sum_of_exponentials(const T* x, int64_t count, float most) {
     return sum;
 }
 
-// The mean of a row, and one by its standard deviation.
+// The mean of a row, and the reciprocal of its standard deviation.
 struct Moments {
     float mean, scale;
 
@@ -111,10 +111,10 @@ void norm_row(const float* x, const T* weight, const T* bias, T* out, int64_t co
     for (int64_t i = 0; i < columns; i++) narrow((x[i] - of.mean) * of.scale * widen(weight[i]) + widen(bias[i]), out[i]);
 }
 
-// A row on a line of `levels` even steps on both sides of zero, which is written as levels + 1; returns their size: not
-// a number where one in the row is none, or infinite.
+// A row rounded to `levels` even steps on each side of zero, which is stored as levels + 1; returns the step size, NaN
+// if anything in the row is NaN or infinite.
 float round_row(const float* x, uint8_t* out, int64_t columns, int64_t levels) {
-    // The bits of positive numbers are in their order, infinity and what is none at the end.
+    // The bits of positive numbers sort as the numbers do, with infinity and NaN at the end.
     int32_t bits = 0;
 #pragma omp simd reduction(max : bits)
     for (int64_t i = 0; i < columns; i++) {

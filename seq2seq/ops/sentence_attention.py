@@ -1,8 +1,8 @@
-"""Attention within packed sentences in training on processors, forward and backward, beside its plain reference.
+"""Attention within packed sentences in training on CPUs, forward and backward.
 
-One head of one sentence after another, with all that it needs in a core's cache (`attend_sentences.h`): no padded grid
-is written, nor are the weights kept. Projections lie as one product gave them, and their gradients as the next one
-wants them. The plain reference is `ops.attention.attention_reference`.
+One head of one sentence is computed at a time, with all that it needs in a core's cache (`attend_sentences.h`): no
+padded grid is written, nor are the weights kept. Projections are read as one matmul wrote them, and their gradients
+written as the next one reads them. The plain reference is `ops.attention.attention_reference`.
 
 Shapes: N, M packed rows of queries and of keys; H heads; Q the width of all heads of a query, H · d_k, V that of
 values, H · d_v, and E that of keys and values, Q + V.
@@ -21,12 +21,12 @@ from seq2seq.ops.packing import Layout
 from seq2seq.support.devices import compute_dtype
 
 LONGEST = {torch.float32: 2048, torch.bfloat16: 64}
-"""Rows of a sentence up to which this is quicker than products over a padded grid, unless it is causal, for then half
-of these products is for nothing (docs/log.md, 2026-11-26: in bfloat16 with AMX; pads are not counted there)."""
+"""Sentence lengths up to which this is faster than matmuls over a padded grid. There is no limit for causal attention,
+where half of those matmuls is wasted (docs/log.md, 2026-11-26: bfloat16 with AMX; measured there without padding)."""
 
 
 class Kind(NamedTuple):
-    """What attention there is: of how many heads, with queries and values so wide, Q and V."""
+    """The kind of attention: the number of heads, the widths Q and V of queries and values, whether it is causal."""
 
     heads: int
     widths: tuple[int, int]
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
 
 
 def suits_sentences(x: Tensor, queries: Layout, keys: Layout, *, causal: bool) -> bool:
-    """Whether this is the way for projections of such rows: on a processor, where gradients are wanted."""
+    """Whether to use this for projections of rows like `x`: on a CPU, where gradients are needed."""
     if not (torch.is_grad_enabled() and native.serves(x)):
         return False
     longest = LONGEST.get(compute_dtype(x), 0)
@@ -44,7 +44,7 @@ def suits_sentences(x: Tensor, queries: Layout, keys: Layout, *, causal: bool) -
 def sentence_attention(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
     """softmax(q·kᵀ / √d_k)·v within each sentence, [N, V]; if causal, row i sees keys up to position i only.
 
-    `rows` are queries [N, Q] with keys and values [M, E], or those of self-attention in one matrix [N, Q + E].
+    `rows` are queries [N, Q] and keys with values [M, E] or, in self-attention, all in one matrix [N, Q + E].
     """
     out_NV: Tensor = _SentenceAttention.apply(kind, queries, keys, *rows)  # type: ignore[no-untyped-call]
     return out_NV

@@ -1,4 +1,4 @@
-"""Sequences of hypotheses that grow by one element in a step of search, beside the plain reference.
+"""Sequences of hypotheses that grow by one element per search step, alongside the plain reference.
 
 Shapes: S slots, K sequences of each, of T elements; C sequences that grow out of these.
 """
@@ -17,7 +17,7 @@ def pick(sequences_SKT: Tensor, places_SC: Tensor) -> Tensor:
 
 
 def extended_reference(sequences_SKT: Tensor, places_SC: Tensor, last: Tensor | int) -> Tensor:
-    """The same with an element more, [S, C, T + 1]: those of `last` [S, C], or numbers counted from it."""
+    """The same with one more element each, [S, C, T + 1]: from `last` [S, C], or numbers counting up from it."""
     if isinstance(last, int):
         count, dtype, device = places_SC.numel(), sequences_SKT.dtype, sequences_SKT.device
         last = torch.arange(last, last + count, dtype=dtype, device=device).view(places_SC.shape)
@@ -25,7 +25,7 @@ def extended_reference(sequences_SKT: Tensor, places_SC: Tensor, last: Tensor | 
 
 
 def extended(sequences_SKT: Tensor, places_SC: Tensor, last: Tensor | int) -> Tensor:
-    """The same in one call of C++ where it is there."""
+    """The same in one C++ call where available."""
     if sequences_SKT.device.type != "cpu" or native.library() is None:
         return extended_reference(sequences_SKT, places_SC, last)
     (slots, width), before, length = places_SC.shape, *sequences_SKT.shape[1:]

@@ -1,9 +1,9 @@
-"""Attention within short packed sentences on GPUs: a sentence's head in one tile, forward and backward.
+"""Attention within short packed sentences on GPUs: one tile per head of a sentence, forward and backward.
 
-FlashAttention's kernel for packed rows goes through tiles of 128 rows, of which a sentence of 25 fills a fifth: it
-took 11.5 ms of an update where this takes 3.2 (docs/log.md, 2026-11-26). Here all sentences have the smallest tile,
-a power of two, that holds the longest of the batch; each pair of sizes is compiled when it is first met. All sums are
-in a fixed order.
+FlashAttention's kernel for packed rows works in tiles of 128 rows, of which a sentence of 25 fills a fifth: it took
+11.5 ms of an update where this takes 3.2 (docs/log.md, 2026-11-26). Here all sentences use the smallest tile, a power
+of two, that holds the longest of the batch; each pair of sizes is compiled when it is first met. All sums are in a
+fixed order.
 
 Shapes: N, M packed rows of queries and of keys; H heads; E width of a head. The plain reference is
 `ops.attention.attention_reference`.
@@ -20,7 +20,7 @@ from seq2seq.ops.gpu import power_of_two, runs_kernels
 from seq2seq.ops.packing import Layout
 
 LONGEST = 128
-"""Rows of a sentence up to which a multiprocessor holds the weights of one of its heads."""
+"""Sentence length up to which a multiprocessor can hold the attention weights of a head."""
 WIDTHS = (16, 32, 64, 128)
 WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
 
@@ -35,7 +35,7 @@ def short_attention(
 
 
 def takes_short_sentences(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
-    """Whether this serves there for heads of these widths."""
+    """Whether `short_attention` can be used on this device, in this dtype and for heads of these widths."""
     return dtype in (torch.float16, torch.bfloat16) and d_k == d_v and d_k in WIDTHS and runs_kernels(device)
 
 
@@ -64,7 +64,7 @@ def _backward(
     q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, cu_q: Tensor, cu_k: Tensor, most_q: int, most_k: int, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    # The gradient of a sum has one row for all, whose elements do not lie side by side.
+    # The gradient of a sum is an expanded tensor, whose elements are not adjacent in memory.
     d_out = d_out if d_out.stride(2) == 1 else d_out.contiguous()
     _launch("attention_backward", [q, k, v, d_out, *gradients], [cu_q, cu_k], (most_q, most_k), causal)
     return gradients
@@ -81,7 +81,7 @@ def _gradients(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     return (*backward(q, k, v, d_out, cu_q, cu_k, ctx.most_q, ctx.most_k, ctx.causal), None, None, None, None, None)
 
 
-# Operators, so that PyTorch's compiler takes them as they are.
+# Registered as operators so that PyTorch's compiler does not look inside.
 _library = torch.library.Library("seq2seq", "DEF")
 _lengths = "Tensor cu_q, Tensor cu_k, SymInt most_q, SymInt most_k, bool causal"
 _library.define(f"short_attention(Tensor q, Tensor k, Tensor v, {_lengths}) -> Tensor")

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-// Compilers would else make a copy of a function for each place that calls it with what is known there.
+// Otherwise compilers would make a copy of a function for each call site, specialised to what is known there.
 #if defined(__GNUC__) && !defined(__clang__)
 #define WITHOUT_COPIES __attribute__((noipa))
 #else
@@ -15,16 +15,16 @@
 
 namespace {
 
-// Compiled once, so that a share has the same bits however many threads there are.
+// Compiled once, so that results have the same bits for any number of threads.
 template <class Compute>
 WITHOUT_COPIES void compute_share(const Compute& compute, int64_t first, int64_t end) {
     compute(first, end);
 }
 
-// Calls `compute` with the first and the end of each thread's share of what is numbered below `count`.
+// Calls `compute` with the first and the end of each thread's share of the range from 0 to `count`.
 template <class Compute>
 void share_out(int64_t count, int64_t threads, const Compute& compute) {
-    // A team of one thread would still ask the system to wake the others, at each of its ends.
+    // A team of one thread would still make a system call to wake the others whenever it ends.
     if (threads <= 1 || omp_in_parallel()) return compute_share(compute, 0, count);
 #pragma omp parallel for num_threads(int(threads))
     for (int64_t i = 0; i < threads; i++) compute_share(compute, count * i / threads, count * (i + 1) / threads);
@@ -32,7 +32,7 @@ void share_out(int64_t count, int64_t threads, const Compute& compute) {
 
 template <class Compute>
 void for_each(int64_t count, int64_t threads, Compute compute, int64_t least = 64) {
-    // A handful takes less time than waking another thread.
+    // A handful of items takes less time than waking another thread.
     share_out(count, count < least ? 1 : threads, [=](int64_t first, int64_t end) {
         for (int64_t i = first; i < end; i++) compute(i);
     });

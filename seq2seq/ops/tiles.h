@@ -1,4 +1,4 @@
-// Products of tiles, as processors with AMX have them.
+// Products of tiles, on CPUs with AMX.
 
 #pragma once
 
@@ -13,19 +13,19 @@
 
 namespace {
 
-// Rows of a tile, each of as many words of 32 bits; and how many outputs are computed together, two tiles.
+// Rows of a tile, each of as many words of 32 bits; and how many outputs are computed together: two tiles.
 constexpr int64_t tile = 16, panel = 2 * tile;
 
 #ifdef WITH_TILES
 
-// Whether this process may use tiles: the system must be asked, once.
+// Whether this process may use tiles: the system must be asked for permission, once.
 inline bool have_tiles() {
     constexpr long request = 0x1023, tile_data = 18;
     static const bool granted = syscall(SYS_arch_prctl, request, tile_data) == 0;
     return granted;
 }
 
-// Tiles laid out for so many rows, as long as this lives.
+// Configures tiles for this many rows, for as long as the object lives.
 class Tiles {
   public:
     Tiles(bool wanted, int64_t rows) : wanted(wanted) {
@@ -39,7 +39,7 @@ class Tiles {
             layout.bytes[number] = 4 * tile;
             layout.rows[number] = uint8_t(number < 6 && 0 < rows && rows < tile ? rows : tile);
         }
-        // Compilers are not told that what follows reads all of it.
+        // Compilers do not know that the next instruction reads all of `layout`.
         __asm__ volatile("" : : "m"(layout) : "memory");
         _tile_loadconfig(&layout);
     }
@@ -58,11 +58,11 @@ class Tiles {
     else                                        \
         _tile_dpbf16ps(sums, x, weights);
 
-// The sums of a panel's products for sixteen rows, or for `two` times as many: [rows, panel].
+// The products of sixteen rows, or with `two` of twice as many, with a panel, summed over inputs: [rows, panel].
 template <bool two, class Row, class Sum>
 void multiply_tiles(const Row* x, const uint32_t* weight, int64_t groups, Sum* found) {
     constexpr int64_t group = 4 / sizeof(Row), stride = 4 * panel;
-    // Nor that tiles are loaded from rows that were just written.
+    // Compilers do not know that tiles are loaded from rows that were just written.
     __asm__ volatile("" : : : "memory");
     _tile_zero(0);
     _tile_zero(1);

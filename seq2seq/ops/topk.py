@@ -1,8 +1,8 @@
-"""The best continuations of each sentence in search, beside the plain reference.
+"""The best continuations of each sentence in search, alongside the plain reference.
 
-The largest of all scores lie in the blocks of the vocabulary with the largest maxima, so a pass that only takes maxima
-leaves few scores to be sorted. One `topk` over whole rows was 2.8 ms where two stages are 0.6 (256 rows of 8,000, one
-thread). Log-probabilities need not be written down for it: they are the logits less one number for each row.
+The highest scores lie in the blocks of the vocabulary with the largest maxima, so a pass that only takes maxima leaves
+few scores to sort. One `topk` over whole rows took 2.8 ms where two stages take 0.6 (256 rows of 8,000, one thread).
+Log-probabilities need not be materialised for it: they are the logits minus one number per row.
 
 Shapes: S slots, K hypotheses of each, V vocabulary, C candidates, N blocks of B pieces.
 """
@@ -17,17 +17,17 @@ from torch import Tensor
 from seq2seq.ops import gpu, native
 
 Candidates = tuple[Tensor, Tensor, Tensor]
-"""Continuations: score (−∞: there is none), place of the hypothesis that goes on, token: [S, C] each."""
+"""Continuations: score (−∞: there is none), place of the hypothesis that is continued, token; [S, C] each."""
 
 BLOCK = 64
 MANY = 64
-"""Continuations up to which inserting each into a sorted list is quick."""
+"""Continuations up to which inserting each into a sorted list is fast."""
 FEW = 1 << 14
-"""Scores of a slot up to which one `topk` is quicker: those of a single hypothesis."""
+"""Scores per slot up to which one `topk` is faster: those of a single hypothesis."""
 LOGITS_OF_GPU = 4096
-"""Logits of a row that a GPU's kernels read together."""
+"""Logits of a row that the GPU kernels read at a time."""
 FEW_OF_GPU, BLOCKS_OF_GPU = 16, 8192
-"""Continuations and blocks of a slot up to which a GPU's kernel chooses: it takes one after another from all."""
+"""Continuations and blocks per slot up to which a GPU kernel chooses: it takes one at a time from among all."""
 
 
 def highest_reference(candidates: Candidates, count: int) -> Candidates:
@@ -37,7 +37,7 @@ def highest_reference(candidates: Candidates, count: int) -> Candidates:
 
 
 def highest(candidates: Candidates, count: int) -> Candidates:
-    """The same; of equal scores any may come first, any candidate stands for one of −∞, and so does one of NaN."""
+    """The same; equal scores come in any order, and any candidate may stand in for one with a score of −∞ or NaN."""
     scores_SC, places_SC, tokens_SC = (x.contiguous() for x in candidates)
     if not native.can_compute(scores_SC):
         return highest_reference(candidates, count)
@@ -50,7 +50,7 @@ def highest(candidates: Candidates, count: int) -> Candidates:
 def log_probabilities(logits_SKV: Tensor) -> tuple[Tensor, Tensor]:
     """log softmax(logits) as two summands: [S, K, V], which may be the logits themselves, and [S, K] in float32.
 
-    The plain reference is `log_softmax`, whose second summand is 0.
+    The plain reference is `log_softmax`, with 0 as the second summand.
     """
     slots, width, vocabulary = logits_SKV.shape
     sums_SK = torch.empty(slots, width, device=logits_SKV.device)
@@ -82,7 +82,7 @@ def best_continuations_reference(log_probs_SKV: Tensor, scores_SK: Tensor, count
 
 
 def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> Candidates:
-    """The same; of equal sums any may come first."""
+    """The same; equal sums come in any order."""
     slots, width, vocabulary = log_probs_SKV.shape
     if count <= MANY and native.can_compute(log_probs_SKV):
         found_SC = scores_SK.new_empty(slots, count)
@@ -109,14 +109,14 @@ def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> 
 
 
 def best_continuations_on_gpu(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> Candidates:
-    """The same by our kernels; equal sums come in an order that is always the same."""
+    """The same by our kernels; equal sums always come in the same order."""
     from seq2seq.ops import gpu_search_kernels
 
     slots, width, vocabulary = log_probs_SKV.shape
     maxima_SKN = block_maxima_on_gpu(log_probs_SKV)
     blocks = maxima_SKN.shape[2]
     found_SC = scores_SK.new_empty(slots, count)
-    # Each by itself: a kernel is compiled once more for tensors that begin anywhere.
+    # Allocated separately: for tensors with an unaligned start, the kernel would be compiled once more.
     places_SC, tokens_SC = (torch.empty_like(found_SC, dtype=torch.int64) for _ in range(2))
     tensors = (log_probs_SKV.contiguous(), maxima_SKN, scores_SK.contiguous(), found_SC, places_SC, tokens_SC)
     gpu_search_kernels.best_of_blocks[(slots,)](
@@ -127,7 +127,7 @@ def best_continuations_on_gpu(log_probs_SKV: Tensor, scores_SK: Tensor, count: i
 
 
 def block_maxima(scores_SKV: Tensor) -> Tensor:
-    """The largest of each block of scores, [S, K, N]; the last block may be smaller."""
+    """The maximum of each block of scores, [S, K, N]; the last block may be smaller."""
     whole = scores_SKV.shape[2] // BLOCK * BLOCK
     maxima_SKN = scores_SKV[:, :, :whole].unflatten(2, (-1, BLOCK)).amax(3)
     if whole == scores_SKV.shape[2]:

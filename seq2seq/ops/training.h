@@ -1,4 +1,4 @@
-// What training does on processors between its matrix products: residual connections with dropout and norm, the loss.
+// What training does on CPUs between its matmuls: residual connections with dropout and norm, the loss, attention.
 
 #pragma once
 
@@ -15,7 +15,7 @@ inline uint64_t mixed(uint64_t x) {
 }
 
 // What dropout multiplies the elements of a row by: `larger`, or 0 where 16 random bits are below `dropped`. `out` has
-// room for an even number. The same row of the same seed is drawn alike.
+// room for an even number of them. The same row and seed always give the same factors.
 inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, float larger, float* out) {
     if (dropped <= 0) {
         std::fill_n(out, columns, larger);
@@ -36,8 +36,8 @@ inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, f
     }
 }
 
-// Calls `compute` with the number of each row, and with room for so many numbers in float32; some rows, of the same part
-// of all, one after another.
+// Calls `compute` with the number of each row, and with memory for `room` floats; each part of `some` rows is computed
+// row after row.
 template <class Compute>
 void for_each_row(int64_t rows, int64_t some, int64_t room, int64_t threads, Compute compute) {
     for_each((rows + some - 1) / some, threads, [=](int64_t part) {
@@ -58,7 +58,7 @@ void residual_norm(const T* x, const T* y, const float* weight, const float* bia
 #pragma omp simd
         for (int64_t i = 0; i < columns; i++) found[i] = widen(own_x[i]) + widen(own_y[i]) * factors[i];
         narrow_row(found, sums, columns);
-        // As it will be read.
+        // Rounded, as the backward pass will read it.
         if (!std::is_same_v<T, float>)
             for (int64_t i = 0; i < columns; i++) found[i] = widen(sums[i]);
         const Moments of(found, columns, epsilon);
@@ -68,8 +68,8 @@ void residual_norm(const T* x, const T* y, const float* weight, const float* bia
     });
 }
 
-// The gradients by x and y; `sums` [rows / some, 2, columns], rounded up, get those by weight and by bias, added up over
-// `some` rows in a fixed order.
+// The gradients of x and y; `sums` [rows / some, 2, columns], rounded up, receive those of weight and bias, each added
+// up over `some` rows in a fixed order.
 template <class T>
 void residual_norm_gradients(const T* d_out, const T* total, const float* weight, const int64_t* seed, T* d_x, T* d_y,
                              float* sums, int64_t rows, int64_t columns, int64_t some, int64_t dropped, float larger,
@@ -102,8 +102,8 @@ void residual_norm_gradients(const T* d_out, const T* total, const float* weight
     });
 }
 
-// Rows of logits become softmax(logits) - confidence · onehot(target), in place; `nll` gets -log p(target), `lse` the
-// logarithm of the sum of exponentials. All zeros without a target, which is below 0; others must be in the vocabulary.
+// Rows of logits become softmax(logits) - confidence · onehot(target), in place; `nll` receives -log p(target), `lse`
+// the log-sum-exp. All are zero for a target below 0, which stands for none; others must be in the vocabulary.
 template <class T>
 void logits_to_gradients(T* logits, const int64_t* targets, float* nll, float* lse, int64_t rows, int64_t vocabulary,
                          float confidence, int64_t threads) {
@@ -129,8 +129,8 @@ void logits_to_gradients(T* logits, const int64_t* targets, float* nll, float* l
     });
 }
 
-// Packed sentences, and how their projections lie in memory: queries at the beginning of rows of so many numbers, keys
-// from `first_key` on and then values in other such rows, or the same.
+// Packed sentences, and how their projections lie in memory: queries at the start of rows of `query_row` numbers; keys
+// from `first_key` on, and then values, in rows of `key_row` numbers, which may be the same rows.
 struct Sentences {
     const int32_t *cu_queries, *cu_keys;
     int64_t count, heads, d_k, d_v, query_row, first_key, key_row;
@@ -153,7 +153,7 @@ struct Sentences {
     }
 
   private:
-    // What sentence and head number `number` has.
+    // The rows of a sentence's head; `number` counts the heads of all sentences.
     template <class T>
     Rows<T> part(T* rows, const int32_t* cu, int64_t row, int64_t number, int64_t width) const {
         const int32_t* own = cu + number / heads;

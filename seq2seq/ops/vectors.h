@@ -1,4 +1,4 @@
-// Vectors of 32-bit numbers, and the instructions that loops do not come to by themselves.
+// Vectors of 32-bit numbers, and the instructions that compilers do not generate from plain loops.
 
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace {
 
-// How many 32-bit numbers the processor takes at once.
+// How many 32-bit numbers a vector of this CPU holds.
 #if defined(__AVX512BW__)
 constexpr int64_t lanes = 16;
 #elif defined(__AVX2__)
@@ -34,7 +34,7 @@ Wide load_wide(const Number* x) {
 
 inline void store_wide(wide_floats x, float* out) { std::memcpy(out, &x, sizeof x); }
 
-// `narrow`, but what is nearly zero may become zero.
+// `narrow`, except that numbers close to zero may become zero.
 inline void store_wide(wide_floats x, bfloat16* out) {
 #if defined(__AVX512BW__) && defined(__AVX512BF16__)
     const __m256bh narrowed = _mm512_cvtneps_pbh((__m512)x);
@@ -44,7 +44,7 @@ inline void store_wide(wide_floats x, bfloat16* out) {
 #endif
 }
 
-// Compilers would read it from memory for each use, of which there are more than a processor can read.
+// Otherwise compilers would read x from memory for each use, more often than a CPU can load.
 inline wide_floats in_register(wide_floats x) {
 #ifdef __AVX2__
     __asm__("" : "+v"(x));
@@ -52,11 +52,11 @@ inline wide_floats in_register(wide_floats x) {
     return x;
 }
 
-// To take away nothing costs nothing.
+// Subtracting zero costs nothing.
 inline wide_floats spread(float x) { return x - wide_floats{}; }
 
-// sums + x·y, rounded once where the processor can. Compilers decide that anew at each place, and for some processors
-// differently from place to place: then a row's bits would depend on how many are computed with it.
+// sums + x·y, rounded once where the CPU can. Compilers decide that anew at each place, for some CPUs differently from
+// place to place: a row's bits would then depend on how many rows are computed with it.
 inline wide_floats add_product(wide_floats sums, wide_floats x, wide_floats y) {
 #if defined(__AVX512BW__)
     return (wide_floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)sums);
@@ -67,21 +67,21 @@ inline wide_floats add_product(wide_floats sums, wide_floats x, wide_floats y) {
 #endif
 }
 
-// Whether the processor adds the products of two numbers in bfloat16 at once.
+// Whether the CPU adds two products of bfloat16 numbers in one instruction.
 #if defined(__AVX512BW__) && defined(__AVX512BF16__)
 constexpr bool adds_pairs = true;
 #else
 constexpr bool adds_pairs = false;
 #endif
 
-// Adds the products of two numbers with those in each word.
+// Adds the products of the two numbers at x with the two in each word.
 template <class X>
 wide_floats add_products_of_pairs(wide_floats sums, const X* x, wide_words weights) {
     sums = add_product(sums, spread(widen(x[0])), (wide_floats)(weights << 16));
     return add_product(sums, spread(widen(x[1])), (wide_floats)(weights & 0xffff0000u));
 }
 
-// The same of the two numbers in each word of x.
+// The same for the two numbers in each word of x.
 inline wide_floats add_products_of_pairs(wide_floats sums, wide_words x, wide_words y) {
 #if defined(__AVX512BW__) && defined(__AVX512BF16__)
     return (wide_floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)y);
@@ -99,7 +99,7 @@ inline wide_floats add_products_of_pairs(wide_floats sums, const bfloat16* x, wi
 }
 #endif
 
-// A word in all lanes, and the products of words added: of one number each in float32, of two in bfloat16.
+// A word broadcast to all lanes, and products of words added: of one number each in float32, of two in bfloat16.
 template <class T>
 wide_floats spread_word(const float* word) {
     if constexpr (std::is_same_v<T, float>) return spread(*word);
@@ -114,14 +114,14 @@ wide_floats add_words(wide_floats sums, wide_floats x, wide_floats y) {
     return add_products_of_pairs(sums, (wide_words)x, (wide_words)y);
 }
 
-// Whether sums of two products of bytes must fit into 16 bits.
+// Whether sums of two products of bytes must fit in 16 bits.
 #if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512BW__)) || !defined(__AVX2__)
 constexpr bool adds_in_16_bits = false;
 #else
 constexpr bool adds_in_16_bits = true;
 #endif
 
-// Adds the products of four positive bytes with those in each word.
+// Adds the products of four unsigned bytes with the four in each word.
 inline wide_ints add_products_of_bytes(wide_ints sums, const uint8_t* x, wide_words weights) {
     int32_t four;
     std::memcpy(&four, x, sizeof four);
@@ -142,7 +142,7 @@ inline wide_ints add_products_of_bytes(wide_ints sums, const uint8_t* x, wide_wo
 #endif
 }
 
-// Calls `compute` with the number of the first row and, as a constant, how many there are, of so many rows at once.
+// Calls `compute` with the first row of each block of rows and, as a constant, its size: `size` first, then `smaller`.
 template <int size, int... smaller, class Compute>
 void by_rows(int64_t first, int64_t end, Compute compute) {
     for (; first + size <= end; first += size) compute(first, std::integral_constant<int, size>());
