@@ -79,7 +79,7 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
 
 
 def prepare_process(arguments: argparse.Namespace) -> None:
-    """Set the threads and the memory of this process by the options. Raises UserError."""
+    """Set this process's threads and memory handling according to the options. Raises UserError."""
     import torch
 
     from seq2seq.support.devices import keep_freed_memory
@@ -92,7 +92,7 @@ def prepare_process(arguments: argparse.Namespace) -> None:
 
 
 def require_positive(arguments: argparse.Namespace, name: str) -> None:
-    """Raise UserError where the option of this name was given below 1."""
+    """Raise UserError if the option of this name was given a value below 1."""
     value = getattr(arguments, name)
     if value is not None and value < 1:
         raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
@@ -125,10 +125,10 @@ def load_translator(arguments: argparse.Namespace) -> Translator:
     if arguments.workers and one_process:
         raise UserError("--workers is for processes of one thread on the CPU; leave it, or --threads and --device, out")
     if not one_process:
-        # Elsewhere what the system's libraries hold may not live through a fork.
+        # Elsewhere the state of the system's libraries may not survive a fork.
         default = available_processors() if sys.platform.startswith("linux") else 1
         translator.workers = arguments.workers or default
-    # What a command has loaded stays to its end: looking through it would copy what the workers share.
+    # What a command has loaded stays until it ends: garbage collection would copy the pages that the workers share.
     gc.freeze()
     return translator
 

@@ -63,7 +63,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Print the scores; raises RunError when they are under a bar."""
+    """Print the scores; raises RunError when they are below a required minimum."""
     _require_sense(arguments)
     test_sets = _test_sets(arguments)
     if not all(test_sets.values()):
@@ -114,7 +114,7 @@ def _is_stdout(path: Path) -> bool:
 def _print_scores(
     test_sets: dict[str, list[Pair]], hypotheses: list[list[str]], language: str | None, *, lowercase: bool
 ) -> dict[str, Any]:
-    """Print them; returns those of the first test set."""
+    """Print the scores; returns those of the first test set."""
     results = {
         name: scored(lines, test_sets[name], name, lowercase=lowercase, paper_language=language)
         for name, lines in zip(test_sets, hypotheses, strict=True)
@@ -125,7 +125,7 @@ def _print_scores(
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    # Found once: a training beside this may put a newer one there.
+    # Found only once: a training run in progress may put a newer one there.
     arguments.model = str(find_model(arguments.model))
     return compose.load(Path(arguments.model) / "config.yaml")
 
@@ -140,7 +140,7 @@ def _language(arguments: argparse.Namespace, side: str) -> str:
 
 
 def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
-    """The test sets by name; one without a name of its own stands under ""."""
+    """The test sets by name; one without a name of its own has the key ""."""
     if arguments.test_set:
         names = list(dict.fromkeys(arguments.test_set.split(",")))
         for_one = ("hypotheses", "compare", "output") if len(names) > 1 else ()

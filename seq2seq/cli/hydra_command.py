@@ -60,7 +60,7 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
     if {"-h", "--help"} & set(arguments) or not arguments:
         print(HELP.format(command=command, summary=summary, recipes="\n  ".join(options_of("recipe"))), end="")
         return 0 if arguments else 2
-    # Hydra then lets its own exceptions through, for us to turn into messages and exit codes.
+    # Hydra then lets its own exceptions through, which we turn into messages and exit codes.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     failures: list[Exception] = []
@@ -74,7 +74,7 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
                 raise UserError("several runs under torchrun: start each by itself, or use trainer.devices=N")
             task(_of_job(composed, rows))
         except Exception as error:
-            # Hydra would print a line of its own about it.
+            # If it were raised here, Hydra would print a line of its own about it.
             failures.append(error)
 
     def run() -> None:
@@ -89,16 +89,16 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
 
 
 def _of_job(composed: DictConfig, rows: set[str]) -> Config:
-    """The checked configuration; each job of a multirun has a run directory named after its row of table 3, or number.
+    """The checked configuration; a multirun's jobs have run directories named by their row of table 3, or number.
 
-    Rows differ in the model and its training alone, so all of them read the data of the common directory.
+    Rows differ only in the model and its training, so they all read the data of the common directory.
     """
     hydra_config = HydraConfig.get()
     if hydra_config.mode != RunMode.MULTIRUN or OmegaConf.is_missing(composed, "run_dir"):
         return checked(composed)
     row, number = hydra_config.runtime.choices.get("ablation"), hydra_config.job.num
     if row is None or row in rows:
-        # The second job of a row differs in something else, such as the seed: so may its data.
+        # A second job of the same row differs in something else, such as the seed, and so may its data.
         composed.run_dir += f"/{number}" if row is None else f"/{row}_{number}"
         return checked(composed)
     rows.add(row)

@@ -1,7 +1,7 @@
-"""`trainer.devices=N` alone: N ranks on this machine, started by torch's elastic launcher, with our errors and codes.
+"""`trainer.devices=N` alone: N ranks on this machine under torch's elastic launcher, with our errors and exit codes.
 
 The launcher turns whatever ends a rank into an exit code of 1 and a stack trace. So each rank leaves its error in a
-file, and the first of them is raised here; that a rank lost another one comes last, for it tells no cause.
+file, and the first of these is raised here; the error of having lost another rank comes last, since it tells no cause.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from seq2seq.support.errors import Elsewhere, UserError
 from seq2seq.support.processors import available_processors
 
 SECONDS_TO_STOP = 170
-"""After a signal, until ranks are killed: ten less than Slurm leaves them (recipes/slurm.sh)."""
+"""From a signal until the ranks are killed: ten less than Slurm leaves them (recipes/slurm.sh)."""
 
 
 def launch(config: Config) -> None:
@@ -29,7 +29,7 @@ def launch(config: Config) -> None:
 
     Raises Elsewhere with the line and exit code of the rank that failed first, UserError for more ranks than GPUs.
     """
-    # Ranks that are told to stop compute two updates at most, and save.
+    # Ranks that are told to stop compute at most two more updates, and save.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
 
     import torch
@@ -72,7 +72,7 @@ def launch(config: Config) -> None:
 
 
 def _first_failure(logs: Path, exit_codes: dict[int, int], otherwise: Elsewhere) -> Elsewhere:
-    """The failure that the others follow from, out of the ranks' error files and the exit codes of those that died."""
+    """The failure that caused the others, from the ranks' error files and the exit codes of those that died."""
     files = sorted(logs.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
     errors: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     killed = [

@@ -1,4 +1,4 @@
-"""seq2seq-prepare: the data stages of a recipe alone."""
+"""seq2seq-prepare: only the data stages of a recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUMMARY = (
 
 
 def prepare(config: Config) -> None:
-    """Prepare, and say what is there."""
+    """Prepare the data, and say what there is."""
     from seq2seq.data.prepare import prepare
 
     data = prepare(config)

@@ -1,4 +1,4 @@
-"""One rank of a training: what `seq2seq-train` runs itself, and what `launch` starts several of.
+"""One rank of a training run: `seq2seq-train` runs it in its own process, `launch` starts several.
 
 python -m seq2seq.cli.rank CONFIG.yaml      under torch's elastic launcher
 """
@@ -23,7 +23,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def train_as_rank(config: Config) -> None:
-    """Prepare and train; a run of other settings is refused before its prepared data are touched."""
+    """Prepare and train; a run with other settings is refused before its prepared data are touched."""
     from seq2seq.data.prepare import Prepared, prepare
     from seq2seq.support.devices import compute_deterministically
     from seq2seq.train.checkpoint import Checkpoints
@@ -54,9 +54,9 @@ def train_as_rank(config: Config) -> None:
 
 
 def main() -> None:
-    """Train with a stored configuration; an error goes into the file that the launcher names, for it to tell."""
+    """Train with a stored configuration; an error goes into the file that the launcher names, for it to report."""
     if sys.platform.startswith("linux"):
-        # When the launcher dies without a word, its ranks are told to stop, as by itself.
+        # If the launcher dies without a word, the kernel tells its ranks to stop, as the launcher would.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
         train_as_rank(compose.load(Path(sys.argv[1])))
@@ -66,7 +66,7 @@ def main() -> None:
         exit_code, message = explain(error)
         record = {"message": message, "timestamp": int(time.time()), "exit_code": exit_code}
         write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {**record, "lost": isinstance(error, LostRank)})
-        # Not by the interpreter's own way out, which would wait for the other ranks.
+        # Not the interpreter's own exit, which would wait for the other ranks.
         os._exit(exit_code)
 
 

@@ -1,4 +1,4 @@
-"""seq2seq-score: the exact log-probability of given translations, one line a pair, in order."""
+"""seq2seq-score: the exact log-probability of given translations, one line per pair, in order."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def score(arguments: argparse.Namespace) -> None:
 
 
 def _files(source: Path, target: Path) -> Iterator[Window]:
-    """The pairs of two files by windows, with the number of the first; both are read through before anything else."""
+    """The pairs of two files in windows, each with the number of its first pair; both are read through beforehand."""
     from seq2seq.data.text_files import read_lines
     from seq2seq.translate.lines import WINDOW
 
@@ -106,7 +106,7 @@ def _files(source: Path, target: Path) -> Iterator[Window]:
 
 
 def _standard_input() -> Iterator[Window]:
-    """The pairs of standard input, source and target with a tab between, as they come."""
+    """The pairs of standard input, source and target separated by a tab, as they arrive."""
     from seq2seq.translate.lines import decode, windows
 
     if sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""The settings of search as options: one for each key of `SearchConfig`, with its help."""
+"""The search settings as command-line options: one for each key of `SearchConfig`, with its help."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def add_search_options(options: argparse.ArgumentParser) -> None:
 
 
 def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given. One hypothesis a sentence is the default, whatever the model's own setting.
+    """The settings that were given. One hypothesis per sentence is the default, whatever the model's own setting.
 
-    With `--no-sampling` the model's own settings of sampling are off too.
+    `--no-sampling` also turns off the model's own sampling settings.
     """
     values = {key.name: getattr(arguments, key.name) for key in fields(SearchConfig)}
     given = {name: value for name, value in values.items() if value is not None}

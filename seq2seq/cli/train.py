@@ -1,4 +1,4 @@
-"""seq2seq-train: prepare the data where it is not prepared, train, validate, leave a model directory."""
+"""seq2seq-train: prepare the data if it is not prepared, train, validate, leave a model directory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main() -> None:
     """The command."""
     code = run_hydra_command("seq2seq-train", SUMMARY, train)
     if code and is_rank():
-        # Not by the interpreter's own way out, which would wait for the other ranks.
+        # Not the interpreter's own exit, which would wait for the other ranks.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

@@ -107,7 +107,7 @@ def translate(arguments: argparse.Namespace) -> None:
 
 
 def _stream(translator: Translator, text: str, prefix: str) -> str:
-    """Write an output while it is found; returns why it could not begin with this prefix, if so."""
+    """Write an output as it is found; returns why it could not begin with this prefix, if it could not."""
     why = translator.too_long(text, prefix)
     for piece in itertools.chain(translator.stream(text, "" if why else prefix), ["\n"]):
         _write(piece)
@@ -122,7 +122,7 @@ def _write(text: str) -> None:
 def _described(
     translator: Translator, found: list[Translation], arguments: argparse.Namespace
 ) -> list[list[dict[str, Any]]]:
-    """What --token-scores and --align tell of each hypothesis of each translation."""
+    """What --token-scores and --align tell about each hypothesis of each translation."""
     from seq2seq.translate.scoring import described
 
     return [
@@ -152,7 +152,7 @@ def _render(
         if n_best > 1:
             line["hypotheses"] = rows
         return json.dumps(line, ensure_ascii=False) + "\n"
-    # Every input line has its N lines, also where search found fewer hypotheses.
+    # Every input line has N output lines, even if search found fewer hypotheses.
     hypotheses += [("", float("-inf"))] * (n_best - len(hypotheses))
     return "".join(f"{score:.4f}\t{text}\n" if arguments.scores else f"{text}\n" for text, score in hypotheses)
 

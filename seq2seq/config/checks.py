@@ -20,18 +20,18 @@ def above(key: str, value: float | None, limit: float) -> None:
 
 
 def valid_seed(key: str, value: int) -> None:
-    """Raise UserError for what is no seed of a random generator."""
+    """Raise UserError for a value that is not a valid random seed."""
     if not 0 <= value < 1 << 63:
         raise UserError(f"{key}={value}: must be at least 0, and below 2 to the power of 63")
 
 
 def share(key: str, value: float) -> None:
-    """Raise UserError for what is no share, from 0 to below 1."""
+    """Raise UserError for a value that is not a share, from 0 to below 1."""
     if not 0 <= value < 1:
         raise UserError(f"{key}={value}: must be at least 0 and below 1")
 
 
 def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise UserError for a value that is not known, with the nearest one that is."""
+    """Raise UserError for a value that is not known, with the nearest known one."""
     if value not in known:
         raise UserError(f"{key}={value}: must be one of {', '.join(known)}{nearest(value, known)}")

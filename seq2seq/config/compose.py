@@ -20,11 +20,11 @@ from seq2seq.support.errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
 COMPOSING = (HydraException, ValueError)
-"""What Hydra raises while it composes; `explained` makes a message of it."""
+"""What Hydra raises while it composes; `explained` turns it into a message."""
 ADDED = ("recipe", "ablation")
-"""The groups with no default, which a `+` adds."""
+"""The groups without a default, which are added with `+`."""
 DEEPEST = 20
-"""Levels of a stored configuration; deeper ones cost the reader of YAML the square of their depth, then its stack."""
+"""The most levels of a stored configuration; more cost the YAML reader time quadratic in the depth, then its stack."""
 _OPENING = (
     *(yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken),
     *(yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken),
@@ -33,7 +33,7 @@ _CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndTo
 
 
 def conf_dir() -> Path:
-    """The directory of Hydra groups, absolute: the wheel's place, else the checkout's."""
+    """The directory of Hydra groups, absolute: the wheel's, else the checkout's."""
     for place in (PACKAGE / "conf", PACKAGE.parent / "conf"):
         if (place / "config.yaml").is_file():
             return place
@@ -41,7 +41,7 @@ def conf_dir() -> Path:
 
 
 def options_of(group: str) -> list[str]:
-    """The names of a config group, say `recipe` or `model/encoder`."""
+    """The names in a config group such as `recipe` or `model/encoder`."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
@@ -134,7 +134,7 @@ def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]
 
 
 def explained(error: Exception, overrides: Sequence[str]) -> UserError:
-    """What the user most likely meant, for Hydra's refusal of `overrides`."""
+    """The error for `overrides` that Hydra refused, with what the user most likely meant."""
     reason = " ".join(str(error).partition("\nSee https:")[0].partition("\n\n")[0].split())
     if isinstance(error, OverrideParseException) and "=" not in error.override:
         return UserError(f"{error.override}: not a setting; type key=value")
@@ -155,7 +155,7 @@ def explained(error: Exception, overrides: Sequence[str]) -> UserError:
 
 
 def unknown_key(key: str) -> UserError:
-    """The error for a key that the schema does not have, with the nearest one in its group, else of all."""
+    """The error for a key that the schema does not have, with the nearest one in its group, else among all."""
     group, _, name = key.rpartition(".")
     siblings = [known.rpartition(".")[2] for known in known_keys() if known.rpartition(".")[0] == group]
     if group and siblings:
@@ -167,7 +167,7 @@ def unknown_key(key: str) -> UserError:
 
 
 def known_keys() -> list[str]:
-    """Every key of the schema, dotted, those of all kinds of encoder and decoder included."""
+    """Every key of the schema, dotted, including those of all kinds of encoder and decoder."""
     keys = list(_dotted(asdict(Config()), ""))
     for kind in KINDS.values():
         for side in ("encoder", "decoder"):

@@ -1,7 +1,7 @@
 """Every key that a configuration may hold, with its type, default and range.
 
-`conf/` gives the values; composing them ends in these dataclasses (`seq2seq.config.compose`), so that an unknown
-key, a wrong type or a value out of range is found before anything starts.
+`conf/` gives the values; composing them fills these dataclasses (`seq2seq.config.compose`), so that an unknown key, a
+wrong type or a value out of range is found before anything starts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class CorpusConfig:
     """Where the sentence pairs of one split come from: the first of `source`, `dataset`, `phrases` that is set.
 
     `source` and `target` are paths or lists of paths, line-aligned text; without `target`, `source` names TSV or
-    JSONL files. `dataset` is a name on the Hugging Face Hub or a local directory. `sha256`, where given, must be that
-    of the pairs as read, `source\\ttarget\\n` of each; what it is stands in the report of cleaning.
+    JSONL files. `dataset` is a name on the Hugging Face Hub or a local directory. `sha256`, if given, must be that of
+    the pairs as read, `source\\ttarget\\n` for each; its actual value is in the cleaning report.
     """
 
     source: Any = None
@@ -49,7 +49,7 @@ class CorpusConfig:
 
 @dataclass
 class CleaningConfig:
-    """Which pairs are left out of training; `false` or `null` switches a rule off. Lengths in pieces, without eos."""
+    """Which pairs are left out of training; `false` or `null` turns a rule off. Lengths are in pieces, without eos."""
 
     empty: bool = True
     duplicate: bool = True
@@ -67,8 +67,8 @@ class DataConfig:
     """The corpora and the batches made of them.
 
     `batch_tokens` limits source tokens and target tokens, each, per update over all ranks, eos counted;
-    an update is computed in `micro_batches` parts, which the ranks share (null: on GPUs as few as fit the
-    memory, on processors parts of 4,096 tokens).
+    an update is computed in `micro_batches` parts, which the ranks share (null: on GPUs as few as fit in memory,
+    on CPUs parts of 4,096 tokens).
     """
 
     source_language: str = "en"
@@ -121,7 +121,7 @@ class TokenizerConfig:
 class TransformerConfig:
     """A Transformer encoder or decoder (Vaswani et al., 2017, section 3).
 
-    `d_k` is the width of a head's queries and keys; without it that of its values, d_model / num_heads. With
+    `d_k` is the width of a head's queries and keys; by default that of its values, d_model / num_heads. With
     `learned` positions (table 3, row E) a sequence has at most `max_positions` pieces, eos counted.
     """
 
@@ -137,7 +137,7 @@ class TransformerConfig:
 
     @property
     def max_length(self) -> int | None:
-        """The longest sequence that this can take, in pieces with eos; None: any."""
+        """The longest sequence that this can take, in pieces, eos counted; None: any."""
         return self.max_positions if self.positions == "learned" else None
 
     def check(self, key: str) -> None:
@@ -147,7 +147,7 @@ class TransformerConfig:
         one_of(f"{key}.norm", self.norm, ("post", "pre"))
         share(f"{key}.dropout", self.dropout)
         one_of(f"{key}.positions", self.positions, ("sinusoidal", "learned"))
-        # Half of it holds any one character, up to five pieces, so that a text can always be cut to fit.
+        # Half of that holds any one character (up to five pieces), so that a text can always be cut to fit.
         at_least(f"{key}.max_positions", self.max_positions, 16)
 
 
@@ -208,7 +208,7 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW (decoupled weight decay) with the paper's numbers (section 5.3); decay and `clip_norm` are off there."""
+    """AdamW (decoupled weight decay) with the paper's values (section 5.3), where decay and `clip_norm` are off."""
 
     kind: str = "adam"
     beta1: float = 0.9
@@ -228,7 +228,7 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """The learning rate: linear warm-up, then `inverse_sqrt` (the paper's equation 3) or `linear` to 0 at `max_steps`.
+    """Learning rate: linear warm-up, then `inverse_sqrt` (the paper's equation 3) or `linear` to 0 after `max_steps`.
 
     `peak` is the rate at the end of the warm-up; without it the paper's d_model^-0.5 · warmup_steps^-0.5.
     """
@@ -248,18 +248,19 @@ class TrainerConfig:
     """How long and where to train, what to keep and what to show. Steps are updates of the weights.
 
     `compile` fuses the layers of Transformers with PyTorch's compiler and, on one GPU in bfloat16, replays forward and
-    backward passes as CUDA graphs; `auto` does on GPUs. With `deterministic`, GPUs too compute the same bits each time,
-    more slowly; processors always do.
+    backward passes as CUDA graphs; `auto` does so on GPUs. With `deterministic`, GPUs too compute the same bits each
+    time, more slowly; CPUs always do.
 
-    `devices` is the number of ranks on this machine, one a device; one that does not answer the others within
+    `devices` is the number of ranks on this machine, one per device; a rank that does not answer the others within
     `timeout_minutes` ends the run.
 
-    `average_last` averages that many last checkpoints into the final model. `average_decay` keeps an exponential moving
-    average of the weights, which is then what is validated and kept as the best model. `patience` stops after so many
-    validations without a better BLEU. An update whose gradient is not finite changes no weights; `max_skipped` of them
-    in a row end the run. `on_full_disk` goes on with the updates and tries again at the next save (`retry`) or ends the
-    run (`stop`). When the loss rises suddenly and stays up, `on_loss_spike` says so (`warn`), or also goes back to the
-    last checkpoint before and leaves out the pairs since (`rollback`); `off` does not look.
+    `average_last` averages that many of the last checkpoints into the final model. `average_decay` keeps an exponential
+    moving average of the weights, which is then what is validated and kept as the best model. `patience` stops after
+    that many validations without a better BLEU. An update whose gradient is not finite changes no weights;
+    `max_skipped` of them in a row end the run. `on_full_disk` goes on with the updates and tries again at the next save
+    (`retry`) or ends the run (`stop`). When the loss rises suddenly and stays up, `on_loss_spike` says so (`warn`), or
+    also goes back to the last checkpoint before the rise and leaves out the pairs since (`rollback`); `off` does not
+    check.
     """
 
     max_steps: int = 100_000

@@ -1,4 +1,4 @@
-"""Every key of `search`, with its type, default, range and line of help."""
+"""Every key of `search`, with its type, default, range and help text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from seq2seq.support.errors import UserError
 
 
 def option(default: Any, text: str) -> Any:
-    """A key that commands offer as an option too, with this line in their help."""
+    """A key that commands also offer as an option, with this text in their help."""
     return field(default=default, metadata={"help": text})
 
 
@@ -20,7 +20,7 @@ SAMPLING_ALONE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 @dataclass
 class SearchConfig:
-    """Beam search (a beam of one is greedy), or sampling. Lengths in pieces, eos counted.
+    """Beam search (a beam of one is greedy), or sampling. Lengths are in pieces, eos counted.
 
     An output is at most `max_length_ratio` · source + `max_length_offset` long, and at most `max_length`.
     """
@@ -70,7 +70,7 @@ class SearchConfig:
         self._check_kind()
 
     def _check_kind(self) -> None:
-        """Refuse settings of sampling in beam search, and the other way round."""
+        """Refuse sampling settings in beam search, and the other way round."""
         if self.sampling:
             beam_only = {"diversity_groups": 1, "coverage_penalty": 0.0, "stop": "exact"}
             for name, off in beam_only.items():

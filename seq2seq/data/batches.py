@@ -18,14 +18,14 @@ from seq2seq.data.tokenizer import BOS
 from seq2seq.ops.packing import Layout
 
 WINDOW = 1 << 13
-"""Pairs worked on at a time, where all at once would take memory that grows with the corpus."""
+"""Pairs processed at a time, where all at once would take memory that grows with the corpus."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Packed pairs: token ids [N] of sources, of targets as fed in (bos first) and as predicted (eos last).
 
-    Inputs may end in filler, as their layouts tell. A target of −1 is none: there nothing is to be predicted.
+    Inputs may end in filler, as their layouts tell. A target of −1 means that nothing is to be predicted there.
     """
 
     source: Tensor
@@ -51,13 +51,13 @@ class Batch:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that there is on a device."""
+        """All that is held on a device."""
         lengths = self.source_layout.lengths, self.target_layout.lengths
         return self.source, self.target_in, self.target_out, *lengths
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """All that there is beside tensors, and how large these are."""
+        """All that is not in the tensors, and the tensors' sizes."""
         layouts = self.source_layout, self.target_layout
         return tuple(size for x in layouts for size in (x.batch_size, x.max_length, x.total, x.filler))
 
@@ -83,10 +83,10 @@ class Batch:
 
 
 class Sampler:
-    """Cuts an epoch into updates of similarly long pairs: at most `batch_tokens` source and target tokens, each.
+    """Cuts an epoch into updates of similarly long pairs, with at most `batch_tokens` tokens on each side.
 
-    As in the paper (section 5.1), pairs are batched together by length; which of the equally long ones meet, and the
-    order of the updates, is drawn anew in each epoch from (seed, epoch).
+    As in the paper (section 5.1), pairs are batched together by length; which pairs of equal length end up together,
+    and the order of the updates, are drawn anew in each epoch from (seed, epoch).
     """
 
     def __init__(self, store: Store, batch_tokens: int, seed: int) -> None:
@@ -95,7 +95,7 @@ class Sampler:
         self._seed = seed
 
     def epoch(self, epoch: int) -> Updates:
-        """The updates of an epoch, numbered from 0: the pairs of each."""
+        """The updates of an epoch (epochs are numbered from 0): the pairs of each."""
         rng = np.random.default_rng((self._seed, epoch))
         order = np.arange(len(self._lengths[0]), dtype=np.int32)
         rng.shuffle(order)
@@ -109,7 +109,7 @@ class Sampler:
 
 
 class Updates:
-    """The updates of an epoch, in order: the pairs of each, int64, made when asked for; 4 bytes a pair in between."""
+    """The updates of an epoch, in order: the pairs of each, int64, made on demand; until then, 4 bytes per pair."""
 
     def __init__(self, order: NDArray[np.int32], bounds: NDArray[np.int64], runs: NDArray[np.int64]) -> None:
         self._order = order
@@ -128,10 +128,10 @@ class Updates:
 
 
 def sort_by_length(order: NDArray[np.int32], lengths: list[NDArray[Any]]) -> None:
-    """Sort pairs in place by target length, then source length; equally long ones stay as they are.
+    """Sort pairs in place by target length, then source length; pairs of equal lengths keep their order.
 
-    The same as `order[np.lexsort((source, target))]` of the lengths in that order, but in 12 bytes a pair, `order`
-    included, not 24: a key of 8 bytes holds both lengths and the place in `order`. It takes three times the time.
+    The same as `order[np.lexsort((source, target))]` of the lengths in that order, but in 12 bytes per pair, `order`
+    included, not 24: an 8-byte key holds both lengths and the place in `order`. It takes three times as long.
     """
     if max(int(side.max(initial=0)) for side in lengths) >= 1 << 16:
         order[:] = order[np.lexsort([side[order] for side in lengths])]
@@ -148,10 +148,10 @@ def sort_by_length(order: NDArray[np.int32], lengths: list[NDArray[Any]]) -> Non
 
 
 def run_bounds(count: int, lengths_of: Callable[[int, int], list[NDArray[Any]]], limit: int) -> NDArray[np.int64]:
-    """Where runs of pairs begin, and the end: each as long as can be with at most `limit` tokens on each side.
+    """Where runs of pairs begin, and the end: each as long as possible with at most `limit` tokens on each side.
 
-    `lengths_of(start, end)` gives the lengths of pairs start to end - 1, of each side; it is asked for about WINDOW
-    pairs at a time, so that no sums over all pairs need be held.
+    `lengths_of(start, end)` gives the lengths of pairs start to end - 1 on each side; it is called for about WINDOW
+    pairs at a time, so that sums over all pairs need not be kept.
     """
     bounds, start, size = [0], 0, WINDOW
     while start < count:
@@ -162,7 +162,7 @@ def run_bounds(count: int, lengths_of: Callable[[int, int], list[NDArray[Any]]],
             end = min(int(np.searchsorted(side, side[begin] + limit, side="right")) - 1 for side in sums)
             assert end > begin, "a sentence longer than batch_tokens reached the batches"
             if end == whole and start + whole < count:
-                break  # The run may go on beyond the window: the next one begins with it.
+                break  # The run may go on beyond the window: the next window begins with it.
             bounds.append(start + end)
             begin = end
         start, size = start + begin, WINDOW if begin else 2 * size
@@ -170,7 +170,7 @@ def run_bounds(count: int, lengths_of: Callable[[int, int], list[NDArray[Any]]],
 
 
 def cut(order: NDArray[np.int64], lengths: Sequence[NDArray[np.integer[Any]]], limit: int) -> list[NDArray[np.int64]]:
-    """Cut `order` into runs as long as can be with at most `limit` tokens on each side; `lengths` are in its order."""
+    """Cut `order` into the longest runs with at most `limit` tokens on each side; `lengths` are in its order."""
     bounds = run_bounds(len(order), lambda start, end: [side[start:end] for side in lengths], limit)
     return [order[start:end] for start, end in itertools.pairwise(bounds)]
 
@@ -178,10 +178,10 @@ def cut(order: NDArray[np.int64], lengths: Sequence[NDArray[np.integer[Any]]], l
 def micro_batches(
     store: Store, pairs: NDArray[np.int64], count: int, rank: int = 0, size: int = 1
 ) -> Iterator[tuple[int, Batch, float]]:
-    """An update in `count` parts of about equally many pairs; a rank gets number rank, rank + size, … of them.
+    """An update in `count` parts of about equally many pairs; a rank gets parts rank, rank + size, and so on.
 
-    Yields (number, batch, weight). Parts without pairs are left out, but each rank gets at least one, for ranks wait
-    for one another: then a pair of the update with weight 0, in place of 1.
+    Yields (number, batch, weight), where the weight is 1. Parts without pairs are left out, but since ranks wait for
+    one another, a rank left with none gets one pair of the update with weight 0.
     """
     parts = list(enumerate(np.array_split(pairs, count)))[rank::size]
     for index, part in parts:

@@ -12,7 +12,7 @@ EXAMPLES = 3
 
 
 def text_reason(source: str, target: str, rules: CleaningConfig) -> str | None:
-    """The reason to drop a pair that its text alone shows: `empty` or `same`."""
+    """The reason, if any, to drop a pair for its text alone: `empty` or `same`."""
     if rules.empty and not (source.strip() and target.strip()):
         return "empty"
     if rules.same and source == target:
@@ -21,7 +21,7 @@ def text_reason(source: str, target: str, rules: CleaningConfig) -> str | None:
 
 
 def length_reason(source_pieces: int, target_pieces: int, rules: CleaningConfig) -> str | None:
-    """The reason to drop a pair that its lengths in pieces show: `max_pieces` or `max_length_ratio`."""
+    """The reason, if any, to drop a pair for its lengths in pieces: `max_pieces` or `max_length_ratio`."""
     longer, shorter = max(source_pieces, target_pieces), max(1, min(source_pieces, target_pieces))
     if rules.max_pieces is not None and longer > rules.max_pieces:
         return "max_pieces"

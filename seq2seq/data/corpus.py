@@ -1,6 +1,6 @@
 """Reading sentence pairs: text files side by side, TSV, JSONL, `datasets`, or the embedded phrasebook.
 
-Files are read as bytes and split on `\\n` only: other line separators of Unicode are part of a sentence.
+Files are read as bytes and split on `\\n` only: Unicode's other line separators are part of a sentence.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def name_of(corpus: CorpusConfig) -> str:
 
 
 def identity(corpus: CorpusConfig) -> dict[str, Any]:
-    """What the corpus is made of, for telling whether it changed: names, and the sha256 of each file."""
+    """What the corpus is made of, to tell whether it changed: names, and the sha256 of each file."""
     files = [*paths_of(corpus.source), *paths_of(corpus.target)]
     for path in files:
         require(path)
@@ -71,10 +71,10 @@ def identity(corpus: CorpusConfig) -> dict[str, Any]:
 
 
 def read_pairs(data: DataConfig, split: str, seed: int, digests: dict[str, str] | None = None) -> Iterator[Pair]:
-    """The pairs of `train`, `valid` or `test`, in order, as they stand in the corpus but for outer blanks.
+    """The pairs of `train`, `valid` or `test`, in order, as in the corpus but without leading and trailing blanks.
 
     At the end `digests[split]` is the hex SHA-256 of all, `source\\ttarget\\n` each. Raises UserError for a missing,
-    misaligned, malformed or wrongly encoded corpus, with file and line, and for one with another `sha256` than given.
+    misaligned, malformed or wrongly encoded corpus, with file and line, and for one whose `sha256` is not that given.
     """
     digest = hashlib.sha256()
     for pair in _pairs(data, split, seed):
@@ -86,7 +86,7 @@ def read_pairs(data: DataConfig, split: str, seed: int, digests: dict[str, str] 
 
 
 def require_sha256(data: DataConfig, split: str, found: str | None, what: str, way_out: str = "") -> None:
-    """Raise UserError when the `sha256` of a corpus is given and is not `found`; `what` has that one, in words."""
+    """Raise UserError when the `sha256` of a corpus is given and is not `found`; `what` says in words whose that is."""
     given = getattr(data, split).sha256
     if given and given != found:
         raise UserError(
@@ -136,7 +136,7 @@ def _side_by_side(source: Path, target: Path) -> Iterator[Pair]:
 
 
 def _misaligned(source: Path, target: Path) -> UserError:
-    """Both counts, and the line from which the shifted alignment fits the sentences' lengths better."""
+    """The error, with both line counts and the line from which a shifted alignment fits the sentence lengths better."""
     left, right = (np.array([len(line) + 1 for line in read_lines(path)], float) for path in (source, target))
     shift, common = abs(len(left) - len(right)), min(len(left), len(right))
     longer, shorter = (left, right) if len(left) > len(right) else (right, left)
@@ -233,10 +233,10 @@ def _no_split(corpus: CorpusConfig, split: str, known: str) -> UserError:
 
 
 def _unloadable(error: Exception, corpus: CorpusConfig, split: str) -> UserError:
-    """What `datasets` said, in one line with the way out."""
+    """The error that `datasets` raised, in one line that says what to do."""
     from datasets import exceptions
 
-    # Of a split in many files it lists the length of each, after which the way out would be cut off.
+    # For a split in many files it lists the length of each; what to do would be cut off after that.
     name, said = str(corpus.dataset), first_line(error)[:1000].rstrip(":")
     _, _, known = said.partition("Should be one of ")
     if said.startswith("Unknown split") and known:

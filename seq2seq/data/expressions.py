@@ -44,7 +44,7 @@ ONE = {"m": ("ein", "einen", "einem"), "f": ("eine", "eine", "einer"), "n": ("ei
 
 
 def rows(text: str) -> list[list[str]]:
-    """The rows of a table: fields apart by blanks, rows by commas."""
+    """The rows of a table: fields separated by blanks, rows by commas."""
     return [[field.replace("_", " ") for field in row.split()] for row in text.split(",")]
 
 

@@ -1,7 +1,7 @@
 """An endless English-German corpus that needs no network: dates, durations, numbers, prices, quantities and times.
 
-Babel (CLDR) formats what is written in digits, num2words spells what is written in words, and the tables below set
-both in phrases and short sentences. The German is a function of the English: no source has two targets.
+Babel (CLDR) formats what is written in digits, num2words spells what is written in words, and the tables below put
+both into phrases and short sentences. The German is a function of the English: no source has two targets.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Group(NamedTuple):
 def draw(seed: int, *, held_out: bool) -> Iterator[Phrase]:
     """Draw phrases without end, one of each kind in turn; a phrase may come up again.
 
-    Given the same `seed` and `held_out`, every process returns the same sequence. With `held_out` come only phrases
-    whose source `is_held_out`, without it only the others. Raises `UserError` where Babel or num2words is missing.
+    Given the same `seed` and `held_out`, every process returns the same sequence. With `held_out`, only phrases whose
+    source `is_held_out` are drawn; without it, only the others. Raises `UserError` where Babel or num2words is missing.
     """
     for package in ("babel", "num2words"):
         try:

@@ -1,4 +1,4 @@
-"""Work that threads do before it is asked for."""
+"""Work that threads do ahead of time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Made = TypeVar("Made")
 
 
 def prefetched(make: Callable[[T], Made], items: Iterable[T], threads: int = 1) -> Generator[Made]:
-    """`make` of each item, in order, made by threads, for each of them up to two ahead of what is asked for."""
+    """`make` of each item, in order, computed by threads, for each thread up to two items ahead of the consumer."""
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(threads, "prefetch") as pool:
         try:

@@ -1,6 +1,6 @@
-"""From raw corpora to what training reads, in stages; one whose inputs and settings did not change is left alone.
+"""From raw corpora to what training reads, in stages; a stage whose inputs and settings have not changed is skipped.
 
-clean/       train and valid as Arrow tables, the report of what was dropped
+clean/       train and valid as Arrow tables, the report on what was dropped
 tokenizer/   tokenizer.model
 train/       the encoded store
 valid/       the encoded store, and the raw text for BLEU
@@ -35,9 +35,9 @@ from seq2seq.support.progress import bar, bars_of_datasets, say
 
 BLOCK = 2_000
 ROWS = "rows.npy"
-"""Which rows of the cleaned table the pairs of a store are."""
+"""Which rows of the cleaned table the pairs of a store come from."""
 COLUMNS = {"source": "large_string", "target": "large_string", "label": "string", "place": "string", "hash": "int64"}
-"""Of a corpus as it is read; what is kept of training has neither label nor hash."""
+"""The columns of a corpus as it is read; the training table that is kept has neither label nor hash."""
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
 
 
@@ -45,7 +45,7 @@ class Prepared:
     """What the stages made: tokenizer, stores, raw validation text, and a hash of the encoded training data.
 
     `longest_source` is the longest training source in pieces, without eos. Raises UserError for damaged files; damaged
-    tokens are found when they are first asked for.
+    tokens are found when they are first read.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -60,7 +60,7 @@ class Prepared:
         self._directory = directory
 
     def places(self, pairs: list[int]) -> list[str]:
-        """Where these pairs of the training store were read: file and line, or row of a data set, in order.
+        """Where these pairs of the training store were read from: file and line, or row of a data set, in order.
 
         Raises UserError when the table of cleaned pairs is damaged or gone.
         """
@@ -72,7 +72,7 @@ class Prepared:
 def prepare(config: Config) -> Prepared:
     """Run the stages that are not up to date. Raises UserError for a missing or malformed corpus.
 
-    Another process that prepares in the same directory is waited for: it may be making what is needed here.
+    Waits for any other process that prepares data in the same directory: it may be making what is needed here.
     """
     root = Path(config.data.prepared_dir)
     with in_turn(root):
@@ -93,7 +93,7 @@ def prepare(config: Config) -> Prepared:
 
 
 def _run_stages(config: Config, root: Path) -> None:
-    # All before the first, which may take hours.
+    # Check all of them before the first stage, which may take hours.
     for name in ("clean", "tokenizer", "train", "valid"):
         require_place(root / name)
     rules = asdict(config.data.cleaning)
@@ -113,7 +113,7 @@ def _run_stages(config: Config, root: Path) -> None:
         else {"cleaned": cleaned, **asdict(config.tokenizer)},
         lambda folder: _train_tokenizer(folder, root, config),
     )
-    # Without a limit in the rules, that of a batch drops pairs too.
+    # If the rules set no length limit, that of a batch drops pairs too.
     limit = config.data.batch_tokens if config.data.cleaning.max_pieces is None else None
     encoding = {"format": FORMAT, "cleaned": cleaned, "tokenizer": trained, "rules": rules, "limit": limit}
     stage(root / "train", encoding, lambda folder: _encode(folder, root, "train", config.data))
@@ -141,7 +141,7 @@ def _clean(folder: Path, config: Config) -> None:
 
 
 def _cleaned(root: Path, split: str) -> Any:
-    """A table of cleaned pairs. Raises UserError for one that is not as it was written."""
+    """A table of cleaned pairs. Raises UserError if it is not as it was written."""
     import datasets
 
     require_sound(root / "clean", split)
@@ -159,7 +159,7 @@ def _require_recorded_sha256(clean: Path, data: DataConfig) -> None:
 def _table(
     data: DataConfig, split: str, seed: int, cache: str, digests: dict[str, str], report: CleaningReport | None = None
 ) -> Any:
-    """A corpus as an Arrow table of `COLUMNS`, the hash that of the source; cleaned when a report is given."""
+    """A corpus as an Arrow table of `COLUMNS`, where the hash is that of the source; cleaned if a report is given."""
     import datasets
 
     seen: set[int] = set()
@@ -187,7 +187,7 @@ def _table(
         # `datasets` wraps whatever the generator raised.
         raise error.__cause__ or error from None
     except ValueError:
-        # `datasets` makes no table without rows.
+        # `datasets` refuses to make a table without rows.
         if count:
             raise
         name = f"the {split} corpus ({corpus.name_of(getattr(data, split))}) is empty"
@@ -201,7 +201,7 @@ def _table(
 
 
 def _hold_out(train: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows for validation, each source once, by smallest hash; and the rows that share no source with them."""
+    """Rows for validation, each source once, with the smallest hashes; and the rows that share no source with them."""
     hashes = np.asarray(train.with_format("numpy")["hash"][:], np.int64)
     sources, first = np.unique(hashes, return_index=True)
     count = min(max(1, int(len(hashes) * HELD_OUT_SHARE)), HELD_OUT_MOST)
@@ -214,7 +214,7 @@ def _hold_out(train: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _tokenizer_of(model: str, taken: Path) -> Path:
-    """The vocabulary of a model, or what was taken of it where that model is gone."""
+    """A model's vocabulary file, or the copy taken of it earlier if that model is gone."""
     path = Path(model) / "tokenizer.model"
     if not path.is_file():
         kept = taken / path.name
@@ -273,7 +273,7 @@ _Block = tuple[dict[str, list[str]], list[list[int]], list[list[int]]]
 def _encoded(table: Any, tokenizer: Tokenizer, workers: int) -> Iterator[_Block]:
     """Blocks of texts with the piece ids of sources and targets, in order.
 
-    Threads do, for SentencePiece lets go of the interpreter's lock; processes would send every id through Arrow.
+    Threads suffice, as SentencePiece releases the GIL; processes would send every id through Arrow.
     """
 
     def encode(texts: dict[str, list[str]]) -> _Block:

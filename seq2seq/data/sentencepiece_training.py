@@ -16,7 +16,7 @@ from seq2seq.support.errors import RunError
 from seq2seq.support.progress import bar
 
 PROGRAM = "import json, sys, sentencepiece; sentencepiece.SentencePieceTrainer.train(**json.loads(sys.argv[1]))"
-# Where the time goes on 750,000 lines, by what the log says when a part begins: both kinds read alike, then part.
+# Share of the time passed when the log says that a phase begins, on 750,000 lines; both kinds read alike, then differ.
 MILESTONES = {
     "bpe": {"Normalizing sentences": 0.05, "all chars count": 0.25, "Tokenizing input": 0.35, "Done! ": 0.65},
     "unigram": {"Normalizing sentences": 0.01, "Extracting seed": 0.06, "Tokenizing input": 0.34, "EM training": 0.36},
@@ -26,7 +26,7 @@ MILESTONES = {
 def train_sentencepiece(lines: list[str], *, model_type: str, vocab_size: int, **settings: object) -> bytes:
     """Train on the lines and return the model file's content.
 
-    Raises RuntimeError with SentencePiece's own message, and RunError where a signal killed it.
+    Raises RuntimeError with SentencePiece's own message, and RunError if a signal killed it.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,7 +62,7 @@ def train_sentencepiece(lines: list[str], *, model_type: str, vocab_size: int, *
 
 
 def share_done(log: str, model_type: str, vocab_size: int) -> float:
-    """About how much of the whole time has passed, from 0 to 1, judged by SentencePiece's log."""
+    """Roughly what share of the whole time has passed, from 0 to 1, judging by SentencePiece's log."""
     last = max((share for said, share in MILESTONES[model_type].items() if said in log), default=0.0)
     if merges := re.findall(r"merges=(\d+)", log):
         return last + (1 - last) * min(1.0, int(merges[-1]) / vocab_size)

@@ -1,4 +1,4 @@
-"""Stages of preparation: folders made once from their inputs, with the hash of each file that stands in them."""
+"""Stages of preparation: folders made once from their inputs, with the hash of each file in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RECORD = "stage.json"
 
 
 def stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) -> str:
-    """Make a stage's folder unless it is there with the same inputs; returns the fingerprint of the inputs."""
+    """Make a stage's folder unless it is there, made from the same inputs; returns the fingerprint of the inputs."""
     fingerprint = sha256_of_json(inputs)
     if not was_made_of(folder, inputs):
         require_place(folder)
@@ -26,17 +26,17 @@ def stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) ->
 
 
 def was_made_of(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether a stage's folder is there, made of these."""
+    """Whether a stage's folder is there and was made from these inputs."""
     return _fingerprint_of(folder) == sha256_of_json(inputs)
 
 
 def require_place(folder: Path) -> None:
-    """Raise UserError where something else stands than a stage."""
+    """Raise UserError if there is something other than a stage at `folder`."""
     require_ours(folder, RECORD, "take another data.prepared_dir=DIR")
 
 
 def require_sound(folder: Path, name: str) -> None:
-    """Raise UserError when a file of a stage, or one in that folder of it, is missing or not as it was written."""
+    """Raise UserError when a stage's file `name`, or one in its folder `name`, is missing or not as it was written."""
     try:
         recorded: dict[str, str] = read_json(folder / RECORD)["sha256"]
         expected = {path: digest for path, digest in recorded.items() if path == name or path.startswith(f"{name}/")}

@@ -1,6 +1,6 @@
 """Encoded pairs on disk: flat arrays of token ids with offsets, memory-mapped; no Python object per sentence.
 
-Beside the arrays stand checksums of their blocks: nothing is used of a block that was not held against its own.
+Beside the arrays are checksums of their blocks: nothing is used of a block that was not verified against its own.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from seq2seq.support.files import read_json, sha256_of_json, write_json
 SIDES = ("source", "target")
 CHECKSUMS = "checksums.json"
 FORMAT = 3
-"""Raised whenever what a store holds changes, so that older ones are made anew."""
+"""Incremented whenever what a store holds changes, so that older stores are rebuilt."""
 BLOCK = 1 << 16
-"""Bytes with one checksum. A first batch touches as many blocks as it has sentences, so small ones start sooner."""
+"""Bytes per checksum. A first batch touches as many blocks as it has sentences, so small blocks let it start sooner."""
 
 
 class CheckedArray:
-    """A memory-mapped .npy file of one dimension; `check` must come before what is read.
+    """A memory-mapped one-dimensional .npy file; call `check` on elements before reading them.
 
-    CRC-32 misses no damage of up to 32 bits in a row, and of any other one in 2^32. Raises UserError for a file of
-    another size than recorded, or with a damaged header.
+    CRC-32 misses no damage within 32 consecutive bits, and one case in 2^32 of any other. Raises UserError for a
+    file whose size is not the recorded one, or whose header is damaged.
     """
 
     def __init__(self, path: Path, recorded: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class CheckedArray:
         self.array: NDArray[Any] = np.asarray(mapped)
 
     def check(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-        """Check the blocks under elements starts[i] to ends[i] - 1 that were not checked before.
+        """Check the blocks that hold elements starts[i] to ends[i] - 1, unless they were checked before.
 
         Raises UserError with the file and the bytes of a damaged block.
         """
@@ -81,9 +81,9 @@ class Store:
     """The encoded pairs of one split; every sentence ends in eos.
 
     `lengths` are the token counts of sources and targets, [pairs] each, eos counted; uint16 where they fit, else int32,
-    and mapped, not read. `sha256` is the hash of tokens and offsets as they were written.
+    and memory-mapped, not copied. `sha256` is the hash of tokens and offsets as they were written.
 
-    Raises UserError when the store is missing or damaged; damaged tokens are found when they are first asked for.
+    Raises UserError when the store is missing or damaged; damaged tokens are found when they are first read.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -118,7 +118,7 @@ class Store:
 
 
 class StoreWriter:
-    """Writes a store by blocks of encoded sentences; `finish` makes it complete."""
+    """Writes a store in blocks of encoded sentences; `finish` completes it."""
 
     def __init__(self, directory: Path, vocab_size: int) -> None:
         self._directory = directory
@@ -132,7 +132,7 @@ class StoreWriter:
         self._lengths[side].append(lengths.astype(np.int32))
 
     def finish(self) -> None:
-        """Put the arrays under their names, and their checksums beside them."""
+        """Write the arrays under their final names, and their checksums beside them."""
         files = {}
         for side, name in enumerate(SIDES):
             self._raw[side].close()
@@ -141,7 +141,7 @@ class StoreWriter:
             offsets = np.concatenate([np.zeros(1, np.int64), lengths.cumsum(dtype=np.int64)])
             fits = lengths.max(initial=0) < 1 << 16
             header = {"descr": np.dtype(self._dtype).str, "fortran_order": False, "shape": (int(offsets[-1]),)}
-            # Written, not mapped: on a full disk a write raises, where a page of a map kills the process.
+            # Written, not mapped: on a full disk a write raises, whereas touching a mapped page kills the process.
             with raw.open("rb") as tokens, (self._directory / f"{name}.tokens.npy").open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 shutil.copyfileobj(tokens, file, 1 << 22)
@@ -170,7 +170,7 @@ def write_store(
 
 
 def _checksums(path: Path) -> dict[str, Any]:
-    """What is recorded of a file: its size, its SHA-256, and the CRC-32 of each block, eight hex digits each."""
+    """What is recorded about a file: its size, its SHA-256, and the CRC-32 of each block, eight hex digits each."""
     digest, sums = hashlib.sha256(), []
     with path.open("rb") as file:
         while block := file.read(BLOCK):

@@ -20,13 +20,13 @@ from seq2seq.support.progress import bar
 SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
 BLANKS = " \t\r\n"
 LONGEST = 1 << 24
-"""Bytes of the longest line that is read: a longer one is no sentence, and a gigabyte would take several of memory."""
+"""Bytes of the longest line accepted: a longer one is no sentence, and one of 1 GB would take several GB of memory."""
 ZSTD_INPUT = 1 << 11
-"""Bytes decompressed at once: four of them may become 128 KiB, and 2 KiB no more than 64 MiB."""
+"""Bytes decompressed at once: four of them may become 128 KiB, so 2 KiB no more than 64 MiB."""
 
 
 def require(path: Path) -> None:
-    """Raise UserError, with the nearest name there is, unless `path` is a file."""
+    """Raise UserError, with the closest existing name, unless `path` is a file."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: a folder, pipe or device; give the name of a file")
     if not path.is_file():
@@ -50,7 +50,7 @@ def decompressed(file: IO[bytes], suffix: str) -> IO[bytes]:
 
 
 class _Zstd(io.RawIOBase):
-    """The bytes of all frames of a .zst file; zstandard's own reader passes over a cut without error."""
+    """The bytes of all frames of a .zst file; zstandard's own reader reports no error for a truncated file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -78,7 +78,7 @@ class _Zstd(io.RawIOBase):
 
 
 def read_lines(path: Path, *, is_table: bool = False) -> Iterator[str]:
-    """The lines of a UTF-8 file, split on `\n` only, without byte-order mark and outer blanks; tabs stay in a table.
+    """The lines of a UTF-8 file, split on `\n` only, without byte-order mark and outer blanks; a table keeps its tabs.
 
     Raises UserError with file, line and byte for invalid UTF-8, and for a damaged compressed file or a line too long.
     """

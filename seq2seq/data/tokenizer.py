@@ -15,16 +15,17 @@ from seq2seq.support.progress import say
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 TEXTS_OF_A_THREAD = 64
-"""From how many texts on one more thread is worth starting."""
+"""How many texts make it worth starting one more thread."""
 ONE_BY_ONE = 8
-"""Up to how many texts are encoded one by one: for a list SentencePiece starts a thread, which takes longer."""
+"""Up to this many texts are encoded one by one: for a list SentencePiece starts a thread, which takes longer."""
 
 
 class Tokenizer:
     """A trained vocabulary.
 
     `never_generated` lists the pieces that search must not choose: pad, unk, bos, and those that hold a newline (its
-    byte, and pieces learnt from corpora with newlines inside), which would break the rule of one line out for one in.
+    byte, and pieces learnt from corpora with newlines inside), which would break the rule of one output line per input
+    line.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -51,7 +52,7 @@ class Tokenizer:
             raise UserError(f"{path}: cannot be read as a SentencePiece model: {first_line(error)}") from None
 
     def encode(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The piece ids of each text, without bos and eos. Raises UserError for half a character."""
+        """The piece ids of each text, without bos and eos. Raises UserError for half a character (a lone surrogate)."""
         try:
             if len(texts) <= ONE_BY_ONE:
                 return list(map(self._processor.encode, texts))
@@ -66,17 +67,17 @@ class Tokenizer:
         return list(map(len, self.encode(texts)))
 
     def decode(self, ids: Sequence[Sequence[int]], threads: int = 1) -> list[str]:
-        """The text of each sequence of piece ids, in one line."""
+        """The text of each sequence of piece ids, on one line."""
         sequences = list(map(list, ids))
         if len(sequences) <= ONE_BY_ONE:
             texts = list(map(self._processor.decode, sequences))
         else:
             texts = self._processor.decode(sequences, num_threads=_worthwhile(threads, ids))
-        # A vocabulary can hold rules that rewrite what was decoded, also into newlines that no piece has.
+        # A vocabulary can hold rules that rewrite decoded text, even into newlines that no piece has.
         return [text.replace("\n", " ") for text in texts]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The pieces as written in the vocabulary, for showing."""
+        """The pieces as written in the vocabulary, for display."""
         return [self._processor.id_to_piece(int(piece)) for piece in ids]
 
 
@@ -92,7 +93,7 @@ def _require_whole_characters(text: str) -> None:
 
 
 def _worthwhile(threads: int, texts: Sequence[object]) -> int:
-    """So many threads, or fewer, for a few texts."""
+    """This many threads, or fewer if there are only a few texts."""
     return max(1, min(threads, len(texts) // TEXTS_OF_A_THREAD))
 
 
@@ -106,7 +107,7 @@ def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     try:
         return Tokenizer(_train(text, config, size))
     except RuntimeError as error:
-        # SentencePiece tells the largest possible size only in its message.
+        # SentencePiece reports the largest possible size only in its message.
         limit = re.search(r"<= (\d+)", str(error))
         least = re.search(rf"{size} vs (\d+)", str(error))
         if least:

@@ -15,14 +15,14 @@ from seq2seq.support.progress import say
 
 FORMATS = ("float32", "bfloat16", "int8")
 SHAPES_OF_TRAINING = 64
-"""Shapes of products whose compiled code oneDNN keeps: more were no faster and took more memory (docs/log.md,
-2026-11-25)."""
+"""Matrix multiplication shapes for which oneDNN keeps compiled code; more were no faster and took more memory
+(docs/log.md, 2026-11-25)."""
 
 
 def choose_device(name: str, index: int | None = None) -> torch.device:
-    """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`); the CPU, said on stderr, for a GPU that is not there.
+    """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`); the CPU, with a notice, for a GPU that is not there.
 
-    `index` is the GPU to take where the name does not tell. Raises UserError for a name that is no device.
+    `index` is the GPU to take if the name does not say which. Raises UserError for a name that is no device.
     """
     if name == "auto" and not _has_gpu():
         return torch.device("cpu")
@@ -41,30 +41,30 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
 
 
 def capability(device: torch.device) -> tuple[int, int] | None:
-    """The generation of a GPU, such as (9, 0); None for the CPU."""
+    """The compute capability of a GPU, such as (9, 0); None for the CPU."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 run in hardware, and so faster than in float32."""
+    """Whether bfloat16 matrix multiplications run in hardware, and so faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return any(map(processor_has, ("avx512_bf16", "amx_bf16", "sve_bf16")))
 
 
 def processor_has(instructions: str) -> bool:
-    """Whether the processor has these instructions, by PyTorch's name for them, such as `amx_bf16`.
+    """Whether the CPU has these instructions, by PyTorch's name for them, such as `amx_bf16`.
 
-    PyTorch tells after version 2.11; before that nothing is known, and what needs none of them is always right.
+    PyTorch reports this after version 2.11; before that the answer is no, as code that needs none of them always works.
     """
     return bool(torch.cpu.get_capabilities().get(instructions)) if hasattr(torch.cpu, "get_capabilities") else False
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The number format for matrix products: bfloat16 for `auto` where the hardware has it, else float32.
+    """The number format for matrix multiplications: bfloat16 for `auto` where the hardware has it, else float32.
 
-    `tf32` is float32 of which a GPU multiplies the first ten bits of the mantissa; this sets it for the whole process,
-    and `float32` full products. What the hardware lacks is said on stderr.
+    `tf32` is float32 of which a GPU multiplies only the first ten bits of the mantissa; the choice between this and
+    full `float32` multiplication is set for the whole process. What the hardware lacks is reported on stderr.
     """
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     native = has_native_bfloat16(device)
@@ -76,7 +76,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def choose_format(dtype: torch.dtype | str) -> torch.dtype:
-    """The number format for translation, by its name or as it is. Raises UserError for one that is none of them."""
+    """The number format for translation, by its name or as it is. Raises UserError for any other."""
     name = str(dtype).removeprefix("torch.")
     if name not in FORMATS:
         raise UserError(f"dtype={name}: must be one of {', '.join(FORMATS)}")
@@ -84,7 +84,7 @@ def choose_format(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _has_gpu() -> bool:
-    """Whether PyTorch can compute on a GPU; where it found one that it cannot use, its reason is said on stderr."""
+    """Whether PyTorch can compute on a GPU; if it found one that it cannot use, its reason is reported on stderr."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = torch.cuda.is_available()
@@ -94,33 +94,33 @@ def _has_gpu() -> bool:
 
 
 def choose_compiling(setting: bool | str, device: torch.device) -> bool:
-    """Whether to compile the regions of a model: on GPUs alone for `auto`."""
+    """Whether to compile the regions of a model: for `auto`, only on GPUs."""
     return device.type == "cuda" if setting == "auto" else bool(setting)
 
 
 def compute_deterministically() -> None:
-    """Let PyTorch take only operations that give the same bits each time, for the whole process; before any on a GPU.
+    """Let PyTorch use only bitwise reproducible operations in this process; to be called before any runs on a GPU.
 
     An operation that has no such form raises RuntimeError.
     """
-    # cuBLAS reads it when it starts: without it, its products may differ between two streams.
+    # cuBLAS reads this when it starts: without it, its results may differ between two streams.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """The context in which matrix products are computed in `precision`."""
+    """The context in which matrix multiplications are computed in `precision`."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """The format that matrix products of `x` are computed in: that of `autocast` where it is active, else its own."""
+    """The format in which matrix multiplications of `x` are computed: that of `autocast` if active, else its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory for the next tensor: giving it back costs a page fault for every 4 KiB of it.
+    """Tell glibc to keep freed memory for the next tensor: returning it costs a page fault for every 4 KiB of it.
 
     Does nothing on systems without glibc.
     """
@@ -134,10 +134,11 @@ def keep_freed_memory() -> None:
 
 
 def limit_compiled_shapes(count: int) -> None:
-    """Let oneDNN keep its code for so many shapes of products; before the first product, and unless the user said more.
+    """Let oneDNN keep its code for only `count` matrix multiplication shapes, unless the user has set a number.
 
-    It keeps up to four megabytes for each that it has met, a thousand of them: sentences of all lengths took gigabytes.
+    To be called before the first multiplication. By default it keeps up to four megabytes for each of a thousand shapes
+    that it has met: sentences of all lengths took gigabytes.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(count))
-    # What PyTorch keeps once more.
+    # What PyTorch caches on top of that.
     os.environ.setdefault("LRU_CACHE_CAPACITY", "16")

@@ -1,4 +1,4 @@
-"""The errors that reach a person, and the exit code of each."""
+"""The errors that reach the user, and the exit code of each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PLACES = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
     *(errno.ENAMETOOLONG, errno.ELOOP),
 )
-"""What an OSError says when the user named a place that is not there, or not ours to read or write."""
+"""Error numbers of an OSError for a place that does not exist, or that we may not read or write."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-"""What an OSError says when no more can be written: no space is left, or none of the user's share of it."""
+"""Error numbers of an OSError when no more can be written: no space is left, or the user's quota is used up."""
 
 LONGEST = 2000
-"""Characters of a message that are shown; what was quoted out of a file may have millions."""
+"""Characters of a message that are shown; what it quotes from a file may have millions."""
 
 
 class Explained(Exception):
@@ -52,7 +52,7 @@ class Elsewhere(Explained):
 
 
 class Stopped(Explained):
-    """A signal ended the run, the first one after its state was saved. Exit code 128 + signal, as shells count."""
+    """A signal ended the run; the first one, after its state was saved. Exit code 128 + signal, as in shells."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -65,7 +65,7 @@ def missing_extra(package: str, extra: str) -> UserError:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known name closest to `name`, or the list of known names where none is close."""
+    """`; did you mean X?` for the known name closest to `name`, or the list of known names if none is close."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1, cutoff=0.75)
     if close:
@@ -74,12 +74,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it says nothing."""
+    """The first line of an error's message, or its type if it has none."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def one_line(message: str) -> str:
-    """A message that a terminal shows as one line and obeys in nothing: names out of files may hold anything."""
+    """A message as one line without terminal control characters: names read from files may hold anything."""
     shown = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in message[:LONGEST]
     )
@@ -104,9 +104,9 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """The exit code for an error, and what to tell the user: one line, but for a defect of ours."""
+    """The exit code for an error, and what to tell the user: one line, except for a defect of ours."""
     if isinstance(error, Explained):
-        # A defect of another process comes with its trace, which ends in what matters.
+        # A defect of another process comes with its trace, at whose end is what matters.
         return error.exit_code, str(error) if error.exit_code == 1 else one_line(str(error))
     if isinstance(error, KeyboardInterrupt):
         return 130, ""

@@ -1,4 +1,4 @@
-"""Writing files and directories so that a final name never holds half a thing."""
+"""Writing files and directories so that a final name never holds anything half-written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seq2seq.support.errors import UserError
 from seq2seq.support.progress import bar, say
 
 PARTIAL, REPLACED = ".partial", ".replaced"
-"""How the hidden names of directories end that are being made or deleted, and of those moved aside meanwhile."""
+"""Suffixes of the hidden names of what is being written or deleted, and of directories moved aside meanwhile."""
 
 
 def sha256_of(path: Path) -> str:
@@ -37,7 +37,7 @@ def sha256_of_json(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` in UTF-8 atomically; into a pipe or a device as it is."""
+    """Write `text` in UTF-8 atomically; into a pipe or a device, directly."""
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8", newline="\n")
         return
@@ -66,7 +66,7 @@ def read_json(path: Path) -> Any:
 
 
 def require_ours(folder: Path, record: str, way_out: str) -> None:
-    """Raise UserError for a folder that stands where ours is to be, and is neither empty nor has our `record`."""
+    """Raise UserError if anything is where our folder is to be, except a folder that is empty or has our `record`."""
     if folder.exists() and not (folder.is_dir() and ((folder / record).is_file() or not any(folder.iterdir()))):
         raise UserError(f"{folder}: there already, and not made by seq2seq; move it away, or {way_out}")
 
@@ -75,8 +75,8 @@ def require_ours(folder: Path, record: str, way_out: str) -> None:
 def new_directory(final: Path, verify: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary directory beside `final` that becomes `final`, synced to disk, when the block ends well.
 
-    A directory already there is replaced; when the block raises, nothing under the final name has changed. Nor has it
-    when `verify` raises, which is given the directory once it is on disk.
+    A directory already there is replaced. When the block raises, or `verify`, which is given the directory once it is
+    on disk, nothing under the final name has changed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=PARTIAL, dir=final.parent))
@@ -110,7 +110,7 @@ def _rename(new: Path, final: Path) -> None:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory of which half never stands under its own name."""
+    """Delete a directory without ever leaving half of it under its own name."""
     doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
     path.replace(doomed)
     shutil.rmtree(doomed)
@@ -118,7 +118,7 @@ def remove_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process while the block runs; a process that dies lets go.
+    """Hold `directory` for this process while the block runs; a process that dies releases it.
 
     Raises UserError when another process holds it. On a file system without locks nothing is held.
     """
@@ -131,9 +131,9 @@ def locked(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_turn(directory: Path) -> Iterator[None]:
-    """Hold `directory` for preparing data in it while the block runs; waits while another process does, said on stderr.
+    """Hold `directory` to prepare data in it while the block runs; waits, with a notice, while another process does.
 
-    It may be `locked` by this process. Where nothing can be written, and so nothing made, nothing is held.
+    It may also be `locked` by this process. Where nothing can be written, and so nothing made, nothing is held.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
@@ -150,7 +150,7 @@ def in_turn(directory: Path) -> Iterator[None]:
 
 
 def _acquire(file: BinaryIO, flags: int = 0) -> bool:
-    """Whether this process holds the file now, or there are no locks on its file system."""
+    """Lock the file; returns whether this process now holds it, or there are no locks on its file system."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | flags)
     except BlockingIOError:
@@ -162,7 +162,7 @@ def _acquire(file: BinaryIO, flags: int = 0) -> bool:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Clear away what a killed `new_directory` left under `parent`; a directory it had moved aside comes back."""
+    """Clear away what a killed `new_directory` left under `parent`; a directory that it had moved aside is restored."""
     for old in parent.glob(f".*{REPLACED}"):
         final = parent / old.name[1:].rpartition(".")[0].rpartition(".")[0]
         if final.exists():

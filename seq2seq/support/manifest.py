@@ -1,4 +1,4 @@
-"""A directory's manifest: the SHA-256 of each of its files, and its own; any change of any of them shows."""
+"""A directory's manifest: the SHA-256 of each of its files, and its own, so that any change is detected."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path, *, from_disk: bool = False) -> str | None:
-    """The first file of `folder` that is not as its manifest was written for, and how; None where all are whole.
+    """The first file of `folder` that does not match the manifest, and why; None if all are intact.
 
-    `from_disk` has files read from the disk itself, where the system can, not from its copy in memory.
+    With `from_disk`, files are read from the disk itself, not from the page cache, where the system can.
     """
     try:
         written = (folder / MANIFEST).read_bytes()
         hashes = json.loads(written)["sha256"]
-        # Byte by byte: a change that means the same in JSON is a change too.
+        # Compared byte by byte: a change that means the same in JSON is a change too.
         if _encoded(hashes) != written:
             return f"{MANIFEST}: damaged"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

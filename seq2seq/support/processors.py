@@ -1,4 +1,4 @@
-"""How many processors there are; asked before torch is imported."""
+"""How many CPUs there are; asked before torch is imported."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def available_processors() -> int:
-    """How many processors this process may use: not all of them where a scheduler or `taskset` keeps it to some."""
+    """How many CPUs this process may use: not all of them where a scheduler or `taskset` restricts it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,7 +13,7 @@ _silent = False
 
 
 def silence() -> None:
-    """Show nothing from now on: of several ranks one alone tells."""
+    """Show nothing from now on: only one of several ranks prints."""
     global _silent
     _silent = True
 
@@ -21,7 +21,7 @@ def silence() -> None:
 def bar(description: str, total: float | None = None, *, unit: str = "lines") -> tqdm[Any]:
     """A bar that appears after two seconds; call `update(n)` on it, and use it as a context manager.
 
-    `total` in units; without it only count and rate are shown. In a log file it prints every 15 seconds only.
+    `total` is in units; without it only count and rate are shown. In a log file it prints only every 15 seconds.
     """
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(
@@ -46,7 +46,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def bars_of_datasets(shown: bool) -> Iterator[None]:
-    """Show or hide the bars that `datasets` draws itself, while the block runs."""
+    """Show or hide `datasets`' own progress bars while the block runs."""
     import datasets
 
     before = datasets.are_progress_bars_disabled()

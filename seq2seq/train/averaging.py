@@ -1,4 +1,4 @@
-"""Averages of weights: of checkpoints (section 6.1 of the paper), and a moving one (Polyak and Juditsky, 1992)."""
+"""Weight averages: of checkpoints (section 6.1 of the paper), and a moving average (Polyak and Juditsky, 1992)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def average_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
 def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Step number `step`, from 1, of an exponential moving average: average ← d · average + (1 − d) · model.
 
-    d is `decay`, at first the smaller (1 + step) / (10 + step), so that the random weights of the start are soon gone.
+    d is `decay`, or (1 + step) / (10 + step) while that is smaller, so that the random initial weights soon fade out.
     """
     get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(list(average.parameters()), list(model.parameters()), 0)

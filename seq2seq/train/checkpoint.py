@@ -1,4 +1,4 @@
-"""Checkpoints: everything that going on needs, in `checkpoints/step-N/`, written atomically; tensors in safetensors."""
+"""Checkpoints: everything that resuming needs, in `checkpoints/step-N/`, written atomically; tensors in safetensors."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ REMEDY = "Try a lower schedule.peak, a longer schedule.warmup_steps, or optimize
 class Progress:
     """Where a run stands; the next update is number `update` of `epoch`.
 
-    `seconds` of training and tokens trained on are counted over all stops. `micro_batches` are the parts of an update,
-    chosen at the start; `validated` is the last step that was, `best_step` the one of the best BLEU; `skipped` are the
-    latest updates in a row whose gradients were not finite, `losses` those that tell a spike, `rollbacks` how often it
-    went back since the last regular save.
+    `seconds` of training and the tokens trained on are totals across restarts. `micro_batches` is the number of parts
+    of an update, chosen at the start; `validated` is the last validated step, `best_step` that of the best BLEU;
+    `skipped` counts the latest updates in a row whose gradients were not finite, `losses` are those from which spikes
+    are detected, `rollbacks` counts the rollbacks since the last save that was not part of one.
     """
 
     step: int = 0
@@ -66,13 +66,13 @@ class Checkpoints:
         return sorted(found, key=step_of)
 
     def regular(self, save_every: int) -> list[Path]:
-        """Those of `all` that stand at the regular distance: a signal or the end of the run makes others too."""
+        """Those of `all` at multiples of `save_every`: a signal or the end of the run makes others too."""
         return [path for path in self.all() if step_of(path) % save_every == 0]
 
     def set_aside_damaged(self) -> None:
-        """Rename the newest checkpoints that are not as they were written, up to the first whole one; say which.
+        """Rename the damaged checkpoints that are newer than the newest intact one, and say which.
 
-        Raises UserError, and renames nothing, when none is whole.
+        Raises UserError, and renames nothing, when none is intact.
         """
         faults: dict[Path, str] = {}
         for folder in reversed(self.all()):
@@ -100,7 +100,7 @@ class Checkpoints:
                 remove_directory(folder)
 
     def whole(self, folders: list[Path]) -> list[Path]:
-        """Those of `folders` that are as they were written; the others are named on stderr."""
+        """Those of `folders` that are undamaged; the others are named on stderr."""
         faults = {folder: damage(folder) for folder in folders}
         for folder, fault in faults.items():
             if fault:
@@ -115,10 +115,10 @@ class Checkpoints:
         config: Config,
         average: nn.Module | None = None,
     ) -> None:
-        """Write the checkpoint of this step, and once it is on disk delete those that are no longer to be kept.
+        """Write the checkpoint of this step and, once it is on disk, delete those that are no longer to be kept.
 
-        The last `keep_checkpoints` are, as many of the last regular ones, and the best. Raises RunError for non-finite
-        weights and for a disk that holds something else than was written.
+        Kept are the last `keep_checkpoints`, as many of the last regular ones, and the best. Raises RunError for
+        non-finite weights, and for a disk that does not read back what was written.
         """
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise RunError(
@@ -139,7 +139,7 @@ class Checkpoints:
                 remove_directory(old)
 
     def size(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> int:
-        """The bytes that the tensors of a checkpoint take: nearly all of it."""
+        """The size in bytes of a checkpoint's tensors, which are nearly all of it."""
         weights = [own_weights(model), _optimizer_tensors(model, optimizer), own_weights(average) if average else {}]
         return sum(tensor.nbytes for tensors in weights for tensor in tensors.values())
 
@@ -148,7 +148,7 @@ class Checkpoints:
     ) -> Progress | None:
         """Load the newest checkpoint into model, optimizer and moving average; None where there is none.
 
-        Raises UserError when it is damaged, or the configuration differs in more than the keys of `MAY_CHANGE`.
+        Raises UserError when it is damaged, or when the configuration differs in keys that are not in `MAY_CHANGE`.
         """
         if not self.all():
             return None
@@ -181,7 +181,7 @@ class Checkpoints:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says."""
+    """The step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -202,7 +202,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Put the tensors of `path` into the optimizer. Raises UserError for those that do not fit the model's."""
+    """Load the tensors of `path` into the optimizer. Raises UserError for those that do not fit the model's."""
     parameters = dict(model.named_parameters())
     for name, tensor in load_weights(path).items():
         owner, _, key = name.rpartition(".")
@@ -214,7 +214,7 @@ def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Pa
 
 
 def _read_progress(path: Path) -> Progress:
-    """The progress written to `path`. Raises UserError when it is none."""
+    """The progress stored in `path`. Raises UserError when it holds none."""
     kinds = {key.name: type(getattr(Progress(), key.name)) for key in fields(Progress)}
     try:
         found = read_json(path)

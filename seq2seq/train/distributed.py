@@ -1,7 +1,7 @@
 """Ranks: the processes that share the updates of one training run, each with a device of its own.
 
-Every rank holds the whole model, takes the micro-batches rank, rank + size, … of an update, and gets the same sums of
-loss and gradients; rank 0 alone writes and prints.
+Every rank holds the whole model, takes micro-batches rank, rank + size, … of an update, and gets the same sums of loss
+and gradients; only rank 0 writes and prints.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ PACKAGES = ("torch", "numpy", "sentencepiece", "sacrebleu", "datasets")
 
 
 class LostRank(RunError):
-    """Another rank died; what happened is told by that rank, if it still can."""
+    """Another rank died; that rank reports what happened, if it still can."""
 
 
 @dataclass(frozen=True)
 class World:
     """The ranks of this run, and which of them this process is.
 
-    What they tell one another goes over `control`, a group of processors: a rank that is gone shows there before the
-    GPUs wait for it in vain. `patient` is one with a longer timeout.
+    They exchange messages over `control`, a CPU process group: a dead rank is noticed there before the GPUs wait for it
+    in vain. `patient` is another such group, with a longer timeout.
     """
 
     rank: int = 0
@@ -80,12 +80,12 @@ class World:
         return values
 
     def wait(self, *, patiently: bool = False) -> None:
-        """Return when all ranks have come here; `patiently`, within a day."""
+        """Return when all ranks have got here; `patiently`, within a day."""
         if self.size > 1:
             dist.barrier(group=self.patient if patiently else self.control)
 
     def synchronised(self, module: nn.Module) -> nn.Module:
-        """A module whose backward pass leaves the mean of the ranks' gradients on each of them, sent as they come."""
+        """A module whose backward pass leaves each rank the mean of the ranks' gradients, sent as they become ready."""
         if self.size == 1:
             return module
         with warnings.catch_warnings():
@@ -111,10 +111,10 @@ class World:
 
 @contextlib.contextmanager
 def joined(config: Config) -> Iterator[World]:
-    """Meet the other ranks that the launcher started, if any.
+    """Join the other ranks that the launcher started, if any.
 
     Raises UserError for a busy port or ranks that were started differently; RunError, here or later inside the block,
-    for one that dies (LostRank) or does not answer within `trainer.timeout_minutes`.
+    for a rank that dies (LostRank) or does not answer within `trainer.timeout_minutes`.
     """
     if not is_rank():
         yield World()
@@ -137,7 +137,7 @@ def joined(config: Config) -> Iterator[World]:
         store, _, _ = next(rendezvous("env://", timeout=timeout))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            # Gradients have twice the time, so that it is the control group that tells of a rank that does not answer.
+            # Gradients get twice the timeout, so that it is the control group that reports an unresponsive rank.
             timeout=timeout * (2 if on_gpu else 1),
             store=PrefixStore(_start(), store),
             rank=rank,
@@ -174,9 +174,9 @@ def joined(config: Config) -> Iterator[World]:
 def _start() -> str:
     """A name for this start of the ranks, the same for all of them.
 
-    torchrun, when it starts the ranks of a machine again, leaves them the addresses of those that are dead.
+    When torchrun restarts a machine's ranks, its store still holds the addresses of the dead ones.
     """
-    # Machines count their restarts each for itself.
+    # Each machine counts only its own restarts.
     alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
     return f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if alone else "start"
 

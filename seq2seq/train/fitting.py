@@ -1,4 +1,4 @@
-"""How many parts an update is cut into, so that each fits the memory of the device."""
+"""How many parts an update is split into, so that each fits the device's memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seq2seq.ops.packing import Layout
 from seq2seq.support.errors import RunError
 
 CPU_TOKENS = 4096
-"""Tokens of a part on the CPU, where running out of memory cannot be tried: larger ones are no faster (docs/log.md)."""
+"""Tokens per part on the CPU, where running out of memory cannot be tried: larger parts are no faster (docs/log.md)."""
 
 
 def fitting_parts(trial: Callable[[int], None], least: int, most: int) -> int:
@@ -37,10 +37,10 @@ def fitting_parts(trial: Callable[[int], None], least: int, most: int) -> int:
 
 
 def worst_part(store: Store, updates: Updates, parts: int) -> Batch:
-    """A batch that needs no less memory than any part of `updates`: as many tokens as the largest has on each side, in
-    sentences as long as the longest.
+    """A batch that needs at least as much memory as any part of `updates`.
 
-    The updates of one epoch stand for all: pairs are sorted by length, so that all epochs have the same shapes.
+    On each side it has at least as many tokens as the largest part, in sentences as long as the longest. One epoch's
+    updates represent those of all epochs: pairs are sorted by length, so that the shapes are always the same.
     """
     most = [
         max(int(lengths[part].sum()) for pairs in updates for part in np.array_split(pairs, parts))

@@ -1,4 +1,4 @@
-"""A disk that is full when something is to be saved: the run goes on and tries again at the next save, or stops."""
+"""What to do when the disk is too full for a save: the run goes on and tries again at the next save, or stops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seq2seq.support.progress import say
 
 
 class FullDisk:
-    """Lets saves under `directory` fail for want of space, as `trainer.on_full_disk` says: `retry` or `stop`."""
+    """Handles saves under `directory` that lack disk space, as `trainer.on_full_disk` says: `retry` or `stop`."""
 
     def __init__(self, directory: Path, policy: str) -> None:
         self._directory = directory
@@ -21,9 +21,9 @@ class FullDisk:
 
     @contextlib.contextmanager
     def saving(self, what: str, step: int, size: int) -> Iterator[None]:
-        """Within it `what` is saved, of about `size` bytes; afterwards `is_saved` tells whether it was.
+        """A context for saving `what`, of about `size` bytes; afterwards `is_saved` tells whether it was saved.
 
-        Raises RunError, with the bytes needed and free, where the run is to stop.
+        Raises RunError, with the bytes needed and free, if the run is to stop.
         """
         self._unsaved.pop(what, None)
         try:
@@ -42,7 +42,7 @@ class FullDisk:
             self._unsaved[what] = message
 
     def is_saved(self, what: str) -> bool:
-        """Whether the latest save of this did not fail."""
+        """Whether the latest save of `what` did not fail."""
         return what not in self._unsaved
 
     def error(self) -> RunError | None:

@@ -1,4 +1,4 @@
-"""Whether a training is well: gradients that are not finite, and losses that rise suddenly, are found and told."""
+"""Training health: non-finite gradients and sudden rises of the loss are detected and reported."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from seq2seq.train.spikes import limit, spike_length, watched
 from seq2seq.train.update import Pending
 
 SHOWN = 8
-"""Lines that a message names; the log has all."""
+"""How many lines a message names; the log has all."""
 MOST_ROLLBACKS = 3
-"""Times that a run goes back without coming as far as its next save."""
+"""How often a run goes back without reaching its next save."""
 
 
 class Health:
-    """Judges the outcomes of updates, in order; what it counts is kept in the progress of the run."""
+    """Judges the outcomes of updates, in order; its counts are kept in the run's progress."""
 
     def __init__(self, settings: TrainerConfig, progress: Progress, report: Report, data: Prepared) -> None:
         self._settings, self._progress, self._report, self._data = settings, progress, report, data
 
     def accept(self, update: Pending, loss: float, norm: float) -> bool:
-        """Whether the update, of this summed loss, changed the weights: the norm of its gradient is finite.
+        """Whether the update, whose summed loss this is, changed the weights: whether its gradient norm is finite.
 
-        Raises RunError after `trainer.max_skipped` in a row that did not.
+        Raises RunError after `trainer.max_skipped` updates in a row that did not.
         """
         progress, most = self._progress, self._settings.max_skipped
         loss /= update.tokens[1]
@@ -37,7 +37,7 @@ class Health:
             return True
         progress.skipped += 1
         lines = self._lines(update.pairs)
-        # JSON has no such numbers.
+        # As strings: JSON has no NaN or infinity.
         self._report.record("skipped", update.step, {"loss": str(loss), "norm": str(norm), "lines": lines})
         shown = ", ".join(lines[:SHOWN]) + (", …" if len(lines) > SHOWN else "")
         message = (
@@ -53,14 +53,14 @@ class Health:
         try:
             return self._data.places(pairs)
         except UserError as error:
-            # A training does not end for want of a name.
+            # Missing names are no reason to end training.
             say(f"the lines of the update are not known: {error}")
             return [f"pair {pair} of the encoded training data, counted from 0" for pair in pairs]
 
     def spike(self, update: Pending, loss: float) -> int | None:
-        """The step that the run is to go back before, since the loss rose there and stayed up; None: it goes on.
+        """The step where the loss rose and stayed up, if the run is to go back to before it; None: it goes on.
 
-        Raises RunError where the run went back to the same checkpoint too often.
+        Raises RunError if the run went back to the same checkpoint too often.
         """
         progress, policy = self._progress, self._settings.on_loss_spike
         if policy == "off":
@@ -70,7 +70,7 @@ class Health:
         if length is None:
             return None
         since, highest, most = update.step - length + 1, max(losses[-length:]), limit(losses)
-        # What is usual is learnt anew: the same rise is told once.
+        # The usual loss is estimated afresh, so that the same rise is reported only once.
         progress.losses = []
         message = f"step {update.step}: the loss rose to {highest:.3f}, since step {since} above the limit {most:.3f}"
         self._report.record("spike", update.step, {"since": since, "loss": highest, "limit": most})

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during a training: what is in hand is finished and saved, then the run ends."""
+"""SIGTERM and SIGINT during training: the work in progress is finished and saved, then the run ends."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from seq2seq.support.ranks import is_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_SIGNAL = 0.5
-"""Seconds within which a second signal is taken for the same one: `timeout` sends each twice."""
+"""Seconds within which a second signal counts as the same one: `timeout` sends each twice."""
 ONE_SIGNAL_OF_LAUNCHERS = 5.0
-"""The same for ranks, to which launchers pass on what they got already, when they come to it."""
+"""The same for ranks: launchers forward, with some delay, a signal that the ranks got already."""
 
 
 class Interrupts:
-    """Notes the first signal, for the loop to ask after; the second ends the run at once.
+    """Notes the first signal, which the training loop polls; the second ends the run at once.
 
-    `end` makes the error that ends a run of which everything is saved.
+    `end` makes the error that ends a run whose state is all saved.
     """
 
     def __init__(self, end: Callable[[int], Exception]) -> None:
@@ -40,7 +40,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def all_is_saved(self, yes: bool) -> None:
-        """While it is, a signal ends the run at once: a validation may be long, and is made up for."""
+        """Say whether all is saved: then a signal ends the run at once; a long validation cut short is made up for."""
         self._all_is_saved = yes
         if yes and self.caught:
             raise self._end(self.caught)

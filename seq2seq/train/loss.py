@@ -15,7 +15,7 @@ def batch_loss(model: TranslationModel, batch: Batch, smoothing: float) -> tuple
 
 
 class BatchLoss(nn.Module):
-    """The same as a module: ranks synchronise the gradients of all that happens inside one."""
+    """`batch_loss` as a module: ranks synchronise the gradients of what is computed inside a module."""
 
     def __init__(self, model: TranslationModel) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from seq2seq.config.schema import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over all weights, without weight decay the paper's Adam; the schedule sets its rate before each update."""
+    """AdamW over all weights (the paper's Adam if weight decay is 0); the schedule sets its rate before each update."""
     return torch.optim.AdamW(
         model.parameters(),
         lr=0.0,
@@ -21,9 +21,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def change_weights(optimizer: torch.optim.Optimizer, rate: float, *, skip: Tensor) -> None:
-    """Change the weights by their gradients at this learning rate, or nothing where `skip`, a boolean [], is true.
+    """Take an optimizer step at this learning rate, or none if `skip`, a boolean [], is true.
 
-    The device itself looks at `skip`: the host does not wait for it.
+    `skip` is evaluated on the device: the host does not wait for it.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate

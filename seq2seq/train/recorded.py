@@ -1,8 +1,8 @@
-"""Passes of training as CUDA graphs: forward and backward in one call, in place of a thousand launches.
+"""Training passes as CUDA graphs: forward and backward in one call, instead of a thousand kernel launches.
 
-A processor can take longer to launch the kernels of an update than a GPU to compute them. Batches come in few shapes
-(`regular`); of each, the second one is recorded, and those after it only copy their tokens in. Gradients are added to
-tensors that stay where they are. Graphs, and the passes that are not recorded, take turns in one memory.
+A CPU can take longer to launch the kernels of an update than a GPU to run them. Batches come in few shapes (`regular`);
+the second batch of each shape is recorded, and those after it only copy their tokens in. Gradients are added to tensors
+that stay in place. Graphs, and the passes that are not recorded, take turns in one memory pool.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from seq2seq.ops.short_attention import LONGEST
 from seq2seq.support.progress import say
 
 Loss = Callable[[Batch], tuple[Tensor, Tensor]]
-"""The loss [] of a batch, and figures of it."""
+"""Returns a batch's loss [], and figures on it."""
 
 SHAPES = 256
-"""How many shapes are recorded at most: each graph takes some of a GPU's memory."""
+"""The most shapes that are recorded: each graph takes some of a GPU's memory."""
 
 
 def is_short(batch: Batch) -> bool:
-    """Whether attention in these sentences is of a kind that a graph can hold (`ops.short_attention`)."""
+    """Whether these sentences are short enough for the attention that a graph can hold (`ops.short_attention`)."""
     return max(batch.source_layout.max_length, batch.target_layout.max_length) <= LONGEST
 
 
 def regular(batch: Batch) -> Batch:
-    """The same pairs in one of few shapes, with sentences of zeros at the end; as they are, if they are not short."""
+    """The same pairs in one of few shapes, with sentences of zeros at the end; unchanged if they are not short."""
     if not is_short(batch):
         return batch
     layouts = batch.source_layout, batch.target_layout
@@ -51,7 +51,7 @@ def regular(batch: Batch) -> Batch:
 
 
 class RecordedPasses:
-    """Adds the gradients of a batch's loss, times a scale, to the weights'; the second of a shape is recorded."""
+    """Adds the gradients of a batch's loss, times a scale, to the weights'; records the second batch of each shape."""
 
     def __init__(self, loss: Loss, model: nn.Module, device: torch.device) -> None:
         self.loss, self.device = loss, device
@@ -66,9 +66,9 @@ class RecordedPasses:
             weight.grad = gradient
 
     def __call__(self, batch: Batch, scale: float) -> Tensor:
-        """The figures of this batch, which hold until the next call; its gradients are in the weights'.
+        """The figures of this batch, valid until the next call; its gradients are added to the weights'.
 
-        They must be the tensors that they were: to be set to zero, never to None.
+        The weights' gradients must stay the same tensors: set them to zero, never to None.
         """
         assert all(weight.grad is own for weight, own in zip(self.weights, self.gradients, strict=True))
         self.scale.fill_(scale)
@@ -81,7 +81,7 @@ class RecordedPasses:
         return graph()
 
     def _launched(self, batch: Batch) -> Tensor:
-        """A pass kernel by kernel; where memory runs out, once more without the memory that graphs hold."""
+        """A pass launched kernel by kernel; if memory runs out, once more with the memory of the graphs freed."""
         try:
             with self._memory.used():
                 return self._add_gradients(batch.to(self.device))
@@ -98,12 +98,12 @@ class RecordedPasses:
     def _add_gradients(self, batch: Batch) -> Tensor:
         loss, figures = self.loss(batch)
         found = torch.autograd.grad(loss * self.scale, self.weights)
-        # All at once: a backward pass would add each by itself, in three times the time.
+        # All at once: a backward pass would add each one separately, which takes three times as long.
         torch._foreach_add_(self.gradients, list(found))
         return figures
 
     def _record(self, batch: Batch) -> bool:
-        """Record what is to be done for batches of this shape, if it comes again and there is room."""
+        """Record the pass for batches of this shape, if it was met before and there is room; returns whether it did."""
         shape = batch.shape
         if shape not in self._met or len(self.graphs) >= self._room or not is_short(batch):
             self._met.add(shape)
@@ -111,11 +111,11 @@ class RecordedPasses:
         own = batch.to(self.device)
         graph = Recorded(lambda: self._add_gradients(own), self.device, self._memory.id, try_first=False)
         if self.device.type == "cuda" and not graph.is_recorded:
-            # The next would fail as well.
+            # The next recording would fail as well.
             self._room = 0
             if graph.parts_generator:
                 self.graphs.clear()
-                # To the allocator that recording never ended: it would let nothing else into this memory.
+                # For the allocator, this recording never ended: it would let nothing else use this memory.
                 self._memory.end()
             return False
         self.graphs[shape] = own, graph

@@ -1,4 +1,4 @@
-"""What a run says of itself: console lines, log.jsonl, TensorBoard events."""
+"""What a run reports: console lines, log.jsonl, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from seq2seq.support.progress import say
 class Report:
     """Writes `log.jsonl` and, where TensorBoard is installed, its events; prints a line every few seconds of training.
 
-    Without a `run_dir` nothing is written: of several ranks one alone reports. `trained` are the seconds so far.
+    Without a `run_dir` nothing is written: only one of several ranks reports. `trained` is the training time so far, in
+    seconds.
     """
 
     def __init__(self, run_dir: Path | None, log_seconds: float, trained: float = 0.0) -> None:
@@ -48,9 +49,9 @@ class Report:
         trained: float,
         left: tuple[int, float],
     ) -> None:
-        """Count an update: sums of (loss, nll), (source, target) tokens; `left`: steps, and seconds at most.
+        """Count an update: sums of (loss, nll), numbers of (source, target) tokens; `left`: steps, and seconds at most.
 
-        `trained` are the seconds of training up to it, in which saves and validations do not count.
+        `trained` is the training time up to it in seconds, not counting saves and validations.
         """
         self._loss += sums[0]
         self._nll += sums[1]
@@ -62,7 +63,7 @@ class Report:
             self.tell()
 
     def tell(self) -> None:
-        """Write and print the line of the updates since the last one, if there are any."""
+        """Write and print a line on the updates since the last line, if there are any."""
         if not self._steps:
             return
         seconds, nll = self._trained - self._since, self._nll / self._target_tokens
@@ -95,7 +96,7 @@ class Report:
 
     @contextlib.contextmanager
     def _full_disk_allowed(self) -> Iterator[None]:
-        """What a full disk has no room for is said once: a training does not end for its log."""
+        """Report once that the disk is too full for the log, and go on: that is no reason to end training."""
         try:
             yield
         except OSError as error:

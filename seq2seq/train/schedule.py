@@ -9,7 +9,7 @@ def learning_rate(step: int, config: ScheduleConfig, d_model: int, max_steps: in
     """The rate of update `step`.
 
     `inverse_sqrt` is equation 3 of the paper, d_model^-0.5 · min(step^-0.5, step · warmup_steps^-1.5), scaled to
-    `peak` where one is given; `linear` falls from `peak` to 0 at `max_steps` after the same warm-up.
+    `peak` if one is given; `linear`, after the same warm-up, falls from `peak` to reach 0 just after `max_steps`.
     """
     peak = config.peak or d_model**-0.5 * config.warmup_steps**-0.5
     if step <= config.warmup_steps:

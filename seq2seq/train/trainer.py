@@ -1,4 +1,4 @@
-"""The training loop: update, report, validate, save; stop; go on."""
+"""The training loop: update, report, validate, save; stop and resume."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Trainer:
         return self.checkpoints.resume(self.model, self.updater.optimizer, self.config, self.updater.average)
 
     def _take_up(self, found: Progress, *, has_model: bool) -> bool:
-        """Stand where a checkpoint was; returns whether the run was finished there. Raises UserError."""
+        """Take up the progress of a checkpoint; returns whether the run was finished there. Raises UserError."""
         self.progress = found
         if found.data_sha256 != self.data.data_sha256:
             raise UserError(
@@ -131,7 +131,7 @@ class Trainer:
             )
         end = read_json(self.end) if self.end.is_file() else {"step": 0, "bleu": -1.0}
         self._require_same_state(end)
-        # Where somebody took the model away, the next one is the best there is.
+        # If the model was removed, the next one is the best there is.
         found.best_bleu = max(found.best_bleu, end["bleu"]) if has_model else -1.0
         return self._finished() and bool(end["step"] == found.step)
 
@@ -140,7 +140,7 @@ class Trainer:
         self.world.require_same({"device": self.device.type, "precision": str(self.updater.precision), **state})
 
     def _choose_micro_batches(self) -> None:
-        """Cut updates into as few parts as fit the memory; parts that are given, or were chosen before, are tried."""
+        """Split updates into as few parts as fit in memory; a number given, or chosen before, is only tried out."""
         size, tokens, given = self.world.size, self.config.data.batch_tokens, self.progress.micro_batches
         parts = given or size * -(-tokens // (CPU_TOKENS * size))
         if self.device.type != "cpu":
@@ -151,7 +151,7 @@ class Trainer:
                 least=given or size,
                 most=given or -(-tokens // longest),
             )
-            # Memory differs between ranks.
+            # The amount of memory differs between ranks.
             parts = max(self.world.gather(parts))
         if parts not in (given, size):
             say(f"updates of {tokens:,} tokens a side are computed in {parts} parts (data.micro_batches={parts})")
@@ -180,14 +180,14 @@ class Trainer:
                     raise self._stopped(stop)
                 if self._is_due() and not went_back:
                     self._validate()
-        # Where patience ended it.
+        # Some updates are still to be reported if patience ended the run.
         self.report.tell()
         if not progress.validated:
-            # The time was up when the run had gone back.
+            # Time ran out just when the run had gone back.
             self._validate()
 
     def _prepared(self) -> Generator[Update]:
-        """The updates from where the run stands, made ahead by a thread."""
+        """The updates from where the run stands, prepared ahead of time by a thread."""
         data, progress, world = self.data.train, self.progress, self.world
 
         def make(pairs: NDArray[np.int64]) -> Update:
@@ -199,11 +199,11 @@ class Trainer:
         while True:
             updates = self.sampler.epoch(progress.epoch)
             yield from prefetched(make, (updates[index] for index in range(progress.update, len(updates))))
-            del updates  # before those of the next epoch are made: they are most of what a large corpus needs
+            del updates  # before the next epoch's are made: they are most of the memory for a large corpus
             progress.epoch, progress.update = progress.epoch + 1, 0
 
     def _is_due(self) -> bool:
-        """Whether this step is one to validate."""
+        """Whether to validate at this step."""
         return self.progress.step % self.config.trainer.validate_every == 0 or self._finished()
 
     def _stopped(self, number: int) -> Explained:
@@ -215,26 +215,27 @@ class Trainer:
     def _update(self, update: Update) -> int:
         """One update by all ranks; returns the signal that any of them got, or 0.
 
-        Nothing in it waits for the device: whether the gradient was finite is decided there, and read an update later.
+        Nothing waits for the device to finish it: whether the gradient was finite is decided there, and read one
+        update later.
         """
         config, progress = self.config, self.progress
         progress.step += 1
         rate = learning_rate(progress.step, config.schedule, config.model.d_model, config.trainer.max_steps)
         sums = self.updater.gradients(update.parts, update.tokens[1], progress.step)
-        # Asked before this update's weights are waited for: a rank that is gone shows here.
+        # Before anything waits for this update's weights: a dead rank is noticed here.
         signal_number = self._settle()
         norm = self.updater.apply(rate, progress.step)
         self._pending = Pending(progress.step, rate, update.tokens, update.pairs, torch.stack((*sums, norm)))
         return signal_number
 
     def _settle(self) -> int:
-        """Share what the ranks know of the update before, and count it; returns the signal that any of them got, or 0.
+        """Share what the ranks know of the previous update and count it; returns the signal that any of them got, or 0.
 
         Raises RunError after `trainer.max_skipped` updates in a row whose gradients were not finite.
         """
         pending, self._pending = self._pending, None
         progress, now = self.progress, time.monotonic()
-        # Clocks and signals differ between ranks; max_minutes is by the clock of rank 0.
+        # Clocks and signals differ between ranks; max_minutes goes by the clock of rank 0.
         seconds = now - self._since if self.world.is_main else 0.0
         self._since = now
         *sums, norm = pending.outcome() if pending else [0.0, 0.0, 0.0]
@@ -277,12 +278,12 @@ class Trainer:
         self._save()
 
     def _skip_pause(self) -> None:
-        """Leave what was done since the last update out of the time trained, and so out of rates."""
+        """Exclude what was done since the last update from the training time, and so from the rates."""
         self._since = time.monotonic()
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
         values = validate(model, self.data, self.config, self.world, self.updater.precision)
-        # PyTorch would keep for others what search has let go, and passes of training have a memory of their own.
+        # PyTorch would keep cached what search freed, where training passes, with their own pool, cannot use it.
         torch.cuda.empty_cache()
         self._skip_pause()
         counts = {key: getattr(self.progress, key) for key in ("epoch", "source_tokens", "target_tokens")}
@@ -297,7 +298,7 @@ class Trainer:
         self._skip_pause()
 
     def _save_model(self, model: TranslationModel, values: dict[str, Any]) -> bool:
-        """Make this the model of the run; whether the disk had room for it, which rank 0 tells the others."""
+        """Make this the run's model; returns whether the disk had room for it, which rank 0 tells the others."""
         weights = own_weights(model)
         if self.world.is_main:
             size = sum(weight.nbytes for weight in weights.values())
@@ -315,12 +316,13 @@ class Trainer:
         return bool(self.world.gather(self.full_disk.is_saved("model"))[0])
 
     def _go_back(self, since: int) -> bool:
-        """Take the weights of the last checkpoint before step `since` and save them with the place in the data of now.
+        """Take the weights of the last checkpoint before step `since` and save them with the current place in the data.
 
-        The same pairs again would make the same spike: updates are a function of the seed. False without a checkpoint.
+        The same pairs again would make the same spike: updates are a function of the seed. Returns False if there is no
+        such checkpoint.
         """
         progress, self._spike = self.progress, None
-        # By rank 0: what others see of its disk may be older.
+        # Rank 0 decides: what the others see of its disk may be out of date.
         if not self.world.gather(any(step_of(folder) < since for folder in self.checkpoints.all()))[0]:
             say("there is no checkpoint before it to go back to; going on")
             return False
@@ -334,13 +336,13 @@ class Trainer:
         progress.step, progress.skipped, progress.losses = found.step, found.skipped, found.losses
         progress.rollbacks += 1
         say(f"back at step {found.step:,}; the pairs of the updates since are left out")
-        # What the others read there is replaced.
+        # The save replaces the checkpoint that the others read.
         self.world.wait()
         self._save()
         return True
 
     def _finish(self) -> None:
-        """Leave the better model by validation BLEU: the best one seen, or the average of the last checkpoints."""
+        """Leave the model of better validation BLEU: the best one seen, or the average of the last checkpoints."""
         self.world.wait()
         self.interrupts.all_is_saved(True)
         count = self.config.trainer.average_last

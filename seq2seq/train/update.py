@@ -1,4 +1,4 @@
-"""An update of the weights: what it is to be made of, and what the host has not yet heard of it."""
+"""An update of the weights: what it is made from, and its outcome, which the host may not know yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MicroBatch = tuple[int, Batch, float]
 
 
 class Update(NamedTuple):
-    """An update to be made: the numbers of its pairs, its tokens of source and target, this rank's parts of it."""
+    """An update to be made: the numbers of its pairs, its source and target token counts, this rank's parts of it."""
 
     pairs: list[int]
     tokens: tuple[int, int]
@@ -24,7 +24,7 @@ class Update(NamedTuple):
 class Pending:
     """An update whose outcome the device may still be computing: the sums of loss and nll, the norm of the gradient.
 
-    `tokens` are those of its sources and targets, `pairs` the numbers of its pairs in the store.
+    `tokens` are its source and target token counts, `pairs` the numbers of its pairs in the store.
     """
 
     def __init__(self, step: int, rate: float, tokens: tuple[int, int], pairs: list[int], outcome: Tensor) -> None:
@@ -35,7 +35,7 @@ class Pending:
             self._copied.record()
 
     def outcome(self) -> list[float]:
-        """Loss, nll and norm, once they are there; nothing that came after them is waited for."""
+        """Loss, nll and norm; waits until they are there, but not for any later work of the device."""
         if self._copied:
             self._copied.synchronize()
         return self._outcome.tolist()

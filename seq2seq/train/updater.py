@@ -1,4 +1,4 @@
-"""What an update computes on the device: the gradients of its micro-batches, and the change of the weights."""
+"""What an update computes on the device: the gradients of its micro-batches, and the change to the weights."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from seq2seq.train.update import MicroBatch
 
 
 class Updater:
-    """Updates a model's weights on the device that it is on, by `optimizer`; `average` is their moving average, if any.
+    """Updates a model's weights on the model's device with `optimizer`; `average` is their moving average, if any.
 
-    The host waits for nothing in it: whether a gradient was finite is decided on the device, and may be read later.
+    The host waits for nothing here: whether a gradient was finite is decided on the device, and may be read later.
     """
 
     def __init__(self, model: TranslationModel, config: Config, world: World) -> None:
@@ -43,14 +43,14 @@ class Updater:
         self._recorded: RecordedPasses | None = None
 
     def try_out(self, batch: Batch) -> None:
-        """A whole update that changes nothing, to see that it fits; the optimizer's state is made with it.
+        """Compute a whole update that changes nothing, to see whether it fits; this creates the optimizer's state.
 
-        Only before the first one that does change something. Raises torch.OutOfMemoryError.
+        Only to be called before the first update that does change something. Raises torch.OutOfMemoryError.
         """
         self.model.train()
         try:
             self._backward(batch, 0.0)
-            # Else the optimizer's state would lie scattered in what the pass has let go.
+            # Otherwise the optimizer's state would be scattered over the memory that the pass freed.
             torch.cuda.empty_cache()
             change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
         finally:
@@ -58,16 +58,16 @@ class Updater:
             torch.cuda.empty_cache()
 
     def start(self) -> None:
-        """Get ready for updates: from now on gradients are shared with the other ranks, or passes recorded."""
+        """Get ready for updates: from now on gradients are shared with the other ranks, or passes are recorded."""
         self.model.train()
         self._loss = self.world.synchronised(self._loss)
         if self._compiles and self.world.size == 1 and self.model.can_be_recorded(self.device, self.precision):
             self._recorded = RecordedPasses(self._loss_of, self.model, self.device)
 
     def ready(self, batch: Batch) -> Batch:
-        """This batch as passes here want it: page-locked for a GPU, with filler for bfloat16 on a processor.
+        """This batch as the passes here need it: page-locked for a GPU, with filler for bfloat16 on a CPU.
 
-        What is to be recorded is in a regular shape too.
+        If passes are recorded, it is also given a regular shape.
         """
         if self.device.type == "cuda":
             return (regular(batch) if self._recorded else batch).pinned()
@@ -79,7 +79,7 @@ class Updater:
         `parts` are this rank's, `target_tokens` the whole update's. Returns this rank's sums of loss and nll, [2].
         """
         if self.world.size > 1 and not self._has_shared:
-            # The graph is recorded in the first backward pass, which must be one that synchronises.
+            # DistributedDataParallel records its static graph in the first backward pass, which must synchronise.
             self._backward(parts[0][1], 0.0)
             self.optimizer.zero_grad(set_to_none=True)
         self._has_shared = True
@@ -89,13 +89,13 @@ class Updater:
             torch.manual_seed(_seed_of(self.config.seed, step, index))
             last = index == parts[-1][0]
             with contextlib.nullcontext() if last else self.world.no_sync(self._loss):
-                # Ranks are averaged, not summed.
+                # Times the number of ranks: their gradients are averaged, not summed.
                 compute = self._recorded or self._backward
                 sums += weight * compute(batch, weight * self.world.size / target_tokens)
         return sums
 
     def apply(self, rate: float, step: int) -> Tensor:
-        """Change the weights by their gradients, unless one is not finite; returns the norm of all gradients, []."""
+        """Take an optimizer step, unless a gradient is not finite; returns the norm of all gradients, []."""
         settings = self.config.optimizer
         parameters = list(self.model.parameters())
         norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
@@ -119,5 +119,5 @@ class Updater:
 
 
 def _seed_of(*numbers: int) -> int:
-    """One seed out of several numbers, the same in every process."""
+    """One seed from several numbers, the same in every process."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

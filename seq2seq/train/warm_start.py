@@ -11,7 +11,7 @@ from seq2seq.support.errors import UserError
 
 
 def require_same_model(config: Config) -> None:
-    """Raise UserError unless the model of `config.init_from` is the configured one; dropout may be another."""
+    """Raise UserError unless the model of `config.init_from` is the configured one; dropout may differ."""
     if not config.init_from:
         return
     directory = Path(config.init_from)
