@@ -6,7 +6,7 @@ GATE := build/gate
 MODEL := runs/quickstart/model
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test soak lint type format bench-train bench-decode bench-input wheel gate clean
+.PHONY: help quickstart test soak lint type pins format bench-train bench-decode bench-input wheel gate clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,12 @@ lint: $(VENV)/dev ## check style
 type: $(VENV)/dev ## check types
 	$(BIN)/mypy
 
+# A network that is not there is no fault; this machine's own settings of pip, such as other indexes, do not count.
+pins: $(VENV)/python ## check that PyPI has the versions of constraints.txt, and that they fit together
+	@found=$$(env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null $(BIN)/pip install --dry-run --ignore-installed --quiet \
+	  --index-url https://pypi.org/simple -c constraints.txt './[dev,bench]' 2>&1) || \
+	  { echo "$$found"; ! echo "$$found" | grep -q ResolutionImpossible; }
+
 format: $(VENV)/dev ## put the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -70,8 +76,8 @@ clean: ## remove what was built; runs/ stays
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
-	  { echo "$$($(PYTHON) --version) found; Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 …" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || \
+	  { echo "$$($(PYTHON) --version) found; Python 3.11 to 3.14 is needed: make PYTHON=python3.12 …" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -79,13 +81,28 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
 
     def run() -> None:
         try:
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+            with _help_unchecked():
+                hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
         except COMPOSING as error:
             raise explained(error, [argument for argument in arguments if "=" in argument]) from None
         if failures:
             raise failures[0]
 
     return exit_code_of(command, run)
+
+
+@contextlib.contextmanager
+def _help_unchecked() -> Iterator[None]:
+    """Python 3.14 and later check help texts when options are declared; one of Hydra 1.3's is not a string."""
+    check = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check is None:
+        yield
+        return
+    argparse.ArgumentParser._check_help = lambda *_: None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser._check_help = check  # type: ignore[attr-defined]
 
 
 def _of_job(composed: DictConfig, rows: set[str]) -> Config:

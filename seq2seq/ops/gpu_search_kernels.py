@@ -109,7 +109,7 @@ def best_of_blocks(
     in_P, in_C, in_CB = tl.arange(0, P), tl.arange(0, PC), tl.arange(0, PC * SIZE)
     maxima_P = tl.load(maxima + slot * K * N + in_P, mask=in_P < K * N, other=0.0).to(tl.float32)
     maxima_P += tl.load(scores + slot * K + in_P // N, mask=in_P < K * N, other=0.0)
-    left_P = tl.where(in_P < K * N, tl.maximum(maxima_P, LEAST), -float("inf"))
+    left_P = tl.where(in_P < K * N, tl.where(maxima_P > LEAST, maxima_P, LEAST), -float("inf"))
     chosen_C = tl.zeros([PC], tl.int32)
     for rank in range(COUNT):
         block = tl.argmax(left_P, 0)
@@ -120,7 +120,7 @@ def best_of_blocks(
     has_CB = (in_C < COUNT)[:, None] & (tokens_CB < V)
     sums_CB = tl.load(log_probs + rows_C[:, None] * V + tokens_CB, mask=has_CB, other=0.0).to(tl.float32)
     sums_CB += tl.load(scores + rows_C)[:, None]
-    left_CB = tl.reshape(tl.where(has_CB, tl.maximum(sums_CB, LEAST), -float("inf")), [PC * SIZE])
+    left_CB = tl.reshape(tl.where(has_CB, tl.where(sums_CB > LEAST, sums_CB, LEAST), -float("inf")), [PC * SIZE])
     for rank in range(COUNT):
         most, at = tl.max(left_CB, 0, return_indices=True)
         left_CB = tl.where(in_CB == at, -float("inf"), left_CB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_the_composed_configuration_can_be_shown(run: Any) -> None:
     assert shown["data"]["train"]["dataset"] == "wmt/wmt14"
     assert shown["tokenizer"]["vocab_size"] == 37000
     assert not GIVEN
+
+
+def test_a_python_that_checks_help_texts_does_not_mind_hydras(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(_: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if action.help and not isinstance(action.help, str):
+            raise ValueError("badly formed help string")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
+    assert run(command(), "+recipe=quickstart").code == 0
+    assert argparse.ArgumentParser._check_help is check  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
