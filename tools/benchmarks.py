@@ -156,7 +156,7 @@ def decode(figures: dict[str, Any]) -> Iterator[str]:
     beside = {"÷ CTranslate2": PEERS}
     if any(name in TRANSFORMERS for contestants in rows.values() for name in contestants):
         beside["÷ Transformers"] = dict.fromkeys(PEERS, TRANSFORMERS)
-    speeds, others = ("lines/s", "target tokens/s"), ("decoder rows", "peak MB", "start, s", "p50, p99 ms")
+    speeds, others = ("lines/s", "target tokens/s"), ("decoder rows", "peak MiB", "start, s", "p50, p99 ms")
     yield from head("row", "", *speeds, *beside, "BLEU", "lines as our float32", *others)
     for name, contestants in rows.items():
         for contestant, found in contestants.items():

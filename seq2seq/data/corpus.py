@@ -54,7 +54,7 @@ def name_of(corpus: CorpusConfig) -> str:
 
 
 def identity(corpus: CorpusConfig) -> dict[str, Any]:
-    """What the corpus is made of, to tell whether it changed: names, and the sha256 of each file."""
+    """What the corpus is made of, to tell whether it changed: the sha256 of each file, or names."""
     files = [*paths_of(corpus.source), *paths_of(corpus.target)]
     for path in files:
         require(path)

@@ -100,7 +100,8 @@ def _worthwhile(threads: int, texts: Sequence[object]) -> int:
 def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """Train a vocabulary on raw lines; one too large for them is capped, with a notice on stderr.
 
-    Raises UserError when the lines are too few for any vocabulary, RunError when they are too many for the memory.
+    Raises UserError when the lines are too few for any vocabulary, or have more different characters than it may have
+    pieces; RunError when they are too many for the memory.
     """
     text = [line for line in lines if line]
     size = config.vocab_size

@@ -22,7 +22,7 @@ def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, 
     if bias_N is None:
         out_MN = x_MK @ y_KN
     elif rectify and x_MK.is_cuda:
-        # By the matmul itself: another pass over the result would take half as long again.
+        # By the matmul itself: another pass over the result would take more than half as long again.
         return torch._addmm_activation(bias_N, x_MK, y_KN)
     else:
         out_MN = torch.addmm(bias_N, x_MK, y_KN)

@@ -77,7 +77,7 @@ def score_pairs(
 ) -> list[PairScore]:
     """The scores of pairs of ids (source, target) without bos and eos, in the given order.
 
-    Pairs of similar length are computed together, as many as have `batch_tokens` on each side; a longer one alone.
+    Pairs of similar length are computed together, as many as have `batch_tokens` on each side, or the longest pair's.
     `attention` requests that of the decoder's `layer`, see `interfaces.Decoder.with_attention`. Raises UserError where
     there is no such layer, RunError for scores that are not finite, and OutOfMemory.
     """
