@@ -1,7 +1,8 @@
 // CPU kernels for translation and training: the layers of a Transformer, and their parts. Each function has its plain
 // reference in PyTorch beside the Python function that calls it (`native.call`): for translation in
 // row_attention.py, sequences.py, embed.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and
-// model/native_layers.py, for training in sentence_attention.py (attention.py), product.py, residual_norm.py and linear_cross_entropy.py.
+// model/native_layers.py, for training in sentence_attention.py (the reference in attention.py), product.py,
+// residual_norm.py and linear_cross_entropy.py.
 //
 // A row's result does not depend on the other rows (except in sums over rows, and in dropout, whose mask depends on the
 // row's number), and nothing depends on `threads`.

@@ -94,7 +94,7 @@ class BeamSearch:
         beams.release(done_S)
 
     def few_done(self, device: torch.device) -> float:
-        """The share of sentences that must be done before they are removed: removal has to wait for a GPU."""
+        """The share of sentences that must be done before they are removed, which on a GPU takes copies and waits."""
         return 1 / 4 if device.type == "cuda" else 0.0
 
     def limits(self, lengths_S: Tensor) -> Tensor:
