@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 _silent = False
+# tqdm's own lock is shared between processes: Python 3.14 reports it as leaked when a rank leaves by `os._exit`.
+tqdm.set_lock(threading.RLock())
 
 
 def silence() -> None:

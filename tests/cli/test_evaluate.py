@@ -69,7 +69,8 @@ def test_bars_and_outputs_that_would_mean_nothing_are_refused(run: Any, files: F
     (tmp_path / "empty").touch()
     empty = ("--hypotheses", tmp_path / "empty", "--reference", tmp_path / "empty")
     run(main, *empty).refused(name, f"{tmp_path / 'empty'}: no lines")
-    run(main, "--hypotheses", "a" * 300, *reference).refused(name, "File name too long")
+    # Python 3.14 finds that there is no such file, earlier ones that the system refuses to look.
+    assert run(main, "--hypotheses", "a" * 300, *reference).code == 2
 
 
 def test_scores_are_printed_though_the_output_cannot_be_written(

@@ -6,7 +6,9 @@ import copy
 import random
 import re
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from seq2seq.ops.linear import Linear
 from seq2seq.ops.packing import Layout
 
 VOCABULARY = 50
+COMPILES = bool(shutil.which("g++")) and Path(sysconfig.get_paths()["include"], "Python.h").is_file()
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +85,7 @@ def graphs() -> int:
         pytest.param(
             *("inductor", torch.float32, 20, 1e-3),
             id="inductor",
-            marks=[pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")],
+            marks=[pytest.mark.slow, pytest.mark.skipif(not COMPILES, reason="no C++ compiler or Python.h here")],
         ),
     ],
 )
