@@ -46,6 +46,14 @@ def toy(count: int, seed: int) -> list[tuple[str, str]]:
     return pairs
 
 
+@pytest.fixture(scope="session", autouse=True)
+def library() -> None:
+    """Compiles the C++ functions first: whichever test needed them first would find a line about it on stderr."""
+    from seq2seq.ops import native
+
+    native.library()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real text; skips where there is none."""
