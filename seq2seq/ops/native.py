@@ -1,6 +1,6 @@
 """C++ functions (`kernels.cpp`) for training and translation on CPUs, compiled when they are first needed.
 
-They are compiled for the CPU at hand, once, in a few seconds: the library is kept in `$XDG_CACHE_HOME/seq2seq`
+They are compiled for the CPU at hand, once, in 15 to 30 seconds: the library is kept in `$XDG_CACHE_HOME/seq2seq`
 (`~/.cache/seq2seq`), under a name derived from the source, the compiler and the CPU. Where there is no compiler
 (`$CXX`, else `c++`), one line says so, and all callers of these functions fall back to PyTorch's operations.
 """
@@ -36,8 +36,8 @@ FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 NAMES = FORMATS | {torch.int32: "int32", torch.int64: "int64"}
 WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 """Weight formats, in the order of their numbers in C++."""
-SECONDS = 120
-"""Time limit for the compiler, which needs five."""
+SECONDS = 300
+"""Time limit for the compiler, which needs 15 to 30."""
 _functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
 """Functions called so far: looking one up again would double the time of a call."""
 
@@ -138,7 +138,7 @@ def _kept(folder: Path, identity: str) -> ctypes.CDLL | None:
 
 def _compiled(compiler: str, options: list[str], folder: Path | None, identity: str) -> ctypes.CDLL:
     how_often = "once" if folder else "at each start, as there is no folder of this user's own to keep it in"
-    say(f"compiling {SOURCE.name} for this processor, {how_often}: some seconds")
+    say(f"compiling {SOURCE.name} for this processor, {how_often}: up to half a minute")
     with tempfile.TemporaryDirectory(dir=folder) as building:
         path = Path(building) / "kernels.so"
         command = [compiler, *options, *FLAGS, "-o", str(path), str(SOURCE)]
