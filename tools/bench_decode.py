@@ -31,7 +31,7 @@ from seq2seq.support.errors import RunError
 from seq2seq.support.progress import say
 from tools.benchmarks import decode, one_line_seconds
 from tools.figures import give_out, origin
-from tools.worker import Answering
+from tools.worker import JsonProcess
 
 PROCESSORS = 2
 CTRANSLATE2 = {"CT2_FORCE_CPU_ISA": "AVX512"}
@@ -54,11 +54,12 @@ class Contestant:
     """A process that translates the whole text each time it is asked to."""
 
     def __init__(self, name: str, job: dict[str, Any]) -> None:
+        self.name = name
         system, self.dtype = name.split()
         environment = {"OMP_NUM_THREADS": "1"} if job["device"] == "cpu" else {}
         if job["device"] == "cpu" and system == "ctranslate2":
             environment |= CTRANSLATE2
-        self.process = Answering("tools.decode_contestant", system, environment=environment)
+        self.process = JsonProcess("tools.decode_contestant", system, environment=environment)
         self.rounds: list[dict[str, Any]] = []
         self.ready: dict[str, Any] = {}
 
@@ -71,8 +72,11 @@ class Contestant:
         self.rounds.append(self._ask({}))
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        self.process.ask(question)
-        return self.process.answer()
+        try:
+            self.process.ask(question)
+            return self.process.answer()
+        except RunError as error:
+            raise RunError(f"{self.name} {error}") from None
 
 
 def measure(names: list[str], job: dict[str, Any], rounds: int, references: list[str]) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
             contestant.begin(job)
             contestants[name] = contestant
         except RunError as error:
-            say(f"{name} is left out: it {error}")
+            say(f"left out: {error}")
     for _ in range(rounds):
         for contestant in contestants.values():
             contestant.turn()

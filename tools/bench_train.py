@@ -39,7 +39,7 @@ from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import exit_code_of
 from seq2seq.support.progress import say
 from tools.bench_input import generate
-from tools.benchmarks import train_in
+from tools.benchmarks import train_table
 from tools.contestants import CONTESTANTS, OURS, RANKS
 from tools.figures import give_out, origin
 from tools.training_worker import MATRIX, Job, Stretch
@@ -248,7 +248,7 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             formats[precision] = compare(
                 [matrix, ours, *others], stretch, arguments.rounds, arguments.warm, arguments.seconds
             )
-            say("\n".join(train_in(precision, formats[precision])))
+            say("\n".join(train_table(precision, formats[precision])))
     return {
         **origin("torch", "transformers"),
         "environment": ENVIRONMENT,

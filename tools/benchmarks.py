@@ -52,11 +52,11 @@ def train(figures: dict[str, Any]) -> Iterator[str]:
     """Training compared with peers, by number format."""
     yield f"{sizes(figures)}. Ratios are medians of those within a round."
     for precision, found in figures["formats"].items():
-        yield from train_in(precision, found)
+        yield from train_table(precision, found)
 
 
-def train_in(precision: str, found: dict[str, Any]) -> Iterator[str]:
-    """The same for one number format."""
+def train_table(precision: str, found: dict[str, Any]) -> Iterator[str]:
+    """Training beside peers in one number format."""
     rate, others = found["matrix_flops_per_second"]["median"] / 1e9, found["processors_busy_for_others"]["median"]
     yield ""
     yield (

@@ -22,7 +22,7 @@ ENVIRONMENT = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
 """Set for all contestants, as our commands set it."""
 
 
-class Answering:
+class JsonProcess:
     """A Python module in a process of its own, with `environment` added to ours; asleep until it is asked."""
 
     def __init__(self, *command: str, environment: dict[str, str]) -> None:
@@ -45,10 +45,10 @@ class Answering:
     def answer(self) -> dict[str, Any]:
         """Wait for its answer. Raises RunError when the process has ended."""
         assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._ended()
-        return dict(json.loads(line))
+        try:
+            return dict(json.loads(self._process.stdout.readline()))
+        except json.JSONDecodeError:
+            raise self._ended() from None
 
     def end(self, *, at_once: bool = False) -> None:
         """Let it end, and wait until it has."""
@@ -70,7 +70,7 @@ class Worker:
         self.built: dict[str, Any] = {}
         self.started = time.monotonic()
         self.processes = [
-            Answering("tools.training_worker", environment={**ENVIRONMENT, **environment})
+            JsonProcess("tools.training_worker", environment={**ENVIRONMENT, **environment})
             for environment in environments(RANKS.get(job.contestant, 1))
         ]
 

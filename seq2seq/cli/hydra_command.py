@@ -93,7 +93,10 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
 
 @contextlib.contextmanager
 def _help_unchecked() -> Iterator[None]:
-    """Python 3.14 and later check help texts when options are declared; one of Hydra 1.3's is not a string."""
+    """Within it argparse does not check help texts when options are declared: one of Hydra 1.3's is not a string.
+
+    Python checks them since 3.14.
+    """
     check = getattr(argparse.ArgumentParser, "_check_help", None)
     if check is None:
         yield

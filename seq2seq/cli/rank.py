@@ -18,6 +18,7 @@ from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, explain
 from seq2seq.support.files import locked, remove_leftovers, require_ours, write_json
+from seq2seq.support.progress import keep_lock_to_this_process
 
 PR_SET_PDEATHSIG = 1
 
@@ -31,6 +32,7 @@ def train_as_rank(config: Config) -> None:
     from seq2seq.train.trainer import Trainer
     from seq2seq.train.warm_start import require_same_model
 
+    keep_lock_to_this_process()
     if config.trainer.deterministic:
         compute_deterministically()
     with joined(config) as world, contextlib.ExitStack() as held:

@@ -11,14 +11,17 @@ from typing import Any
 from tqdm import tqdm
 
 _silent = False
-# tqdm's own lock is shared between processes: Python 3.14 reports it as leaked when a rank leaves by `os._exit`.
-tqdm.set_lock(threading.RLock())
 
 
 def silence() -> None:
     """Show nothing from now on: only one of several ranks prints."""
     global _silent
     _silent = True
+
+
+def keep_lock_to_this_process() -> None:
+    """Replace tqdm's lock, which is shared between processes: Python 3.14 calls it leaked after an `os._exit`."""
+    tqdm.set_lock(threading.RLock())
 
 
 def bar(description: str, total: float | None = None, *, unit: str = "lines") -> tqdm[Any]:

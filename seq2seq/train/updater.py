@@ -14,6 +14,7 @@ from seq2seq.config.schema import Config
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.compiled import compile_regions
+from seq2seq.ops.packing import Layout
 from seq2seq.support.devices import autocast, choose_compiling, choose_precision
 from seq2seq.train.averaging import update_ema
 from seq2seq.train.distributed import World
@@ -39,14 +40,15 @@ class Updater:
             compile_regions(model)
         self.optimizer = build_optimizer(model, config.optimizer)
         self._loss: nn.Module = BatchLoss(model)
-        self._has_shared = False
+        self._is_started = False
         self._recorded: RecordedPasses | None = None
 
     def try_out(self, batch: Batch) -> None:
         """Compute a whole update that changes nothing, to see whether it fits; this creates the optimizer's state.
 
-        Only to be called before the first update that does change something. Raises torch.OutOfMemoryError.
+        Only to be called before `start`. Raises torch.OutOfMemoryError.
         """
+        assert not self._is_started
         self.model.train()
         try:
             self._backward(batch, 0.0)
@@ -60,7 +62,13 @@ class Updater:
     def start(self) -> None:
         """Get ready for updates: from now on gradients are shared with the other ranks, or passes are recorded."""
         self.model.train()
+        self._is_started = True
         self._loss = self.world.synchronised(self._loss)
+        if self.world.size > 1:
+            # DistributedDataParallel records its static graph in the first backward pass, which must synchronise.
+            token, layout = torch.zeros(1, dtype=torch.int64), Layout.of([1])
+            self._backward(Batch(token, layout, token, token, layout), 0.0)
+            self.optimizer.zero_grad(set_to_none=True)
         if self._compiles and self.world.size == 1 and self.model.can_be_recorded(self.device, self.precision):
             self._recorded = RecordedPasses(self._loss_of, self.model, self.device)
 
@@ -78,11 +86,6 @@ class Updater:
 
         `parts` are this rank's, `target_tokens` the whole update's. Returns this rank's sums of loss and nll, [2].
         """
-        if self.world.size > 1 and not self._has_shared:
-            # DistributedDataParallel records its static graph in the first backward pass, which must synchronise.
-            self._backward(parts[0][1], 0.0)
-            self.optimizer.zero_grad(set_to_none=True)
-        self._has_shared = True
         sums = torch.zeros(2, device=self.device)
         for index, batch, weight in parts:
             # Dropout depends on (seed, update, micro-batch) alone: neither on stops nor on the number of ranks.

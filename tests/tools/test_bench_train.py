@@ -13,7 +13,7 @@ import pytest
 
 from seq2seq.support.errors import RunError
 from tools import bench_train
-from tools.benchmarks import train_in
+from tools.benchmarks import train_table
 from tools.parts import BETWEEN, OTHER, PARTS, part_of
 from tools.training_worker import MATRIX, Job, Stretch
 from tools.worker import Worker
@@ -67,7 +67,7 @@ def test_rounds_rotate_and_ratios_are_within_a_round(calls: list[tuple[str, Stre
     assert ours["seconds_to_first_update"] == {"from_process_start": 4, "from_build": 3}
     assert figures["processors_busy_for_others"]["median"] == 0.25
     assert figures["ratios"]["ours"] == {"nn.Transformer": {"median": 2, "min": 1, "max": 3}}
-    assert "2.00 (1.00–3.00)" in "\n".join(train_in("float32", figures))
+    assert "2.00 (1.00–3.00)" in "\n".join(train_table("float32", figures))
 
 
 def test_all_that_train_are_warmed_up(calls: list[tuple[str, Stretch]]) -> None:
@@ -122,7 +122,7 @@ def test_a_whole_run(
 
 @pytest.mark.slow
 def test_the_parts_of_an_update(monkeypatch: pytest.MonkeyPatch, tiny: list[str], tmp_path: Path) -> None:
-    options = ("--formats", "float32", "--parts", "--warm", "2", "--peers", "nn.Transformer")
+    options = ("--formats", "float32", "--parts", "--warm", "2", "--rounds", "3", "--peers", "nn.Transformer")
     figures = run(monkeypatch, tiny, tmp_path / "figures.json", *options)
     found = figures["formats"]["float32"]["milliseconds"]
     assert list(found) == ["ours", "nn.Transformer"]
