@@ -40,13 +40,14 @@ lint: $(VENV)/dev ## check style
 type: $(VENV)/dev ## check types
 	$(BIN)/mypy
 
-# By a pip of its own: before 25.3 a dry run downloads everything. This machine's settings of pip do not count.
+# By a pip of its own: before 25.3 a dry run downloads everything. This machine's other indexes do not count.
 pins: ## check that PyPI has the versions of constraints.txt, and that they fit together
 	@$(PYTHON) -c 'import urllib.request as u; u.urlopen("https://pypi.org/simple/pip/", timeout=20)' 2>/dev/null || \
 	  { echo 'no network: pins are not checked' >&2; exit 0; }; \
 	$(PYTHON) -m venv build/pins && build/pins/bin/pip install --quiet 'pip>=25.3' && \
-	env -i HOME="$$HOME" PATH="$$PATH" PIP_CONFIG_FILE=/dev/null PIP_CERT="$${PIP_CERT:-}" build/pins/bin/pip install \
-	  --dry-run --ignore-installed --quiet --index-url https://pypi.org/simple -c constraints.txt './[dev,bench]'
+	env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL -u PIP_CONSTRAINT -u PIP_NO_INDEX -u PIP_PRE PIP_CONFIG_FILE=/dev/null \
+	  build/pins/bin/pip install --dry-run --ignore-installed --quiet --index-url https://pypi.org/simple \
+	  -c constraints.txt './[dev,bench]'
 
 format: $(VENV)/dev ## put the code into the project's style
 	$(BIN)/ruff check --fix .
