@@ -44,16 +44,18 @@ class MultiHeadAttention(nn.Module):
         if not causal and suits_rows(x_ND, keys):
             rows_ME, seen = self.key_value(memory_MD), (keys.lists, queries.sentences)
             return self.output(row_attention(self.query(x_ND), rows_ME, *seen, self.num_heads))
-        if suits_sentences(x_ND, queries, keys, causal=causal):
-            rows = (self._joined(x_ND),) if memory_MD is x_ND else (self.query(x_ND), self.key_value(memory_MD))
-            kind = Kind(self.num_heads, self.widths, causal)
+        kind = Kind(self.num_heads, self.widths, causal)
+        if suits_sentences(x_ND, queries, keys, kind):
+            # Projected separately in translation, where these layers may be int8.
+            joined = memory_MD is x_ND and torch.is_grad_enabled()
+            rows = (self._joined(x_ND),) if joined else (self.query(x_ND), self.key_value(memory_MD))
             return self.output(sentence_attention(rows, queries, keys, kind))
         q_NHE, k_MHE, v_MHE = self._projected(x_ND, memory_MD)
         return self.output(attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=causal).flatten(1))
 
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether short sentences are computed, on this device in this dtype, by a kernel that allows empty ones."""
-        return takes_short_sentences(device, dtype, *(width // self.num_heads for width in self.widths))
+        return takes_short_sentences(device, dtype, *Kind(self.num_heads, self.widths, causal=False).head_widths)
 
     def weights(
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from seq2seq.ops.add_norm import add_norm
 from seq2seq.ops.dropout import Dropout
+from seq2seq.ops.feed_forward import feed_forward
 from seq2seq.ops.linear import Linear
 from seq2seq.ops.residual_norm import residual_norm
 
@@ -26,7 +27,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] to [..., d_model]."""
-        return self.outer(self.inner(x, rectify=True))
+        return feed_forward(x, self.inner, self.outer)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.embedding import Embedding
@@ -63,6 +64,8 @@ class LearnedPositions(nn.Module):
 class PositionedEmbedding(nn.Module):
     """Dropout(embedding + position encoding): what the first layer of a Transformer reads (sections 3.4, 3.5, 5.4)."""
 
+    regions = ("summed",)
+
     def __init__(self, embedding: Embedding, config: TransformerConfig) -> None:
         super().__init__()
         self.embedding = embedding
@@ -74,7 +77,15 @@ class PositionedEmbedding(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | int, max_length: int) -> Tensor:
         """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model], compute dtype."""
         weight_VD, table_PD = self.tables(max_length)
+        if self.training and not isinstance(positions, int):
+            # The gradients of tables are left to PyTorch: those of its compiler are summed in no fixed order.
+            return self.summed(F.embedding(tokens, weight_VD), F.embedding(positions, table_PD))
         x = embed(weight_VD, tokens, table_PD, positions)
+        return self.dropout(x.to(compute_dtype(x)))
+
+    def summed(self, rows: Tensor, of_positions: Tensor) -> Tensor:
+        """Dropout(√D·rows + of_positions): [..., d_model], compute dtype."""
+        x = rows * math.sqrt(rows.shape[-1]) + of_positions
         return self.dropout(x.to(compute_dtype(x)))
 
     def tables(self, max_length: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """Scaled dot-product attention over packed rows (Vaswani et al., 2017, section 3.2.1), alongside its plain reference.
 
-GPUs that support them use a kernel for short sentences (`ops.short_attention`) and FlashAttention's for longer ones
-(Dao, 2023), both over packed rows; elsewhere, PyTorch's attention runs over the padded grid. The choice depends on the
-device, the dtype, the head widths and the longest sentence, never on timing: a resumed run computes what it would have
-computed without the interruption. FlashAttention's backward pass accumulates in no fixed order unless
+This is for what `ops.sentence_attention` does not take. GPUs that support it use FlashAttention's kernel for packed
+rows (Dao, 2023); elsewhere, PyTorch's attention runs over the padded grid. The choice depends on the device, the dtype,
+the head widths and the longest sentence, never on timing: a resumed run computes what it would have computed without
+the interruption. FlashAttention's backward pass accumulates in no fixed order unless
 `torch.use_deterministic_algorithms(True)` is set.
 
 Shapes: N, M packed rows of queries and of keys; H heads; E width of a head, d_k in queries and keys, d_v in values and
@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.short_attention import LONGEST, short_attention, takes_short_sentences
 from seq2seq.support.devices import capability
 from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
@@ -34,8 +33,6 @@ def attention(
     # Packed-row kernels take only sentences, back to back: no filler.
     if not (queries.filler or keys.filler):
         kind = q_NHE.device, q_NHE.dtype, q_NHE.shape[-1], v_MHE.shape[-1]
-        if takes_short_sentences(*kind) and queries.max_length <= LONGEST and keys.max_length <= LONGEST:
-            return short_attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=causal)
         if takes_packed_rows(*kind):
             return _packed_kernel(q_NHE, k_MHE, v_MHE, queries, keys, causal)
     q_BHLE, k_BHSE, v_BHSE = (

@@ -18,6 +18,7 @@ import torch.fx.experimental._config as shapes
 from torch import Tensor, nn
 
 from seq2seq.ops.attention import takes_packed_rows
+from seq2seq.ops.feed_forward import fuses
 from seq2seq.ops.gpu import runs_kernels
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.short_attention import takes_short_sentences
@@ -39,6 +40,7 @@ def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "induc
     torch.compiler.assume_constant_result(takes_packed_rows)
     torch.compiler.assume_constant_result(takes_short_sentences)
     torch.compiler.assume_constant_result(runs_kernels)
+    torch.compiler.assume_constant_result(fuses)
     compiler = Compiler(backend)
     for module in model.modules():
         for name in getattr(module, "regions", ()):
@@ -86,6 +88,7 @@ class Region:
         layouts = [argument for argument in arguments if isinstance(argument, Layout)]
         # A size of 1 would become a constant in the compiled code.
         variable = all(layout.batch_size > 1 and layout.max_length > 1 for layout in layouts)
+        variable = variable and all(len(argument) > 1 for argument in arguments if isinstance(argument, Tensor))
         if not (variable and self.compiler.works and self.module.training and torch.is_grad_enabled()):
             return self.function(self.module, *arguments)
         for layout in layouts:

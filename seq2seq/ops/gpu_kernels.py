@@ -3,8 +3,9 @@
 `TRITON_INTERPRET=1` runs them on the CPU, slowly, as the tests do. Import this where it is used: a machine without a
 GPU need not have Triton.
 
-A program computes one head of one sentence, or one row; in `residual_norm_backward`, several rows. L and S are powers
-of two that hold the queries and the keys of the longest sentence, E the width of a head; `at` holds the strides between
+A program computes one head of one sentence, or one row; in `residual_norm_backward`, several rows, and in
+`rectified_product` a tile. L and S are powers of two that hold the queries and the keys of the longest sentence,
+SMALL_L and SMALL_S the same or at most half of the larger one, E the width of a head; `at` holds the strides between
 rows and between heads.
 """
 
@@ -15,13 +16,16 @@ import triton.language as tl
 
 
 @triton.jit
-def _places(cu_lengths, sentence, head, at, ROWS: tl.constexpr, E: tl.constexpr):
-    """The offsets of the elements of a sentence's head, which of these rows exist, and how many do."""
+def _span(cu_lengths, sentence):
+    """The first row of a sentence, and how many it has."""
     start = tl.load(cu_lengths + sentence).to(tl.int64)
-    length = tl.load(cu_lengths + sentence + 1) - start
-    rows = tl.arange(0, ROWS)
-    places = (start + rows)[:, None] * at[0] + head * at[1] + tl.arange(0, E)[None, :]
-    return places, (rows < length)[:, None], length
+    return start, tl.load(cu_lengths + sentence + 1) - start
+
+
+@triton.jit
+def _places(start, head, at, ROWS: tl.constexpr, E: tl.constexpr):
+    """The offsets of the elements of a sentence's head, for its first ROWS rows."""
+    return (start + tl.arange(0, ROWS))[:, None] * at[0] + head * at[1] + tl.arange(0, E)[None, :]
 
 
 @triton.jit
@@ -40,89 +44,127 @@ def _weights(q_LE, k_SE, length, scale, CAUSAL: tl.constexpr, L: tl.constexpr, S
 
 
 @triton.jit
+def _attend(
+    q, k, v, out, first_q, rows, first_k, length, head, q_at, k_at, v_at, out_at, scale,
+    L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """out = softmax(q·kᵀ / √d_k)·v of a head of a sentence, in tiles of L queries and S keys."""
+    has_q, has_k = (tl.arange(0, L) < rows)[:, None], (tl.arange(0, S) < length)[:, None]
+    q_LE = tl.load(q + _places(first_q, head, q_at, L, E), mask=has_q, other=0.0)
+    k_SE = tl.load(k + _places(first_k, head, k_at, S, E), mask=has_k, other=0.0)
+    v_SE = tl.load(v + _places(first_k, head, v_at, S, E), mask=has_k, other=0.0)
+    weights_LS = _weights(q_LE, k_SE, length, scale, CAUSAL, L, S)
+    out_LE = tl.dot(weights_LS.to(v_SE.dtype), v_SE, input_precision="ieee")
+    tl.store(out + _places(first_q, head, out_at, L, E), out_LE.to(out.dtype.element_ty), mask=has_q)
+
+
+@triton.jit
 def attention_forward(
-    q, k, v, out, cu_queries, cu_keys, q_at, k_at, v_at, out_at, scale,
-    H: tl.constexpr, L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
+    q, k, v, out, cu_queries, cu_keys, q_at, k_at, v_at, out_at, scale, H: tl.constexpr, L: tl.constexpr,
+    S: tl.constexpr, SMALL_L: tl.constexpr, SMALL_S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(q·kᵀ / √d_k)·v."""
     sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
-    places_q, has_q, rows = _places(cu_queries, sentence, head, q_at, L, E)
-    places_k, has_k, length = _places(cu_keys, sentence, head, k_at, S, E)
+    first_q, rows = _span(cu_queries, sentence)
+    first_k, length = _span(cu_keys, sentence)
     if rows + length == 0:
         return
-    places_v, _, _ = _places(cu_keys, sentence, head, v_at, S, E)
-    q_LE = tl.load(q + places_q, mask=has_q, other=0.0)
-    k_SE = tl.load(k + places_k, mask=has_k, other=0.0)
-    v_SE = tl.load(v + places_v, mask=has_k, other=0.0)
+    if (rows <= SMALL_L) & (length <= SMALL_S):
+        _attend(
+            q, k, v, out, first_q, rows, first_k, length, head, q_at, k_at, v_at, out_at, scale,
+            SMALL_L, SMALL_S, E, CAUSAL,
+        )  # fmt: skip
+    else:
+        _attend(q, k, v, out, first_q, rows, first_k, length, head, q_at, k_at, v_at, out_at, scale, L, S, E, CAUSAL)
+
+
+@triton.jit
+def _attend_back(
+    q, k, v, d_out, d_q, d_k, d_v, first_q, rows, first_k, length, head, q_at, k_at, v_at, d_out_at, d_q_at, d_k_at,
+    d_v_at, scale, L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """The gradients of q, k and v of a head of a sentence, in tiles of L queries and S keys."""
+    has_q, has_k = (tl.arange(0, L) < rows)[:, None], (tl.arange(0, S) < length)[:, None]
+    q_LE = tl.load(q + _places(first_q, head, q_at, L, E), mask=has_q, other=0.0)
+    k_SE = tl.load(k + _places(first_k, head, k_at, S, E), mask=has_k, other=0.0)
+    v_SE = tl.load(v + _places(first_k, head, v_at, S, E), mask=has_k, other=0.0)
+    d_out_LE = tl.load(d_out + _places(first_q, head, d_out_at, L, E), mask=has_q, other=0.0)
     weights_LS = _weights(q_LE, k_SE, length, scale, CAUSAL, L, S)
-    out_LE = tl.dot(weights_LS.to(v_SE.dtype), v_SE, input_precision="ieee")
-    places_out, _, _ = _places(cu_queries, sentence, head, out_at, L, E)
-    tl.store(out + places_out, out_LE.to(out.dtype.element_ty), mask=has_q)
+    d_v_SE = tl.dot(tl.trans(weights_LS.to(q_LE.dtype)), d_out_LE, input_precision="ieee")
+    tl.store(d_v + _places(first_k, head, d_v_at, S, E), d_v_SE.to(d_v.dtype.element_ty), mask=has_k)
+    d_weights_LS = tl.dot(d_out_LE, tl.trans(v_SE), input_precision="ieee")
+    d_weights_LS -= tl.sum(weights_LS * d_weights_LS, 1)[:, None]
+    d_scores_LS = (weights_LS * d_weights_LS * scale).to(q_LE.dtype)
+    d_q_LE = tl.dot(d_scores_LS, k_SE, input_precision="ieee")
+    tl.store(d_q + _places(first_q, head, d_q_at, L, E), d_q_LE.to(d_q.dtype.element_ty), mask=has_q)
+    d_k_SE = tl.dot(tl.trans(d_scores_LS), q_LE, input_precision="ieee")
+    tl.store(d_k + _places(first_k, head, d_k_at, S, E), d_k_SE.to(d_k.dtype.element_ty), mask=has_k)
 
 
 @triton.jit
 def attention_backward(
     q, k, v, d_out, d_q, d_k, d_v, cu_queries, cu_keys, q_at, k_at, v_at, d_out_at, d_q_at, d_k_at, d_v_at, scale,
-    H: tl.constexpr, L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
+    H: tl.constexpr, L: tl.constexpr, S: tl.constexpr, SMALL_L: tl.constexpr, SMALL_S: tl.constexpr, E: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """The gradients of q, k and v. The weights are recomputed rather than kept."""
     sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
-    places_q, has_q, rows = _places(cu_queries, sentence, head, q_at, L, E)
-    places_k, has_k, length = _places(cu_keys, sentence, head, k_at, S, E)
+    first_q, rows = _span(cu_queries, sentence)
+    first_k, length = _span(cu_keys, sentence)
     if rows + length == 0:
         return
-    places_v, _, _ = _places(cu_keys, sentence, head, v_at, S, E)
-    places_d_out, _, _ = _places(cu_queries, sentence, head, d_out_at, L, E)
-    q_LE = tl.load(q + places_q, mask=has_q, other=0.0)
-    k_SE = tl.load(k + places_k, mask=has_k, other=0.0)
-    v_SE = tl.load(v + places_v, mask=has_k, other=0.0)
-    d_out_LE = tl.load(d_out + places_d_out, mask=has_q, other=0.0)
-    weights_LS = _weights(q_LE, k_SE, length, scale, CAUSAL, L, S)
-    d_v_SE = tl.dot(tl.trans(weights_LS.to(q_LE.dtype)), d_out_LE, input_precision="ieee")
-    places_d_v, _, _ = _places(cu_keys, sentence, head, d_v_at, S, E)
-    tl.store(d_v + places_d_v, d_v_SE.to(d_v.dtype.element_ty), mask=has_k)
-    d_weights_LS = tl.dot(d_out_LE, tl.trans(v_SE), input_precision="ieee")
-    d_weights_LS -= tl.sum(weights_LS * d_weights_LS, 1)[:, None]
-    d_scores_LS = (weights_LS * d_weights_LS * scale).to(q_LE.dtype)
-    d_q_LE = tl.dot(d_scores_LS, k_SE, input_precision="ieee")
-    places_d_q, _, _ = _places(cu_queries, sentence, head, d_q_at, L, E)
-    tl.store(d_q + places_d_q, d_q_LE.to(d_q.dtype.element_ty), mask=has_q)
-    d_k_SE = tl.dot(tl.trans(d_scores_LS), q_LE, input_precision="ieee")
-    places_d_k, _, _ = _places(cu_keys, sentence, head, d_k_at, S, E)
-    tl.store(d_k + places_d_k, d_k_SE.to(d_k.dtype.element_ty), mask=has_k)
+    if (rows <= SMALL_L) & (length <= SMALL_S):
+        _attend_back(
+            q, k, v, d_out, d_q, d_k, d_v, first_q, rows, first_k, length, head, q_at, k_at, v_at, d_out_at, d_q_at,
+            d_k_at, d_v_at, scale, SMALL_L, SMALL_S, E, CAUSAL,
+        )  # fmt: skip
+    else:
+        _attend_back(
+            q, k, v, d_out, d_q, d_k, d_v, first_q, rows, first_k, length, head, q_at, k_at, v_at, d_out_at, d_q_at,
+            d_k_at, d_v_at, scale, L, S, E, CAUSAL,
+        )  # fmt: skip
 
 
 @triton.jit
 def logits_to_gradients(logits, targets, nll, lse, stride, confidence, V: tl.constexpr, BLOCK: tl.constexpr):
     """A row of logits becomes softmax(logits) − confidence·onehot(target), in place; also −log p(target) and log Σexp.
 
-    All are zero where there is no target, that is, where it is below 0.
+    All are zero where there is no target, that is, where it is below 0, and NaN where it is none of the columns.
     """
+    LOG2_E: tl.constexpr = 1.4426950408889634
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     columns = tl.arange(0, BLOCK)
     target = tl.load(targets + row)
     has_target = target >= 0
     # Read before any of the row is overwritten.
-    of_target = tl.load(logits + target, mask=has_target, other=0.0).to(tl.float32)
-    most = -float("inf")
-    sums = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, V, BLOCK):
+    exists = has_target & (target < V)
+    of_target = tl.load(logits + target, mask=exists, other=float("nan")).to(tl.float32)
+    # Each column of the block has a maximum and a sum of its own, so that warps wait for one another only at the end.
+    # The first maximum is finite: −∞ − (−∞) is NaN.
+    most, sums = tl.full([BLOCK], -1e38, tl.float32), tl.zeros([BLOCK], tl.float32)
+    for start in tl.static_range(0, V, BLOCK):
         x = tl.load(logits + start + columns, mask=start + columns < V, other=-float("inf")).to(tl.float32)
-        larger = tl.maximum(most, tl.max(x, 0))
-        # −∞ − (−∞) is NaN.
-        safe = tl.where(larger == -float("inf"), 0.0, larger)
-        sums = sums * tl.exp(most - safe) + tl.exp(x - safe)
-        most = larger
-    total = tl.sum(sums, 0)
-    inverse, log_sum = 1.0 / total, most + tl.log(total)
+        above = x - most
+        smaller = tl.exp2(-tl.abs(above) * LOG2_E)
+        sums = tl.where(above > 0.0, sums * smaller + 1.0, sums + smaller)
+        most = tl.maximum(most, x)
+    largest = tl.max(most, 0)
+    total = tl.sum(sums * tl.exp2((most - largest) * LOG2_E), 0)
+    log_sum = largest + tl.log(total)
     tl.store(nll + row, tl.where(has_target, log_sum - of_target, 0.0))
     tl.store(lse + row, tl.where(has_target, log_sum, 0.0))
-    for start in range(0, V, BLOCK):
+    # With these, a row that is not read becomes zero.
+    largest = tl.where(has_target, largest, 0.0)
+    inverse = tl.where(exists, 1.0 / total, tl.where(has_target, float("nan"), 0.0))
+    for start in tl.static_range(0, V, BLOCK):
         at = start + columns
-        x = tl.load(logits + at, mask=at < V, other=0.0).to(tl.float32)
-        gradient = tl.where(has_target, tl.exp(x - most) * inverse - tl.where(at == target, confidence, 0.0), 0.0)
-        tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < V)
+        x = tl.load(logits + at, mask=(at < V) & has_target, other=0.0).to(tl.float32)
+        probability = tl.exp2((x - largest) * LOG2_E) * inverse
+        tl.store(logits + at, probability.to(logits.dtype.element_ty), mask=at < V)
+    tl.debug_barrier()
+    of_target = tl.exp2((of_target - largest) * LOG2_E) * inverse - confidence
+    tl.store(logits + target, of_target.to(logits.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -189,3 +231,27 @@ def residual_norm_backward(
     sums += tl.program_id(0) * 2 * D + column
     tl.store(sums, d_weight_D, mask=has)
     tl.store(sums + D, d_bias_D, mask=has)
+
+
+@triton.jit
+def rectified_product(
+    x, y, rectified, out, sums, rows, K: tl.constexpr, N: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """A tile of x·y, zero where `rectified` is not above zero, and its sums over rows; all but `sums` are descriptors.
+
+    Tiles are taken in groups of GROUP rows of them, so that what they read is in the cache.
+    """
+    program, along = tl.program_id(0), tl.cdiv(rows, ROWS)
+    tiles: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
+    first = program // (GROUP * tiles) * GROUP
+    height = tl.minimum(along - first, GROUP)
+    row = (first + program % (GROUP * tiles) % height) * ROWS
+    column = program % (GROUP * tiles) // height * COLUMNS
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for k in range(0, K, PART):
+        total = tl.dot(x.load([row, k]), y.load([k, column]), total)
+    total = tl.where(rectified.load([row, column]) > 0, total, 0.0)
+    out.store([row, column], total.to(out.dtype))
+    columns = column + tl.arange(0, COLUMNS)
+    tl.store(sums + row // ROWS * N + columns, tl.sum(total, 0), mask=columns < N)

@@ -1,8 +1,8 @@
 """x·Wᵀ + b in training, with optional ReLU (section 3.3 of the paper), alongside its plain reference.
 
-On CPUs, large layers are computed by `product` and are differentiable only once. On GPUs, only layers with ReLU differ
-from PyTorch's own: there the matmul itself adds the bias and applies ReLU, which may turn NaN into 0; the sum with the
-residual connection keeps the NaN.
+On GPUs, and for large layers on CPUs, this has a backward pass of its own, which is differentiable only once. On GPUs
+the matmul itself adds the bias and applies ReLU, which may turn NaN into 0; the sum with the residual connection keeps
+the NaN.
 
 Shapes: N rows, I inputs, O outputs.
 """
@@ -31,7 +31,8 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool
     rows_NI = x.reshape(-1, x.shape[-1])
     autocast = compute_dtype(x) if torch.is_autocast_enabled(x.device.type) else None
     in_c = multiplies(rows_NI, weight_OI.t(), bias_O, autocast)
-    if bias_O is None or not (in_c or (rectify and x.is_cuda)):
+    on_gpu = x.is_cuda and (rectify or torch.is_grad_enabled())
+    if bias_O is None or not (in_c or on_gpu):
         return linear_reference(x, weight_OI, bias_O, rectify=rectify)
     out_NO: Tensor = LinearFunction.apply(rows_NI, weight_OI, bias_O, rectify)  # type: ignore[no-untyped-call]
     return out_NO.view(*x.shape[:-1], out_NO.shape[-1])

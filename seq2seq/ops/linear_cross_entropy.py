@@ -24,9 +24,9 @@ from seq2seq.ops.product import add_product, product
 from seq2seq.support.devices import compute_dtype
 
 CHUNK = 2048
-CHUNK_OF_GPU = 8192
-BLOCK = 8192
-"""Logits of a row that the GPU kernel reads at a time. It has 32 warps per row, so that few rows are computed at once:
+CHUNK_OF_GPU = 12800
+BLOCK = 4096
+"""Logits of a row that the GPU kernel reads at a time. It has 16 warps per row, so that few rows are computed at once:
 more would evict one another from the cache before they are read again."""
 CACHED = 128
 """Rows whose logits and probabilities fit in a CPU's cache."""
@@ -61,13 +61,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             plain = torch.zeros((), device=h_ND.device)
             mean_D = w_VD.float().mean(0)
             uniform_D = torch.zeros_like(mean_D)
-            chunk = CHUNK if device == "cpu" else CHUNK_OF_GPU
             by_kernel = runs_kernels(h_ND.device) or native.serves(weight)
+            rows_of_buffer, chunk = _chunks(h_ND.shape[0], device, by_kernel)
+            buffer = h_ND.new_empty(rows_of_buffer, w_VD.shape[0], dtype=dtype)
             to_gradients = _to_gradients_by_kernel if by_kernel else _to_gradients
             for start in range(0, h_ND.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 h_CD, target_U = h_ND[rows].to(dtype), target_T[rows]
-                logits_CV = product(h_CD, weight.t())
+                logits_CV = product(h_CD, weight.t(), out=buffer[: h_CD.shape[0]])
                 nll, lse = to_gradients(logits_CV, target_U, smoothing)
                 # Σ_v of the logits needs no pass over them: it is V times h · mean(W).
                 counted_UD = h_ND[rows][: len(target_U)].float()
@@ -99,6 +100,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _chunks(rows: int, device: str, by_kernel: bool) -> tuple[int, int]:
+    """How many rows of logits to make room for, and how many to compute at a time."""
+    if device == "cpu":
+        return min(CHUNK, rows), CHUNK
+    # PyTorch's softmax makes a copy in float32.
+    most = CHUNK_OF_GPU if by_kernel else CHUNK_OF_GPU // 2
+    # The last chunk must not be a small rest.
+    even = max(128, -(-rows // max(1, -(-rows // most)) // 128) * 128)
+    # Of few sizes: the allocator would keep memory for each.
+    return min(most, power_of_two(max(rows, 128))), even
 
 
 def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -136,7 +149,7 @@ def _to_gradients_by_kernel(logits_CV: Tensor, target_U: Tensor, smoothing: floa
     elif rows:
         from seq2seq.ops import gpu_kernels
 
-        sizes = {"V": vocabulary, "BLOCK": min(BLOCK, power_of_two(vocabulary)), "num_warps": 32}
+        sizes = {"V": vocabulary, "BLOCK": min(BLOCK, power_of_two(vocabulary)), "num_warps": 16}
         gpu_kernels.logits_to_gradients[(rows,)](
             logits_CV, target_U, nll_U, lse_U, logits_CV.stride(0), 1 - smoothing, **sizes
         )

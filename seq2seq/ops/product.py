@@ -29,11 +29,16 @@ def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, 
     return out_MN.relu_() if rectify else out_MN
 
 
-def product(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False) -> Tensor:
-    """The same, in C++ where `multiplies`."""
+def product(
+    x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False, out: Tensor | None = None
+) -> Tensor:
+    """The same, in C++ where `multiplies`; without bias and ReLU, it may be written into `out` [M, N]."""
+    assert out is None or (bias_N is None and not rectify)
     if not multiplies(x_MK, y_KN, bias_N):
+        if out is not None:
+            return torch.mm(x_MK, y_KN, out=out)
         return product_reference(x_MK, y_KN, bias_N, rectify=rectify)
-    out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1])
+    out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1]) if out is None else out
     _compute(out_MN, x_MK, y_KN, bias_N, rectify=rectify)
     return out_MN
 
@@ -41,11 +46,18 @@ def product(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify
 def product_and_sums(x_MK: Tensor, y_KN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x·y and the row sums of x [M], in `dtype`; float32 results from C++ are not rounded to bfloat16 first."""
     if x_MK.stride(0) != 1 or x_MK.stride(1) == 1 or dtype is not torch.float32 or not multiplies(x_MK, y_KN, None):
-        return product(x_MK, y_KN).to(dtype), x_MK.sum(1, dtype=dtype)
+        return product(x_MK, y_KN).to(dtype), _row_sums(x_MK, dtype)
     out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1], dtype=dtype)
     sums_M = x_MK.new_zeros(x_MK.shape[0], dtype=dtype)
     _compute(out_MN, x_MK, y_KN, sums_M=sums_M)
     return out_MN, sums_M
+
+
+def _row_sums(x_MK: Tensor, dtype: torch.dtype) -> Tensor:
+    if not (x_MK.is_cuda and x_MK.dtype is torch.bfloat16):
+        return x_MK.sum(1, dtype=dtype)
+    # A matmul takes half the time (docs/log.md, 2026-11-27). It rounds the sums as that of the weights rounds them.
+    return (x_MK.new_ones(8, x_MK.shape[1]) @ x_MK.t())[0].to(dtype)
 
 
 def add_product(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor) -> None:

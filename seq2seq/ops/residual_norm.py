@@ -47,9 +47,11 @@ def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
 
 
 def _sizes(width: int, p: float) -> dict[str, int]:
-    columns = max(8, power_of_two(width))
-    warps = min(max(1, columns // OF_A_WARP), WARPS)
-    return {"DROPPED": round(p * LEVELS), "D": width, "P": columns, "num_warps": warps}
+    return {"DROPPED": round(p * LEVELS), "D": width, "P": max(8, power_of_two(width)), "num_warps": _warps(width)}
+
+
+def _warps(width: int) -> int:
+    return min(max(1, power_of_two(width) // OF_A_WARP), WARPS)
 
 
 def _forward(
@@ -68,17 +70,15 @@ def _forward(
 def _backward(
     d_out: Tensor, total: Tensor, weight: Tensor, seed: Tensor, p: float, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, of y, and of weight and bias [2, D]."""
+    """The gradients of x, of y, and of weight and bias as partial sums [parts, 2, D]."""
     from seq2seq.ops import gpu_kernels
 
     rows, width = total.shape
-    d_x, d_y, sizes = total.new_empty(total.shape), total.new_empty(total.shape), _sizes(width, p)
-    programs = _multiprocessors(total.device) * WARPS // sizes["num_warps"]
-    sums = torch.empty(programs, 2, width, device=total.device)
-    gpu_kernels.residual_norm_backward[(programs,)](
-        d_out.contiguous(), total, seed, weight, d_x, d_y, sums, rows, 1 / (1 - p), epsilon, **sizes
-    )
-    return d_x, d_y, sums.sum(0)
+    gradients = d_x, d_y, sums = _empty_gradients(total)
+    if len(sums):
+        tensors = d_out.contiguous(), total, seed, weight, *gradients
+        gpu_kernels.residual_norm_backward[(len(sums),)](*tensors, rows, 1 / (1 - p), epsilon, **_sizes(width, p))
+    return d_x, d_y, sums
 
 
 def _forward_on_processor(
@@ -100,16 +100,25 @@ def _backward_on_processor(
     if not native.serves(d_out):
         return _backward(d_out, total, weight, seed, p, epsilon)
     rows, width = total.shape
-    d_x, d_y = total.new_empty(total.shape), total.new_empty(total.shape)
-    sums = torch.empty(-(-rows // OF_A_SUM), 2, width, dtype=torch.float32)
-    tensors = d_out.contiguous(), total, weight, seed, d_x, d_y, sums
+    gradients = d_x, d_y, sums = _empty_gradients(total)
+    tensors = d_out.contiguous(), total, weight, seed, *gradients
     native.call("residual_norm_gradients", *tensors, rows, width, OF_A_SUM, round(p * LEVELS), 1 / (1 - p), epsilon)
-    return d_x, d_y, sums.sum(0)
+    return d_x, d_y, sums
+
+
+def _empty_gradients(total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows, width = total.shape
+    if total.device.type == "cuda":
+        parts = _multiprocessors(total.device) * WARPS // _warps(width)
+    else:
+        parts = (rows + OF_A_SUM - 1) // OF_A_SUM
+    sums = total.new_empty(parts, 2, width, dtype=torch.float32)
+    return total.new_empty(total.shape), total.new_empty(total.shape), sums
 
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -120,8 +129,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _gradients(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     total, weight, seed = ctx.saved_tensors
-    d_x, d_y, d_norm = torch.ops.seq2seq.residual_norm_backward(d_out, total, weight, seed, ctx.p, ctx.epsilon)
-    return d_x, d_y, *d_norm.to(weight.dtype).unbind(), None, None, None
+    d_x, d_y, sums = torch.ops.seq2seq.residual_norm_backward(d_out, total, weight, seed, ctx.p, ctx.epsilon)
+    # PyTorch's compiler makes a faster sum of it than the operator could call.
+    return d_x, d_y, *sums.sum(0).to(weight.dtype).unbind(), None, None, None
 
 
 # Registered as operators so that PyTorch's compiler does not look inside.
@@ -143,11 +153,7 @@ torch.library.register_fake(
 )
 torch.library.register_fake(
     "seq2seq::residual_norm_backward",
-    lambda _, total, weight, *__: (
-        total.new_empty(total.shape),
-        total.new_empty(total.shape),
-        weight.new_empty((2, *weight.shape), dtype=torch.float32),
-    ),
+    lambda _, total, *__: _empty_gradients(total),
     lib=_library,
 )
 torch.library.register_autograd("seq2seq::residual_norm", _gradients, setup_context=_save, lib=_library)

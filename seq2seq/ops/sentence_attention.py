@@ -1,8 +1,9 @@
-"""Attention within packed sentences in training on CPUs, forward and backward.
+"""Attention within packed sentences, from projections as one matmul wrote them, forward and backward.
 
-One head of one sentence is computed at a time, with all that it needs in a core's cache (`attend_sentences.h`): no
-padded grid is written, nor are the weights kept. Projections are read as one matmul wrote them, and their gradients
-written as the next one reads them. The plain reference is `ops.attention.attention_reference`.
+On GPUs, this is for short sentences (`ops.short_attention`). On CPUs it is for training: one head of one sentence is
+computed at a time, with all that it needs in a core's cache (`attend_sentences.h`). No padded grid is written, nor are
+the weights kept; gradients are written as the next matmul reads them. The plain reference is
+`ops.attention.attention_reference`.
 
 Shapes: N, M packed rows of queries and of keys; H heads; Q the width of all heads of a query, H · d_k, V that of
 values, H · d_v, and E that of keys and values, Q + V.
@@ -18,6 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.short_attention import LONGEST as LONGEST_ON_GPU
+from seq2seq.ops.short_attention import short_attention, takes_short_sentences
 from seq2seq.support.devices import compute_dtype
 
 LONGEST = {torch.float32: 2048, torch.bfloat16: 64}
@@ -32,13 +35,22 @@ class Kind(NamedTuple):
     widths: tuple[int, int]
     causal: bool
 
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        """The widths of one head: d_k and d_v."""
+        return self.widths[0] // self.heads, self.widths[1] // self.heads
 
-def suits_sentences(x: Tensor, queries: Layout, keys: Layout, *, causal: bool) -> bool:
-    """Whether to use this for projections of rows like `x`: on a CPU, where gradients are needed."""
-    if not (torch.is_grad_enabled() and native.serves(x)):
+
+def suits_sentences(x: Tensor, queries: Layout, keys: Layout, kind: Kind) -> bool:
+    """Whether to use this for projections of rows like `x`."""
+    longest = max(queries.max_length, keys.max_length)
+    if native.serves(x):
+        limit = LONGEST.get(compute_dtype(x), 0) if torch.is_grad_enabled() else 0
+        return bool(limit) and (kind.causal or longest <= limit)
+    if not takes_short_sentences(x.device, compute_dtype(x), *kind.head_widths):
         return False
-    longest = LONGEST.get(compute_dtype(x), 0)
-    return bool(longest) and (causal or max(queries.max_length, keys.max_length) <= longest)
+    # These kernels take only sentences, back to back: no filler.
+    return longest <= LONGEST_ON_GPU and not (queries.filler or keys.filler)
 
 
 def sentence_attention(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
@@ -46,6 +58,8 @@ def sentence_attention(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, 
 
     `rows` are queries [N, Q] and keys with values [M, E] or, in self-attention, all in one matrix [N, Q + E].
     """
+    if not native.serves(rows[0]):
+        return short_attention(rows, queries, keys, kind.heads, causal=kind.causal)
     out_NV: Tensor = _SentenceAttention.apply(kind, queries, keys, *rows)  # type: ignore[no-untyped-call]
     return out_NV
 

@@ -1,9 +1,10 @@
 """Attention within short packed sentences on GPUs: one tile per head of a sentence, forward and backward.
 
 FlashAttention's kernel for packed rows works in tiles of 128 rows, of which a sentence of 25 fills a fifth: it took
-11.5 ms of an update where this takes 3.2 (docs/log.md, 2026-11-26). Here all sentences use the smallest tile, a power
-of two, that holds the longest of the batch; each pair of sizes is compiled when it is first met. All sums are in a
-fixed order.
+11.5 ms of an update where this took 3.2 (docs/log.md, 2026-11-26). Here a tile is the smallest power of two that holds
+the longest sentence of the batch, or half of that where the sentence fits; each pair of sizes is compiled when it is
+first met. Projections are read as one matmul wrote them, and their gradients written as the next one reads them. All
+sums are in a fixed order.
 
 Shapes: N, M packed rows of queries and of keys; H heads; E width of a head. The plain reference is
 `ops.attention.attention_reference`.
@@ -26,11 +27,14 @@ WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
 
 
 def short_attention(
-    q_NHE: Tensor, k_MHE: Tensor, v_MHE: Tensor, queries: Layout, keys: Layout, *, causal: bool = False
+    rows: tuple[Tensor, ...], queries: Layout, keys: Layout, heads: int, *, causal: bool = False
 ) -> Tensor:
-    """softmax(q·kᵀ / √d_k)·v within each sentence, [N, H, E]; with `causal`, row i sees keys up to position i only."""
+    """softmax(q·kᵀ / √d_k)·v within each sentence, [N, H·E]; with `causal`, row i sees keys up to position i only.
+
+    `rows` are queries [N, H·E] and keys with values [M, 2·H·E] or, in self-attention, all in one matrix [N, 3·H·E].
+    """
     lengths = queries.cu_lengths, keys.cu_lengths, queries.max_length, keys.max_length
-    out: Tensor = torch.ops.seq2seq.short_attention(q_NHE, k_MHE, v_MHE, *lengths, causal)
+    out: Tensor = torch.ops.seq2seq.short_attention(rows, *lengths, heads, causal)
     return out
 
 
@@ -39,62 +43,75 @@ def takes_short_sentences(device: torch.device, dtype: torch.dtype, d_k: int, d_
     return dtype in (torch.float16, torch.bfloat16) and d_k == d_v and d_k in WIDTHS and runs_kernels(device)
 
 
-def _launch(name: str, tensors: list[Tensor], cu: list[Tensor], most: tuple[int, int], causal: bool) -> None:
+def _launch(
+    name: str, tensors: list[Tensor], heads: int, cu: tuple[Tensor, Tensor], most: tuple[int, int], causal: bool
+) -> None:
     from seq2seq.ops import gpu_kernels
 
-    _, heads, width = tensors[0].shape
-    tile_q, tile_k = (max(16, power_of_two(length)) for length in most)
-    distances = [(x.stride(0), x.stride(1)) for x in tensors]
-    sizes = {"H": heads, "L": tile_q, "S": tile_k, "E": width, "CAUSAL": causal}
+    tensors = [x.unflatten(1, (heads, -1)) for x in tensors]
+    width, distances = tensors[0].shape[2], [(x.stride(0), x.stride(1)) for x in tensors]
+    tiles = [max(16, power_of_two(length)) for length in most]
+    small = [min(tile, max(16, max(tiles) // 2)) for tile in tiles]
+    sizes = {"H": heads, "L": tiles[0], "S": tiles[1], "SMALL_L": small[0], "SMALL_S": small[1], "E": width}
     grid = ((cu[0].shape[0] - 1) * heads,)
     getattr(gpu_kernels, name)[grid](
-        *tensors, *cu, *distances, width**-0.5, **sizes, num_warps=WARPS[max(tile_q, tile_k)]
+        *tensors, *cu, *distances, width**-0.5, **sizes, CAUSAL=causal, num_warps=WARPS[max(tiles)]
     )
 
 
+def _width(rows: list[Tensor]) -> int:
+    return rows[0].shape[1] // (3 if len(rows) == 1 else 1)
+
+
+def _parts(rows: list[Tensor]) -> list[Tensor]:
+    """Queries, keys and values, [N, H·E], [M, H·E] and [M, H·E]: views of `rows`."""
+    return [part for matrix in rows for part in matrix.split(_width(rows), 1)]
+
+
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, most_q: int, most_k: int, causal: bool
+    rows: list[Tensor], cu_q: Tensor, cu_k: Tensor, most_q: int, most_k: int, heads: int, causal: bool
 ) -> Tensor:
-    out = q.new_empty(q.shape)
-    _launch("attention_forward", [q, k, v, out], [cu_q, cu_k], (most_q, most_k), causal)
+    out = rows[0].new_empty(rows[0].shape[0], _width(rows))
+    _launch("attention_forward", [*_parts(rows), out], heads, (cu_q, cu_k), (most_q, most_k), causal)
     return out
 
 
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, cu_q: Tensor, cu_k: Tensor, most_q: int, most_k: int, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    rows: list[Tensor], d_out: Tensor, cu_q: Tensor, cu_k: Tensor, most_q: int, most_k: int, heads: int, causal: bool
+) -> list[Tensor]:
+    gradients = [matrix.new_empty(matrix.shape) for matrix in rows]
     # The gradient of a sum is an expanded tensor, whose elements are not adjacent in memory.
-    d_out = d_out if d_out.stride(2) == 1 else d_out.contiguous()
-    _launch("attention_backward", [q, k, v, d_out, *gradients], [cu_q, cu_k], (most_q, most_k), causal)
+    d_out = d_out if d_out.stride(1) == 1 else d_out.contiguous()
+    tensors = [*_parts(rows), d_out, *_parts(gradients)]
+    _launch("attention_backward", tensors, heads, (cu_q, cu_k), (most_q, most_k), causal)
     return gradients
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    *tensors, ctx.most_q, ctx.most_k, ctx.causal = inputs
-    ctx.save_for_backward(*tensors)
+    rows, *lengths, ctx.most_q, ctx.most_k, ctx.heads, ctx.causal = inputs
+    ctx.save_for_backward(*lengths, *rows)
 
 
-def _gradients(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, cu_q, cu_k = ctx.saved_tensors
-    backward = torch.ops.seq2seq.short_attention_backward
-    return (*backward(q, k, v, d_out, cu_q, cu_k, ctx.most_q, ctx.most_k, ctx.causal), None, None, None, None, None)
+def _gradients(ctx: Any, d_out: Tensor) -> tuple[list[Tensor] | None, ...]:
+    cu_q, cu_k, *rows = ctx.saved_tensors
+    sizes = cu_q, cu_k, ctx.most_q, ctx.most_k, ctx.heads, ctx.causal
+    return torch.ops.seq2seq.short_attention_backward(rows, d_out, *sizes), None, None, None, None, None, None
 
 
 # Registered as operators so that PyTorch's compiler does not look inside.
 _library = torch.library.Library("seq2seq", "DEF")
-_lengths = "Tensor cu_q, Tensor cu_k, SymInt most_q, SymInt most_k, bool causal"
-_library.define(f"short_attention(Tensor q, Tensor k, Tensor v, {_lengths}) -> Tensor")
-_library.define(
-    f"short_attention_backward(Tensor q, Tensor k, Tensor v, Tensor d_out, {_lengths}) -> (Tensor, Tensor, Tensor)"
-)
+_sizes = "Tensor cu_q, Tensor cu_k, SymInt most_q, SymInt most_k, int heads, bool causal"
+_library.define(f"short_attention(Tensor[] rows, {_sizes}) -> Tensor")
+_library.define(f"short_attention_backward(Tensor[] rows, Tensor d_out, {_sizes}) -> Tensor[]")
 for _key in ("CUDA", "CPU"):
     _library.impl("short_attention", _forward, _key)
     _library.impl("short_attention_backward", _backward, _key)
-torch.library.register_fake("seq2seq::short_attention", lambda q, *_: q.new_empty(q.shape), lib=_library)
+torch.library.register_fake(
+    "seq2seq::short_attention", lambda rows, *_: rows[0].new_empty(rows[0].shape[0], _width(rows)), lib=_library
+)
 torch.library.register_fake(
     "seq2seq::short_attention_backward",
-    lambda q, k, v, *_: (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)),
+    lambda rows, *_: [matrix.new_empty(matrix.shape) for matrix in rows],
     lib=_library,
 )
 torch.library.register_autograd("seq2seq::short_attention", _gradients, setup_context=_save, lib=_library)

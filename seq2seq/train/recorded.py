@@ -1,8 +1,8 @@
 """Training passes as CUDA graphs: forward and backward in one call, instead of a thousand kernel launches.
 
 A CPU can take longer to launch the kernels of an update than a GPU to run them. Batches come in few shapes (`regular`);
-the second batch of each shape is recorded, and those after it only copy their tokens in. Gradients are added to tensors
-that stay in place. Graphs, and the passes that are not recorded, take turns in one memory pool.
+the second batch of each shape is recorded, and those after it only copy their tokens in. Gradients are added to, or
+written over, tensors that stay in place. Graphs, and the passes that are not recorded, take turns in one memory pool.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Loss = Callable[[Batch], tuple[Tensor, Tensor]]
 """Returns a batch's loss [], and figures on it."""
 
 SHAPES = 256
-"""The most shapes that are recorded: each graph takes some of a GPU's memory."""
+"""The most passes that are recorded: each graph takes some of a GPU's memory."""
 
 
 def is_short(batch: Batch) -> bool:
@@ -51,40 +51,41 @@ def regular(batch: Batch) -> Batch:
 
 
 class RecordedPasses:
-    """Adds the gradients of a batch's loss, times a scale, to the weights'; records the second batch of each shape."""
+    """Computes the gradients of a batch's loss, times a scale; records the second batch of each shape."""
 
     def __init__(self, loss: Loss, model: nn.Module, device: torch.device) -> None:
         self.loss, self.device = loss, device
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.gradients = [torch.zeros_like(weight) for weight in self.weights]
         self.scale = torch.zeros((), device=device)
-        self.graphs: dict[tuple[int, ...], tuple[Batch, Recorded[Tensor]]] = {}
-        self._met: set[tuple[int, ...]] = set()
+        self.graphs: dict[tuple[tuple[int, ...], bool], tuple[Batch, Recorded[Tensor]]] = {}
+        self._met: set[tuple[tuple[int, ...], bool]] = set()
         self._room = SHAPES
         self._memory = SharedMemory(device)
         for weight, gradient in zip(self.weights, self.gradients, strict=True):
             weight.grad = gradient
 
-    def __call__(self, batch: Batch, scale: float) -> Tensor:
-        """The figures of this batch, valid until the next call; its gradients are added to the weights'.
+    def __call__(self, batch: Batch, scale: float, *, adds: bool) -> Tensor:
+        """The figures of this batch, valid until the next call.
 
-        The weights' gradients must stay the same tensors: set them to zero, never to None.
+        With `adds`, its gradients are added to the weights', otherwise written over them. The tensors of the weights'
+        gradients must stay the same: never set them to None.
         """
         assert all(weight.grad is own for weight, own in zip(self.weights, self.gradients, strict=True))
         self.scale.fill_(scale)
-        shape = batch.shape
-        if shape not in self.graphs and not self._record(batch):
-            return self._launched(batch)
-        own, graph = self.graphs[shape]
+        kind = batch.shape, adds
+        if kind not in self.graphs and not self._record(batch, adds):
+            return self._launched(batch, adds)
+        own, graph = self.graphs[kind]
         for to, given in zip(own.tensors, batch.tensors, strict=True):
             to.copy_(given, non_blocking=True)
         return graph()
 
-    def _launched(self, batch: Batch) -> Tensor:
+    def _launched(self, batch: Batch, adds: bool) -> Tensor:
         """A pass launched kernel by kernel; if memory runs out, once more with the memory of the graphs freed."""
         try:
             with self._memory.used():
-                return self._add_gradients(batch.to(self.device))
+                return self._compute(batch.to(self.device), adds)
         except torch.OutOfMemoryError:
             if self._memory.id is None:
                 raise
@@ -93,23 +94,24 @@ class RecordedPasses:
         self.graphs.clear()
         self._memory.end()
         torch.cuda.empty_cache()
-        return self._add_gradients(batch.to(self.device))
+        return self._compute(batch.to(self.device), adds)
 
-    def _add_gradients(self, batch: Batch) -> Tensor:
+    def _compute(self, batch: Batch, adds: bool) -> Tensor:
         loss, figures = self.loss(batch)
         found = torch.autograd.grad(loss * self.scale, self.weights)
         # All at once: a backward pass would add each one separately, which takes three times as long.
-        torch._foreach_add_(self.gradients, list(found))
+        keep = torch._foreach_add_ if adds else torch._foreach_copy_
+        keep(self.gradients, list(found))
         return figures
 
-    def _record(self, batch: Batch) -> bool:
+    def _record(self, batch: Batch, adds: bool) -> bool:
         """Record the pass for batches of this shape, if it was met before and there is room; returns whether it did."""
-        shape = batch.shape
-        if shape not in self._met or len(self.graphs) >= self._room or not is_short(batch):
-            self._met.add(shape)
+        kind = batch.shape, adds
+        if kind not in self._met or len(self.graphs) >= self._room or not is_short(batch):
+            self._met.add(kind)
             return False
         own = batch.to(self.device)
-        graph = Recorded(lambda: self._add_gradients(own), self.device, self._memory.id, try_first=False)
+        graph = Recorded(lambda: self._compute(own, adds), self.device, self._memory.id, try_first=False)
         if self.device.type == "cuda" and not graph.is_recorded:
             # The next recording would fail as well.
             self._room = 0
@@ -118,5 +120,5 @@ class RecordedPasses:
                 # For the allocator, this recording never ended: it would let nothing else use this memory.
                 self._memory.end()
             return False
-        self.graphs[shape] = own, graph
+        self.graphs[kind] = own, graph
         return True

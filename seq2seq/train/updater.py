@@ -93,8 +93,11 @@ class Updater:
             last = index == parts[-1][0]
             with contextlib.nullcontext() if last else self.world.no_sync(self._loss):
                 # Times the number of ranks: their gradients are averaged, not summed.
-                compute = self._recorded or self._backward
-                sums += weight * compute(batch, weight * self.world.size / target_tokens)
+                scale = weight * self.world.size / target_tokens
+                if self._recorded:
+                    sums += weight * self._recorded(batch, scale, adds=index != parts[0][0])
+                else:
+                    sums += weight * self._backward(batch, scale)
         return sums
 
     def apply(self, rate: float, step: int) -> Tensor:
@@ -105,7 +108,8 @@ class Updater:
         if settings.clip_norm is not None:
             clip_grads_with_norm_(parameters, settings.clip_norm, norm)
         change_weights(self.optimizer, rate, skip=~norm.isfinite())
-        self.optimizer.zero_grad(set_to_none=self._recorded is None)
+        if not self._recorded:
+            self.optimizer.zero_grad(set_to_none=True)
         if self.average and self.config.trainer.average_decay is not None:
             update_ema(self.average, self.model, self.config.trainer.average_decay, step)
         return norm

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from seq2seq.ops import linear_cross_entropy, native, short_attention, topk
 from seq2seq.ops.add_norm import add_norm_on_gpu, add_norm_reference
@@ -27,30 +28,40 @@ def _not_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "serves", lambda _: False)
 
 
+def textbook_attention(
+    rows: list[Tensor], queries: Layout, keys: Layout, heads: int, *, causal: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """The reference, [N, H·E], and copies of `rows` in float64 that its gradients are of."""
+    exact = [matrix.detach().double().requires_grad_() for matrix in rows]
+    width = rows[0].shape[1] // (3 if len(rows) == 1 else 1)
+    q, k, v = (part.unflatten(1, (heads, -1)) for matrix in exact for part in matrix.split(width, 1))
+    return attention_reference(q, k, v, queries, keys, causal=causal)[0].flatten(1), exact
+
+
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("longest", [32, LONGEST])
 @pytest.mark.parametrize("kind", ["self", "causal", "cross"])
-def test_attention_and_its_gradients_are_the_reference(kind: str, width: int, dtype: torch.dtype) -> None:
+def test_attention_and_its_gradients_are_the_reference(kind: str, longest: int, width: int, dtype: torch.dtype) -> None:
     rng = random.Random(width)
-    queries = [1, LONGEST, *(rng.randint(1, LONGEST) for _ in range(3))]
-    keys = [rng.randint(1, LONGEST // 2) for _ in queries] if kind == "cross" else queries
+    # Both sizes of tiles: some sentences are no longer than half of the longest.
+    queries = [1, longest, *(rng.randint(1, longest) for _ in range(3)), longest // 2]
+    keys = [rng.randint(1, longest // 2) for _ in queries] if kind == "cross" else queries
     layouts = Layout.of(queries, DEVICE), Layout.of(keys, DEVICE)
-    # What a joint projection gives are views of its rows; what lies behind them must not be read.
-    joint = torch.full((max(layouts[0].total, layouts[1].total), 2, 3 * width), torch.nan, device=DEVICE, dtype=dtype)
-    q, k, v = (joint[: layout.total, :, width : 2 * width].clone() for layout in (layouts[0], layouts[1], layouts[1]))
-    q, k, v = (torch.cat((x, torch.randn_like(x), x), -1)[..., width : 2 * width] for x in (q, k, v))
-    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    upstream = torch.randn(layouts[0].total, 2, width, device=DEVICE, dtype=dtype)
+    sizes = [(layouts[0].total, 2), (layouts[1].total, 4)] if kind == "cross" else [(layouts[0].total, 6)]
+    rows = [torch.randn(total, parts * width, device=DEVICE, dtype=dtype) for total, parts in sizes]
+    # What lies behind them in memory must not be read.
+    rows = [torch.cat((x, torch.full_like(x, torch.nan)))[: len(x)].requires_grad_() for x in rows]
+    upstream = torch.randn(layouts[0].total, 2 * width, device=DEVICE, dtype=dtype)
     causal = kind == "causal"
-    own = short_attention.short_attention(inputs[0], inputs[1], inputs[2], *layouts, causal=causal)
-    expected, _ = attention_reference(exact[0], exact[1], exact[2], *layouts, causal=causal)
+    own = short_attention.short_attention(tuple(rows), *layouts, 2, causal=causal)
+    expected, exact = textbook_attention(rows, *layouts, 2, causal=causal)
     assert own.dtype == dtype
     limit = 1e-6 if dtype == torch.float32 else 2e-2 if dtype == torch.bfloat16 else 2e-3
     assert distance(own, expected) <= limit
-    gradients = torch.autograd.grad(own, inputs, upstream)
+    gradients = torch.autograd.grad(own, rows, upstream)
     again = torch.autograd.grad(
-        short_attention.short_attention(inputs[0], inputs[1], inputs[2], *layouts, causal=causal), inputs, upstream
+        short_attention.short_attention(tuple(rows), *layouts, 2, causal=causal), rows, upstream
     )
     for ours, twice, textbook in zip(
         gradients, again, torch.autograd.grad(expected, exact, upstream.double()), strict=True
@@ -61,21 +72,20 @@ def test_attention_and_its_gradients_are_the_reference(kind: str, width: int, dt
 
 def test_a_sum_has_the_gradient_of_the_reference() -> None:
     layout = Layout.of([3, 5], DEVICE)
-    inputs = [torch.randn(8, 2, 16, device=DEVICE, dtype=torch.float16).requires_grad_() for _ in range(3)]
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    own = short_attention.short_attention(inputs[0], inputs[1], inputs[2], layout, layout)
-    expected, _ = attention_reference(exact[0], exact[1], exact[2], layout, layout)
-    pairs = zip(torch.autograd.grad(own.sum(), inputs), torch.autograd.grad(expected.sum(), exact), strict=True)
-    assert all((ours - textbook).abs().max() <= 5e-3 for ours, textbook in pairs)
+    rows = [torch.randn(8, 96, device=DEVICE, dtype=torch.float16).requires_grad_()]
+    own = short_attention.short_attention(tuple(rows), layout, layout, 2)
+    expected, exact = textbook_attention(rows, layout, layout, 2)
+    (ours,), (textbook,) = torch.autograd.grad(own.sum(), rows), torch.autograd.grad(expected.sum(), exact)
+    assert (ours - textbook).abs().max() <= 5e-3
 
 
 def test_queries_without_keys_get_zeros_and_give_none() -> None:
     layouts = Layout.of([3, 0, 2], DEVICE), Layout.of([4, 2, 0], DEVICE)
-    q, k, v = (torch.randn(n, 2, 16, device=DEVICE, dtype=torch.float16).requires_grad_() for n in (5, 6, 6))
-    out = short_attention.short_attention(q, k, v, *layouts)
+    rows = tuple(torch.randn(n, device=DEVICE, dtype=torch.float16).requires_grad_() for n in ((5, 32), (6, 64)))
+    out = short_attention.short_attention(rows, *layouts, 2)
     assert out.isfinite().all() and not out[3:].any()
-    d_q, d_k, d_v = torch.autograd.grad(out.sum(), (q, k, v))
-    assert not d_q[3:].any() and not d_k[4:].any() and not d_v[4:].any()
+    d_q, d_kv = torch.autograd.grad(out.sum(), rows)
+    assert not d_q[3:].any() and not d_kv[4:].any()
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -98,6 +108,33 @@ def test_logits_become_the_gradients_of_the_reference(
     own: Any = linear_cross_entropy._to_gradients_by_kernel(logits, targets, 0.1)
     torch.testing.assert_close(own, sums, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(logits.float(), plain, rtol=0, atol=1e-6 if dtype == torch.float32 else 4e-3)
+
+
+def test_what_is_no_column_becomes_nan_and_writes_nowhere_else() -> None:
+    logits = torch.randn(4, 50, device=DEVICE)
+    logits[1] = torch.nan  # nothing is to be predicted there
+    before = logits.clone()
+    nll, _ = linear_cross_entropy._to_gradients_by_kernel(logits[:3], torch.tensor([7, -1, 53], device=DEVICE), 0.1)
+    assert nll.isnan() and logits[2].isnan().all()
+    assert logits[0].isfinite().all() and not logits[1].any() and torch.equal(logits[3], before[3])
+
+
+@pytest.mark.parametrize(
+    ("rows", "by_kernel", "expected"),
+    [
+        *(
+            (0, True, (128, 128)),
+            (1, True, (128, 128)),
+            (12_800, True, (12_800, 12_800)),
+            (12_801, True, (12_800, 6_528)),
+        ),
+        *((25_088, True, (12_800, 12_544)), (5_000, True, (8_192, 5_120)), (12_800, False, (6_400, 6_400))),
+    ],
+)
+def test_chunks_on_a_gpu_are_even_and_buffers_of_few_sizes(
+    rows: int, by_kernel: bool, expected: tuple[int, int]
+) -> None:
+    assert linear_cross_entropy._chunks(rows, "cuda", by_kernel) == expected
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

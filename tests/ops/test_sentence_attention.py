@@ -118,12 +118,13 @@ def test_it_is_taken_in_training_for_sentences_that_are_not_long(
             assert out.requires_grad
         with torch.no_grad():
             layer(x, short, x, short)
-    assert taken == [Kind(2, (32, 32), causal=False)]
-    assert suits_sentences(x, short, short, causal=False) and not suits_sentences(x, long, short, causal=False)
-    assert suits_sentences(x, long, long, causal=True)
-    assert not suits_sentences(x.double(), short, short, causal=False)
+    kind = Kind(2, (32, 32), causal=False)
+    assert taken == [kind]
+    assert suits_sentences(x, short, short, kind) and not suits_sentences(x, long, short, kind)
+    assert suits_sentences(x, long, long, kind._replace(causal=True))
+    assert not suits_sentences(x.double(), short, short, kind)
     with torch.autocast("cpu", torch.float16):
-        assert not suits_sentences(x, short, short, causal=False)
+        assert not suits_sentences(x, short, short, kind)
 
 
 def test_a_layer_computes_and_learns_the_same_as_by_the_formula() -> None:

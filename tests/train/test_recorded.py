@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from seq2seq.config.schema import ModelConfig, TransformerConfig
+from seq2seq.config.schema import Config, ModelConfig, TransformerConfig
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import TranslationModel, build_model
-from seq2seq.ops import attention, linear_cross_entropy, native, residual_norm
+from seq2seq.ops import linear_cross_entropy, native, residual_norm, sentence_attention
 from seq2seq.ops.graphs import Recorded, SharedMemory
 from seq2seq.ops.packing import Layout
 from seq2seq.train import recorded as module
+from seq2seq.train.distributed import World
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.recorded import RecordedPasses, regular
+from seq2seq.train.updater import Updater
 from tests.kernels import DEVICE, HAS_GPU, distance, model_and_search
 
 pytest.importorskip("triton", reason="Triton is not installed here")
@@ -33,7 +35,7 @@ def batch_to_train(generator: torch.Generator, source: list[int], target: list[i
 @pytest.fixture
 def kernels_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     if not HAS_GPU:
-        monkeypatch.setattr(attention, "takes_short_sentences", lambda *_: True)
+        monkeypatch.setattr(sentence_attention, "takes_short_sentences", lambda *_: True)
         for operation in (linear_cross_entropy, residual_norm):
             monkeypatch.setattr(operation, "runs_kernels", lambda _: True)
         monkeypatch.setattr(native, "serves", lambda _: False)
@@ -69,7 +71,7 @@ def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
         for weight in model.parameters():
             assert weight.grad is not None
             weight.grad.zero_()
-        found = recorded(regular(batch), 0.25)
+        found = recorded(regular(batch), 0.25, adds=True)
         torch.testing.assert_close(found, figures, rtol=1e-2 if HAS_GPU else 1e-5, atol=1e-3)
         for own, gradient in zip(gradients_of(model), wanted, strict=True):
             assert distance(own, gradient.double()) <= (3e-2 if HAS_GPU else 1e-4)
@@ -92,7 +94,7 @@ def test_dropout_of_a_recorded_pass_follows_the_seed() -> None:
     # The first is computed as it is written, the second recorded, the others replayed.
     for seed in (1, 1, 1, 2, 2):
         torch.manual_seed(seed)
-        losses.append(float(recorded(batch, 1.0)))
+        losses.append(float(recorded(batch, 1.0, adds=True)))
     assert losses[1:3] == pytest.approx([losses[0]] * 2, rel=1e-6)
     assert losses[3] == losses[4] and abs(losses[3] - losses[0]) > 1e-3 * losses[0]
 
@@ -104,10 +106,43 @@ def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monk
     generator = torch.Generator().manual_seed(1)
     for lengths in ([3, 4], [300], [5], [3, 4], [5], [5], [300], [2, 5]):
         batch = regular(batch_to_train(generator, lengths, lengths))
-        assert float(recorded(batch, 0.5)) == 0.5 * int(batch.source.sum())
+        assert float(recorded(batch, 0.5, adds=True)) == 0.5 * int(batch.source.sum())
     # [3, 4] and [2, 5] have one shape; [300] is too long, [5] had no room.
-    (shape,) = recorded.graphs
-    assert shape == batch.shape
+    ((shape, adds),) = recorded.graphs
+    assert shape == batch.shape and adds
+
+
+def test_gradients_are_added_or_take_the_place_of_those_before() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False).to(DEVICE)
+    recorded = RecordedPasses(lambda batch: (3 * layer.weight.sum(), batch.source.sum()), layer, DEVICE)
+    batch = regular(batch_to_train(torch.Generator().manual_seed(1), [3], [4]))
+    found = []
+    for adds in (False, False, False, True, True, False, True):
+        recorded(batch, 1.0, adds=adds)
+        assert layer.weight.grad is not None
+        found.append(layer.weight.grad.item())
+    assert found == [3, 3, 3, 6, 9, 3, 6]
+
+
+def test_updates_of_several_parts_are_those_of_passes_that_are_not_recorded() -> None:
+    layers = TransformerConfig(num_layers=1, num_heads=1, d_ff=16, dropout=0.0)
+    config = Config(model=ModelConfig(d_model=16, dropout=0.0, encoder=layers, decoder=layers))
+    generator = torch.Generator().manual_seed(1)
+    parts = [(index, batch_to_train(generator, [3, 4], [2, 5]).to(DEVICE), 1.0) for index in range(2)]
+    found = []
+    for records in (False, True):
+        updater = Updater(build_model(config.model, 150, 1).to(DEVICE), config, World())
+        updater.start()
+        updater._recorded = RecordedPasses(updater._loss_of, updater.model, DEVICE) if records else None
+        norms = []
+        for step, tokens in enumerate((14, 14, 1e-38, 14, 14), 1):
+            updater.gradients(parts, tokens, step)  # type: ignore[arg-type]
+            norms.append(updater.apply(1e-2, step))
+        # The third had no finite gradients, and nothing of them stayed.
+        assert torch.stack(norms).isfinite().tolist() == [True, True, False, True, True]
+        found.append([torch.stack(norms)[[0, 1, 3, 4]], *(weight.detach() for weight in updater.model.parameters())])
+    for recorded, plain in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(recorded, plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu
@@ -124,7 +159,7 @@ def test_passes_take_turns_in_one_memory() -> None:
     before, taken = torch.cuda.memory_reserved(), []
     generator = torch.Generator().manual_seed(1)
     for lengths in ([3], [3], [300], [40], [40], [40]):
-        recorded(regular(batch_to_train(generator, lengths, lengths)), 1.0)
+        recorded(regular(batch_to_train(generator, lengths, lengths)), 1.0, adds=True)
         taken.append(torch.cuda.memory_reserved() - before)
     assert len(recorded.graphs) == 2
     assert 2**28 <= taken[-1] <= 1.2 * taken[0]
@@ -144,12 +179,12 @@ def test_where_memory_runs_out_graphs_are_let_go_and_the_pass_is_made_again(
     generator = torch.Generator().manual_seed(1)
     short, long = (regular(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [40]))
     for _ in range(2):
-        recorded(short, 1.0)
+        recorded(short, 1.0, adds=True)
     assert recorded.graphs
     recorded._memory.id = recorded._memory.id or (0, 1)
     monkeypatch.setattr(SharedMemory, "used", full)
     for batch in (long, long, short):
-        assert float(recorded(batch, 1.0)) == int(batch.source.sum())
+        assert float(recorded(batch, 1.0, adds=True)) == int(batch.source.sum())
     assert not recorded.graphs
     assert layer.weight.grad is not None and layer.weight.grad.item() == 15
     (line,) = capsys.readouterr().err.splitlines()
@@ -167,7 +202,7 @@ def test_no_weight_of_a_model_is_left_without_a_gradient(tie: str) -> None:
         return loss, loss.detach()
 
     batch = batch_to_train(torch.Generator().manual_seed(1), [5, 7], [2, 3])
-    RecordedPasses(loss_of, model, DEVICE)(batch, 1.0)
+    RecordedPasses(loss_of, model, DEVICE)(batch, 1.0, adds=True)
     assert all(gradient.any() for gradient in gradients_of(model))
 
 
@@ -178,22 +213,22 @@ def test_what_is_frozen_gets_no_gradient_and_gradients_must_stay_where_they_are(
     recorded = RecordedPasses(lambda batch: (3 * used.weight.sum(), batch.source.sum()), model, DEVICE)
     batch = regular(batch_to_train(torch.Generator().manual_seed(1), [3], [4]))
     for _ in range(3):
-        recorded(batch, 0.5)
+        recorded(batch, 0.5, adds=True)
     assert used.weight.grad is not None and frozen.weight.grad is None
     assert used.weight.grad.item() == 4.5
     model.zero_grad(set_to_none=True)
     with pytest.raises(AssertionError):
-        recorded(batch, 0.5)
+        recorded(batch, 0.5, adds=True)
 
 
 def test_graphs_of_before_are_left_where_a_recording_parted_them_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(Recorded[Tensor]):
-        """The third is not recorded."""
+        """The third is not recorded; nor are the others, in truth: a GPU knows no such pool."""
 
         made = 0
 
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(*arguments, **settings)
+        def __init__(self, function: Callable[[], Tensor], *_: Any, **__: Any) -> None:
+            super().__init__(function, torch.device("cpu"))
             Failing.made += 1
             self.parts_generator = Failing.made == 3
 
@@ -210,6 +245,6 @@ def test_graphs_of_before_are_left_where_a_recording_parted_them_from_the_seed(m
     generator = torch.Generator().manual_seed(1)
     batches = [regular(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [20], [40], [70])]
     for batch in [each for each in batches for _ in range(2)]:
-        assert float(recorded(batch, 1.0)) == int(batch.source.sum())
+        assert float(recorded(batch, 1.0, adds=True)) == int(batch.source.sum())
     # The fourth had no chance.
     assert not recorded.graphs and recorded._memory.id is None
