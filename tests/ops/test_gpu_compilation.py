@@ -1,0 +1,35 @@
+"""That Triton compiles our kernels for a GPU, which its interpreter, as the other tests run it, does not show."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed here")
+
+SHARED_MEMORY = 227 << 10
+"""Bytes that a block can have on GPUs of the Hopper generation."""
+
+
+@pytest.mark.slow
+def test_all_kernels_are_compiled_and_fit_into_a_multiprocessor(tmp_path: Path) -> None:
+    from seq2seq.ops import gpu_kernels, gpu_search_kernels
+
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.ops.compile_kernels"],
+        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    compiled = [line.split() for line in found.stdout.splitlines()]
+    assert all(int(size) <= SHARED_MEMORY for _, size in compiled)
+    sources = map(inspect.getsource, (gpu_kernels, gpu_search_kernels))
+    kernels = {line[4:].split("(")[0] for source in sources for line in source.splitlines() if line.startswith("def ")}
+    assert {name for name, _ in compiled} == {name for name in kernels if not name.startswith("_")}
