@@ -47,6 +47,8 @@ from tools.worker import ENVIRONMENT, ROOT, Worker, quotients
 
 PEERS = [name for name in CONTESTANTS if name != OURS]
 LONGEST_SENTENCE = 4096
+RANDOM_PAIRS = 15_000
+"""Two epochs of 25,000 tokens an update are then 34 updates, after which a GPU has recorded all shapes."""
 DEFAULTS = {"small": ("multi30k", 8000, 4096), "base": ("ende", 37_000, 2048), "big": ("ende", 37_000, 2048)}
 """Corpus, vocabulary size and tokens per update for each model size."""
 
@@ -212,7 +214,7 @@ def corpus_of(arguments: argparse.Namespace, folder: Path) -> tuple[str, Path, i
     if shared:
         return name, *real_corpus(name, Path(shared), vocab_size)
     say("SEQ2SEQ_SHARED_DATA is not set: random pieces stand for a text")
-    return "random", random_corpus(usual_lengths(30_000), vocab_size, folder / "random"), vocab_size
+    return "random", random_corpus(usual_lengths(RANDOM_PAIRS), vocab_size, folder / "random"), vocab_size
 
 
 def peers_of(arguments: argparse.Namespace) -> list[str]:

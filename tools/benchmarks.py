@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tools.parts import BETWEEN
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "BENCHMARKS.md", ROOT / "docs" / "benchmarks"
 SECTION = re.compile(r"(<!-- ([a-z]+(?:-[a-z]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -82,11 +84,17 @@ def train_table(precision: str, found: dict[str, Any]) -> Iterator[str]:
 
 
 def parts(figures: dict[str, Any]) -> Iterator[str]:
-    """Where the time of an update goes."""
-    yield f"{sizes(figures)}. Milliseconds of an update, and shares of it."
+    """Where the time of an update goes; on a GPU, that of its kernels."""
+    on_gpu = any(found["device"] != "cpu" for found in figures["formats"].values())
+    yield f"{sizes(figures)}. Milliseconds of {'the kernels of ' * on_gpu}an update, and shares of it."
     for precision, found in figures["formats"].items():
         yield from ("", f"**{precision}**, {found['device']}, {found['threads']} threads:", "")
-        contestants = found["milliseconds"]
+        contestants = {name: dict(taken) for name, taken in found["milliseconds"].items()}
+        if on_gpu:
+            for taken in contestants.values():
+                # Under the profiler kernels wait to be launched.
+                del taken[BETWEEN]
+                taken["all"] = sum(time for part, time in taken.items() if part != "all")
         yield from head("", *contestants)
         for part in next(iter(contestants.values())):
             cells = (f"{taken[part]:,.1f} ({taken[part] / taken['all']:.0%})" for taken in contestants.values())

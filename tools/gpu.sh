@@ -14,7 +14,7 @@ minutes=${GPU_MULTI30K_MINUTES:-2.5}
 small=()
 rounds=5
 train=(--batch-tokens 25000 --formats bfloat16)
-few=(--updates 4 --warm 48 --seconds 100)
+few=(--updates 4 --warm 36 --seconds 100)
 decode=(--device cuda)
 if [ -n "${GPU_SMOKE:-}" ]; then
   total=${GPU_SECONDS:-7200}
@@ -100,13 +100,14 @@ tail -n 8 "$out"/tests*.log "$out"/logs/* 2>/dev/null
 
 bench_train() {
   local model=$1
+  shift
   wants "$model" || return 0
   step 180 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model "$model" "${train[@]}" ${few[@]+"${few[@]}"} \
-    --rounds "$rounds" --output "$out/bench-train-$model.json" --peers nn.Transformer "Marian, sdpa" >/dev/null || failed=1
+    --rounds "$rounds" --output "$out/bench-train-$model.json" --peers "$@" >/dev/null || failed=1
 }
-bench_train base
+bench_train base nn.Transformer "Marian, sdpa"
 if wants base; then
-  step 60 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model base "${train[@]}" --parts --warm 16 --updates 4 \
+  step 60 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model base "${train[@]}" --parts --warm 36 --updates 4 \
     --rounds "$rounds" --output "$out/bench-parts-base.json" --peers >/dev/null || failed=1
 fi
 if wants multi30k; then
@@ -135,7 +136,7 @@ if wants decode; then
   }
   bench_decode base "${contestants[@]}"
 fi
-bench_train big
+bench_train big "Marian, sdpa"
 if wants decode; then
   # Transformers takes too long to find its best batch to be in all rows.
   quick=("ours float32" "ours bfloat16" "ctranslate2 float16")

@@ -21,7 +21,7 @@ PARTS = {
     "norms, dropout, sums": (
         "norm|dropout|bernoulli|rand|::(add|sub|mul|div|sum)_?$|threshold|clamp|relu|elementwise|reduce"
     ),
-    "embeddings": "embedding|index_?select",
+    "embeddings": "embedding|index_?select|gather_kernel|grad_weight|sum_and_scatter",
     "copies": "copy|::cat$|catarray|memcpy|memset|fill|clone",
 }
 """Patterns for lower-case names of operations and kernels, by part; a name belongs to the first part that matches."""

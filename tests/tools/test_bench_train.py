@@ -111,7 +111,8 @@ def test_a_whole_run(
     assert list(found["ratios"]["ours"]) == peers
     pads = {name: row["padding_share"] for name, row in found["contestants"].items()}
     assert list(found["ratios"]["ours, 2 ranks"]) == ["ours", *peers[1:]]
-    assert pads["ours"] == pads["ours, 2 ranks"] == 0 < pads["nn.Transformer"] < 0.5
+    # At most 1/32 is filler.
+    assert max(pads["ours"], pads["ours, 2 ranks"]) <= 1 / 32 and 0 < pads["nn.Transformer"] < 0.5
     for row in found["contestants"].values():
         assert row["parameters"] == found["contestants"]["ours"]["parameters"]
         assert row["peak_memory_bytes"] > 1 << 26
