@@ -71,9 +71,12 @@ export out
 # First what measures no speed, all at once; the compiler keeps what it makes for the benchmarks after it.
 jobs=()
 if wants tests; then
-  { step 150 python3 -m pytest $(grep -rl 'mark.gpu' tests --include='*.py') >"$out/tests.log" 2>&1; } & jobs+=($!)
-  { step 150 python3 -m pytest $(grep -rl 'tests.kernels import' tests --include='*.py') tests/ops/test_linear.py \
-      >"$out/tests-kernels.log" 2>&1; } & jobs+=($!)
+  kernels=$(grep -rl 'tests.kernels import' tests --include='*.py')
+  { step 150 python3 -m pytest $kernels tests/ops/test_linear.py >"$out/tests-kernels.log" 2>&1; } & jobs+=($!)
+  for file in $(grep -rl 'mark.gpu' tests --include='*.py' | grep -vxF "$kernels"); do
+    name=${file#tests/} name=${name//\//-}
+    { step 150 python3 -m pytest "$file" >"$out/tests-${name%.py}.log" 2>&1; } & jobs+=($!)
+  done
 fi
 for model in base big; do
   wants "$model" || continue
