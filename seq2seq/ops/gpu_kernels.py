@@ -23,9 +23,30 @@ def _span(cu_lengths, sentence):
 
 
 @triton.jit
+def _sides(cu_queries, cu_keys, H: tl.constexpr):
+    """A program's head; of its sentence, the first row and the number of the queries, and those of the keys."""
+    sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
+    first_q, rows = _span(cu_queries, sentence)
+    first_k, length = _span(cu_keys, sentence)
+    return head, first_q, rows, first_k, length
+
+
+@triton.jit
 def _places(start, head, at, ROWS: tl.constexpr, E: tl.constexpr):
     """The offsets of the elements of a sentence's head, for its first ROWS rows."""
     return (start + tl.arange(0, ROWS))[:, None] * at[0] + head * at[1] + tl.arange(0, E)[None, :]
+
+
+@triton.jit
+def _read(x, start, has, head, at, ROWS: tl.constexpr, E: tl.constexpr):
+    """The first ROWS rows of a sentence's head, with zeros for those that it does not have."""
+    return tl.load(x + _places(start, head, at, ROWS, E), mask=has, other=0.0)
+
+
+@triton.jit
+def _write(x, rows, start, has, head, at, ROWS: tl.constexpr, E: tl.constexpr):
+    """Store those of the first ROWS rows that a sentence's head has."""
+    tl.store(x + _places(start, head, at, ROWS, E), rows.to(x.dtype.element_ty), mask=has)
 
 
 @triton.jit
@@ -50,12 +71,11 @@ def _attend(
 ):  # fmt: skip
     """out = softmax(q·kᵀ / √d_k)·v of a head of a sentence, in tiles of L queries and S keys."""
     has_q, has_k = (tl.arange(0, L) < rows)[:, None], (tl.arange(0, S) < length)[:, None]
-    q_LE = tl.load(q + _places(first_q, head, q_at, L, E), mask=has_q, other=0.0)
-    k_SE = tl.load(k + _places(first_k, head, k_at, S, E), mask=has_k, other=0.0)
-    v_SE = tl.load(v + _places(first_k, head, v_at, S, E), mask=has_k, other=0.0)
+    q_LE = _read(q, first_q, has_q, head, q_at, L, E)
+    k_SE, v_SE = _read(k, first_k, has_k, head, k_at, S, E), _read(v, first_k, has_k, head, v_at, S, E)
     weights_LS = _weights(q_LE, k_SE, length, scale, CAUSAL, L, S)
     out_LE = tl.dot(weights_LS.to(v_SE.dtype), v_SE, input_precision="ieee")
-    tl.store(out + _places(first_q, head, out_at, L, E), out_LE.to(out.dtype.element_ty), mask=has_q)
+    _write(out, out_LE, first_q, has_q, head, out_at, L, E)
 
 
 @triton.jit
@@ -64,9 +84,7 @@ def attention_forward(
     S: tl.constexpr, SMALL_L: tl.constexpr, SMALL_S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(q·kᵀ / √d_k)·v."""
-    sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
-    first_q, rows = _span(cu_queries, sentence)
-    first_k, length = _span(cu_keys, sentence)
+    head, first_q, rows, first_k, length = _sides(cu_queries, cu_keys, H)
     if rows + length == 0:
         return
     if (rows <= SMALL_L) & (length <= SMALL_S):
@@ -85,20 +103,19 @@ def _attend_back(
 ):  # fmt: skip
     """The gradients of q, k and v of a head of a sentence, in tiles of L queries and S keys."""
     has_q, has_k = (tl.arange(0, L) < rows)[:, None], (tl.arange(0, S) < length)[:, None]
-    q_LE = tl.load(q + _places(first_q, head, q_at, L, E), mask=has_q, other=0.0)
-    k_SE = tl.load(k + _places(first_k, head, k_at, S, E), mask=has_k, other=0.0)
-    v_SE = tl.load(v + _places(first_k, head, v_at, S, E), mask=has_k, other=0.0)
-    d_out_LE = tl.load(d_out + _places(first_q, head, d_out_at, L, E), mask=has_q, other=0.0)
+    q_LE = _read(q, first_q, has_q, head, q_at, L, E)
+    k_SE, v_SE = _read(k, first_k, has_k, head, k_at, S, E), _read(v, first_k, has_k, head, v_at, S, E)
+    d_out_LE = _read(d_out, first_q, has_q, head, d_out_at, L, E)
     weights_LS = _weights(q_LE, k_SE, length, scale, CAUSAL, L, S)
     d_v_SE = tl.dot(tl.trans(weights_LS.to(q_LE.dtype)), d_out_LE, input_precision="ieee")
-    tl.store(d_v + _places(first_k, head, d_v_at, S, E), d_v_SE.to(d_v.dtype.element_ty), mask=has_k)
+    _write(d_v, d_v_SE, first_k, has_k, head, d_v_at, S, E)
     d_weights_LS = tl.dot(d_out_LE, tl.trans(v_SE), input_precision="ieee")
     d_weights_LS -= tl.sum(weights_LS * d_weights_LS, 1)[:, None]
     d_scores_LS = (weights_LS * d_weights_LS * scale).to(q_LE.dtype)
     d_q_LE = tl.dot(d_scores_LS, k_SE, input_precision="ieee")
-    tl.store(d_q + _places(first_q, head, d_q_at, L, E), d_q_LE.to(d_q.dtype.element_ty), mask=has_q)
+    _write(d_q, d_q_LE, first_q, has_q, head, d_q_at, L, E)
     d_k_SE = tl.dot(tl.trans(d_scores_LS), q_LE, input_precision="ieee")
-    tl.store(d_k + _places(first_k, head, d_k_at, S, E), d_k_SE.to(d_k.dtype.element_ty), mask=has_k)
+    _write(d_k, d_k_SE, first_k, has_k, head, d_k_at, S, E)
 
 
 @triton.jit
@@ -108,9 +125,7 @@ def attention_backward(
     CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """The gradients of q, k and v. The weights are recomputed rather than kept."""
-    sentence, head = tl.program_id(0) // H, tl.program_id(0) % H
-    first_q, rows = _span(cu_queries, sentence)
-    first_k, length = _span(cu_keys, sentence)
+    head, first_q, rows, first_k, length = _sides(cu_queries, cu_keys, H)
     if rows + length == 0:
         return
     if (rows <= SMALL_L) & (length <= SMALL_S):
