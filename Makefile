@@ -20,8 +20,9 @@ quickstart: $(VENV)/quickstart ## install, train a small translator in minutes, 
 	@echo
 	$(BIN)/seq2seq-evaluate --model $(MODEL)
 
+# Two at a time, since many only wait. Threads that wait for others must not keep a core busy meanwhile.
 test: $(VENV)/dev ## run the tests
-	$(BIN)/python -m pytest
+	GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: $(VENV)/dev ## kill, stop and watch trainings, and translate any bytes, for half an hour; the figures of docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --output docs/reliability/kills.json
