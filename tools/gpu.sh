@@ -72,10 +72,15 @@ export out
 jobs=()
 if wants tests; then
   kernels=$(grep -rl 'tests.kernels import' tests --include='*.py')
-  { step 150 python3 -m pytest $kernels tests/ops/test_linear.py >"$out/tests-kernels.log" 2>&1; } & jobs+=($!)
+  check() {
+    step 150 python3 -m pytest "${@:2}" >"$out/tests-$1.log" 2>&1
+  }
+  parallel=()
+  ! python3 -c 'import xdist' 2>/dev/null || parallel=(-n 4)
+  check kernels ${parallel[@]+"${parallel[@]}"} $kernels tests/ops/test_linear.py & jobs+=($!)
   for file in $(grep -rl 'mark.gpu' tests --include='*.py' | grep -vxF "$kernels"); do
     name=${file#tests/} name=${name//\//-}
-    { step 150 python3 -m pytest "$file" >"$out/tests-${name%.py}.log" 2>&1; } & jobs+=($!)
+    check "${name%.py}" "$file" & jobs+=($!)
   done
 fi
 for model in base big; do
@@ -109,10 +114,7 @@ bench_train() {
     --rounds "$rounds" --output "$out/bench-train-$model.json" --peers "$@" >/dev/null || failed=1
 }
 bench_train base nn.Transformer "Marian, sdpa"
-if wants base; then
-  step 60 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model base "${train[@]}" --parts --warm 36 --updates 4 \
-    --rounds "$rounds" --output "$out/bench-parts-base.json" --peers >/dev/null || failed=1
-fi
+bench_train big "Marian, sdpa"
 if wants multi30k; then
   step 25 python3 -m seq2seq.cli.evaluate --model "$run/model" >"$out/scores.json" || failed=1
 fi
@@ -139,7 +141,10 @@ if wants decode; then
   }
   bench_decode base "${contestants[@]}"
 fi
-bench_train big "Marian, sdpa"
+if wants base; then
+  step 60 env -u SEQ2SEQ_SHARED_DATA python3 tools/bench_train.py --model base "${train[@]}" --parts --warm 36 --updates 4 \
+    --rounds "$rounds" --output "$out/bench-parts-base.json" --peers >/dev/null || failed=1
+fi
 if wants decode; then
   # Transformers takes too long to find its best batch to be in all rows.
   quick=("ours float32" "ours bfloat16" "ctranslate2 float16")

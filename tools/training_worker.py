@@ -36,6 +36,7 @@ from seq2seq.support.devices import (
 )
 from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
+from seq2seq.train.fitting import largest_part, worst_part
 from seq2seq.train.optimizer import build_optimizer
 from seq2seq.train.update import MicroBatch
 from seq2seq.train.updater import Updater
@@ -77,8 +78,14 @@ class Ours:
 
     def __init__(self, model: TranslationModel, config: Config, world: World) -> None:
         self._updater, self._step = Updater(model, config, world), 0
-        self._updater.start()
         self.ready = self._updater.ready
+
+    def start(self, store: Store, updates: Updates, micro_batches: int) -> None:
+        """What the trainer does before its first update."""
+        if self._updater.device.type != "cpu":
+            self._updater.try_out(worst_part(store, updates, micro_batches))
+            self._updater.reserve(largest_part(store, updates, micro_batches))
+        self._updater.start()
 
     def update(self, parts: list[MicroBatch], target_tokens: int) -> None:
         """One update by all ranks, of `target_tokens` target tokens in all."""
@@ -95,6 +102,9 @@ class Peer:
         self._optimizer = build_optimizer(contestant.model, OptimizerConfig())
         for group in self._optimizer.param_groups:
             group["lr"] = RATE
+
+    def start(self, *_: Any) -> None:
+        """Nothing."""
 
     def ready(self, batch: Batch) -> Batch:
         """The same batch, in pinned memory for a GPU."""
@@ -127,10 +137,14 @@ class TrainingRun:
         else:
             self.updates = Peer(self.contestant, device, getattr(torch, job.precision))
         self.parameters = learnt_parameters(model)
+        self._is_started = False
 
     def run(self, stretch: Stretch) -> dict[str, Any]:
         """Compute the updates; returns seconds, tokens without padding, FLOPs, and rows that entered linear layers."""
         store, updates = opened(stretch.store, stretch.batch_tokens)
+        if not self._is_started:
+            self._is_started = True
+            self.updates.start(store, updates, self.job.micro_batches)
         chosen = [updates[index % len(updates)] for index in range(stretch.first, stretch.first + stretch.count)]
         lengths = [[side[pairs] for side in store.lengths] for pairs in chosen]
         rows = 0

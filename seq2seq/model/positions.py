@@ -7,12 +7,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.embedding import Embedding
 from seq2seq.ops.dropout import Dropout
-from seq2seq.ops.embed import embed
+from seq2seq.ops.embed import embed, look_up
 from seq2seq.support.devices import compute_dtype
 from seq2seq.support.errors import UserError
 
@@ -78,14 +77,13 @@ class PositionedEmbedding(nn.Module):
         """Tokens [...] at `positions` [...] (broadcast), all below `max_length`: [..., d_model], compute dtype."""
         weight_VD, table_PD = self.tables(max_length)
         if self.training and not isinstance(positions, int):
-            # The gradients of tables are left to PyTorch: those of its compiler are summed in no fixed order.
-            return self.summed(F.embedding(tokens, weight_VD), F.embedding(positions, table_PD))
+            return self.summed(tokens, weight_VD, positions, table_PD)
         x = embed(weight_VD, tokens, table_PD, positions)
         return self.dropout(x.to(compute_dtype(x)))
 
-    def summed(self, rows: Tensor, of_positions: Tensor) -> Tensor:
-        """Dropout(√D·rows + of_positions): [..., d_model], compute dtype."""
-        x = rows * math.sqrt(rows.shape[-1]) + of_positions
+    def summed(self, tokens: Tensor, weight_VD: Tensor, positions: Tensor, table_PD: Tensor) -> Tensor:
+        """The same in training, given the tables."""
+        x = look_up(weight_VD, tokens) * math.sqrt(self.embedding.d_model) + look_up(table_PD, positions)
         return self.dropout(x.to(compute_dtype(x)))
 
     def tables(self, max_length: int) -> tuple[Tensor, Tensor]:

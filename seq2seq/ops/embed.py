@@ -6,8 +6,11 @@ Shapes: ... any, V vocabulary, P positions, D d_model.
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from seq2seq.ops import native
@@ -30,3 +33,39 @@ def embed(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positions: Tensor
     tensors = (weight_VD, table_PD, tokens.contiguous(), given, out)
     native.call("embed", *tensors, vocabulary, table_PD.shape[0], width, same, count)
     return out
+
+
+def look_up(weight_VD: Tensor, tokens: Tensor) -> Tensor:
+    """The rows of tokens [...], [..., D], also in compiled code with a gradient that is summed in a fixed order."""
+    rows: Tensor = _LookUp.apply(weight_VD, tokens)  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_VD: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.vocabulary = weight_VD.shape[0]
+        return F.embedding(tokens, weight_VD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_rows: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.seq2seq.embedding_gradient(d_rows, *ctx.saved_tensors, ctx.vocabulary), None
+
+
+def _gradient(d_rows: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
+    # On GPUs tokens are sorted, which takes half as long if they have half the bits.
+    return torch.ops.aten.embedding_dense_backward(d_rows, tokens.int(), vocabulary, -1, False)
+
+
+# Registered as an operator because PyTorch's compiler would sum with atomic additions, in no fixed order.
+_library = torch.library.Library("seq2seq", "FRAGMENT")
+_library.define("embedding_gradient(Tensor d_rows, Tensor tokens, SymInt vocabulary) -> Tensor")
+for _key in ("CUDA", "CPU"):
+    _library.impl("embedding_gradient", _gradient, _key)
+torch.library.register_fake(
+    "seq2seq::embedding_gradient",
+    lambda d_rows, _, vocabulary: d_rows.new_empty(vocabulary, d_rows.shape[-1]),
+    lib=_library,
+)

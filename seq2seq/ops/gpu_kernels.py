@@ -4,9 +4,9 @@
 GPU need not have Triton.
 
 A program computes one head of one sentence, or one row; in `residual_norm_backward`, several rows, and in
-`rectified_product` a tile. L and S are powers of two that hold the queries and the keys of the longest sentence,
-SMALL_L and SMALL_S the same or at most half of the larger one, E the width of a head; `at` holds the strides between
-rows and between heads.
+`rectified_product` a tile. L and S are powers of two, the queries and the keys that a tile holds, SMALLER_L and
+SMALLER_S those of the next smaller tile or 0, E the width of a head; `at` holds the strides between rows and between
+heads.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ def _sides(cu_queries, cu_keys, H: tl.constexpr):
     first_q, rows = _span(cu_queries, sentence)
     first_k, length = _span(cu_keys, sentence)
     return head, first_q, rows, first_k, length
+
+
+@triton.jit
+def _belongs(rows, length, L: tl.constexpr, S: tl.constexpr, SMALLER_L: tl.constexpr, SMALLER_S: tl.constexpr):
+    """Whether a sentence fits the tile, and not the smaller one, for which there is another launch."""
+    return (rows <= L) & (length <= S) & ((rows > SMALLER_L) | (length > SMALLER_S))
 
 
 @triton.jit
@@ -65,11 +71,14 @@ def _weights(q_LE, k_SE, length, scale, CAUSAL: tl.constexpr, L: tl.constexpr, S
 
 
 @triton.jit
-def _attend(
-    q, k, v, out, first_q, rows, first_k, length, head, q_at, k_at, v_at, out_at, scale,
-    L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
+def attention_forward(
+    q, k, v, out, cu_queries, cu_keys, q_at, k_at, v_at, out_at, scale, H: tl.constexpr, L: tl.constexpr,
+    S: tl.constexpr, SMALLER_L: tl.constexpr, SMALLER_S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """out = softmax(q·kᵀ / √d_k)·v of a head of a sentence, in tiles of L queries and S keys."""
+    """out = softmax(q·kᵀ / √d_k)·v."""
+    head, first_q, rows, first_k, length = _sides(cu_queries, cu_keys, H)
+    if not _belongs(rows, length, L, S, SMALLER_L, SMALLER_S):
+        return
     has_q, has_k = (tl.arange(0, L) < rows)[:, None], (tl.arange(0, S) < length)[:, None]
     q_LE = _read(q, first_q, has_q, head, q_at, L, E)
     k_SE, v_SE = _read(k, first_k, has_k, head, k_at, S, E), _read(v, first_k, has_k, head, v_at, S, E)
@@ -79,29 +88,15 @@ def _attend(
 
 
 @triton.jit
-def attention_forward(
-    q, k, v, out, cu_queries, cu_keys, q_at, k_at, v_at, out_at, scale, H: tl.constexpr, L: tl.constexpr,
-    S: tl.constexpr, SMALL_L: tl.constexpr, SMALL_S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
+def attention_backward(
+    q, k, v, d_out, d_q, d_k, d_v, cu_queries, cu_keys, q_at, k_at, v_at, d_out_at, d_q_at, d_k_at, d_v_at, scale,
+    H: tl.constexpr, L: tl.constexpr, S: tl.constexpr, SMALLER_L: tl.constexpr, SMALLER_S: tl.constexpr,
+    E: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """out = softmax(q·kᵀ / √d_k)·v."""
+    """The gradients of q, k and v. The weights are recomputed rather than kept."""
     head, first_q, rows, first_k, length = _sides(cu_queries, cu_keys, H)
-    if rows + length == 0:
+    if not _belongs(rows, length, L, S, SMALLER_L, SMALLER_S):
         return
-    if (rows <= SMALL_L) & (length <= SMALL_S):
-        _attend(
-            q, k, v, out, first_q, rows, first_k, length, head, q_at, k_at, v_at, out_at, scale,
-            SMALL_L, SMALL_S, E, CAUSAL,
-        )  # fmt: skip
-    else:
-        _attend(q, k, v, out, first_q, rows, first_k, length, head, q_at, k_at, v_at, out_at, scale, L, S, E, CAUSAL)
-
-
-@triton.jit
-def _attend_back(
-    q, k, v, d_out, d_q, d_k, d_v, first_q, rows, first_k, length, head, q_at, k_at, v_at, d_out_at, d_q_at, d_k_at,
-    d_v_at, scale, L: tl.constexpr, S: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
-):  # fmt: skip
-    """The gradients of q, k and v of a head of a sentence, in tiles of L queries and S keys."""
     has_q, has_k = (tl.arange(0, L) < rows)[:, None], (tl.arange(0, S) < length)[:, None]
     q_LE = _read(q, first_q, has_q, head, q_at, L, E)
     k_SE, v_SE = _read(k, first_k, has_k, head, k_at, S, E), _read(v, first_k, has_k, head, v_at, S, E)
@@ -116,28 +111,6 @@ def _attend_back(
     _write(d_q, d_q_LE, first_q, has_q, head, d_q_at, L, E)
     d_k_SE = tl.dot(tl.trans(d_scores_LS), q_LE, input_precision="ieee")
     _write(d_k, d_k_SE, first_k, has_k, head, d_k_at, S, E)
-
-
-@triton.jit
-def attention_backward(
-    q, k, v, d_out, d_q, d_k, d_v, cu_queries, cu_keys, q_at, k_at, v_at, d_out_at, d_q_at, d_k_at, d_v_at, scale,
-    H: tl.constexpr, L: tl.constexpr, S: tl.constexpr, SMALL_L: tl.constexpr, SMALL_S: tl.constexpr, E: tl.constexpr,
-    CAUSAL: tl.constexpr,
-):  # fmt: skip
-    """The gradients of q, k and v. The weights are recomputed rather than kept."""
-    head, first_q, rows, first_k, length = _sides(cu_queries, cu_keys, H)
-    if rows + length == 0:
-        return
-    if (rows <= SMALL_L) & (length <= SMALL_S):
-        _attend_back(
-            q, k, v, d_out, d_q, d_k, d_v, first_q, rows, first_k, length, head, q_at, k_at, v_at, d_out_at, d_q_at,
-            d_k_at, d_v_at, scale, SMALL_L, SMALL_S, E, CAUSAL,
-        )  # fmt: skip
-    else:
-        _attend_back(
-            q, k, v, d_out, d_q, d_k, d_v, first_q, rows, first_k, length, head, q_at, k_at, v_at, d_out_at, d_q_at,
-            d_k_at, d_v_at, scale, L, S, E, CAUSAL,
-        )  # fmt: skip
 
 
 @triton.jit

@@ -106,6 +106,26 @@ class SharedMemory:
         """Stop sharing. Memory that graphs have taken is freed once they are gone."""
         self.id = self._first = None
 
+    def reserve(self, function: Callable[[], Any]) -> None:
+        """Call `function`, and take as much memory as it needed in one piece.
+
+        Graphs that take it bit by bit leave pieces of which others can use only some. Raises torch.OutOfMemoryError.
+        """
+        if self.id is None:
+            return
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        # On the stream of all graphs, so that what libraries keep for a stream is not in that piece.
+        stream = _stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            function()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        size = torch.cuda.max_memory_allocated(self.device) - before
+        torch.cuda.empty_cache()
+        with self.used():
+            torch.empty(size, dtype=torch.uint8, device=self.device)
+
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """Allocate from this memory within the block, while none of the graphs runs.

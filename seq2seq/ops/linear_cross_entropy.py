@@ -56,7 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight = w_VD.to(dtype)
             need_h, need_w = ctx.needs_input_grad[:2]
             grad_h = torch.empty_like(h_ND) if need_h else None
-            grad_w = torch.zeros_like(w_VD) if need_w else None
+            grad_w = torch.empty_like(w_VD) if need_w else None
             smoothed = torch.zeros((), device=h_ND.device)
             plain = torch.zeros((), device=h_ND.device)
             mean_D = w_VD.float().mean(0)
@@ -65,7 +65,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows_of_buffer, chunk = _chunks(h_ND.shape[0], device, by_kernel)
             buffer = h_ND.new_empty(rows_of_buffer, w_VD.shape[0], dtype=dtype)
             to_gradients = _to_gradients_by_kernel if by_kernel else _to_gradients
-            for start in range(0, h_ND.shape[0], chunk):
+            # Once for no rows too.
+            for start in range(0, max(h_ND.shape[0], 1), chunk):
                 rows = slice(start, start + chunk)
                 h_CD, target_U = h_ND[rows].to(dtype), target_T[rows]
                 logits_CV = product(h_CD, weight.t(), out=buffer[: h_CD.shape[0]])
@@ -83,23 +84,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_h[rows] = product(logits_CV, weight)
                     grad_h[rows][: len(target_U)] -= (counts_U1 * smoothing * mean_D).to(dtype)
                 if grad_w is not None:
-                    add_product(grad_w, logits_CV.t(), h_CD)
-                    uniform_D += sum_D
-            if grad_w is not None:
-                grad_w -= smoothing / w_VD.shape[0] * uniform_D
-        ctx.save_for_backward(grad_h, grad_w)
+                    add_product(grad_w, logits_CV.t(), h_CD, first=start == 0)
+                    uniform_D -= smoothing / w_VD.shape[0] * sum_D
+        ctx.save_for_backward(grad_h, grad_w, uniform_D)
         ctx.mark_non_differentiable(plain)
         return smoothed, plain
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad_h, grad_w = ctx.saved_tensors
-        return (
-            None if grad_h is None else grad_h * scale.to(grad_h.dtype),
-            None if grad_w is None else grad_w * scale,
-            None,
-            None,
-        )
+        grad_h, grad_w, uniform_D = ctx.saved_tensors
+        if grad_w is not None:
+            # Both parts summed and scaled in one pass
+            grad_w = torch.addcmul((uniform_D * scale).to(grad_w.dtype), grad_w, scale.to(grad_w.dtype))
+        return None if grad_h is None else grad_h * scale.to(grad_h.dtype), grad_w, None, None
 
 
 def _chunks(rows: int, device: str, by_kernel: bool) -> tuple[int, int]:

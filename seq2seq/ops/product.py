@@ -60,11 +60,13 @@ def _row_sums(x_MK: Tensor, dtype: torch.dtype) -> Tensor:
     return (x_MK.new_ones(8, x_MK.shape[1]) @ x_MK.t())[0].to(dtype)
 
 
-def add_product(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor) -> None:
-    """Add x·y to `out`, which may be in float32 where x and y are not."""
+def add_product(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor, *, first: bool = False) -> None:
+    """Add x·y to `out`, which may be in float32 where x and y are not; the `first` is written over it."""
     there = out_MN.dtype is torch.float32 and out_MN.is_contiguous() and out_MN.device == x_MK.device
     if there and out_MN.shape == (x_MK.shape[0], y_KN.shape[1]) and multiplies(x_MK, y_KN, None):
-        _compute(out_MN, x_MK, y_KN, add=True)
+        _compute(out_MN, x_MK, y_KN, add=not first)
+    elif first:
+        out_MN.copy_(x_MK @ y_KN)
     else:
         out_MN += x_MK @ y_KN
 

@@ -2,9 +2,9 @@
 
 FlashAttention's kernel for packed rows works in tiles of 128 rows, of which a sentence of 25 fills a fifth: it took
 11.5 ms of an update where this took 3.2 (docs/log.md, 2026-11-26). Here a tile is the smallest power of two that holds
-the longest sentence of the batch, or half of that where the sentence fits; each pair of sizes is compiled when it is
-first met. Projections are read as one matmul wrote them, and their gradients written as the next one reads them. All
-sums are in a fixed order.
+the longest sentence of the batch or, in another launch, half of that where the sentence fits; each pair of sizes is
+compiled when it is first met. Projections are read as one matmul wrote them, and their gradients written as the next
+one reads them. All sums are in a fixed order.
 
 Shapes: N, M packed rows of queries and of keys; H heads; E width of a head. The plain reference is
 `ops.attention.attention_reference`.
@@ -24,6 +24,10 @@ LONGEST = 128
 """Sentence length up to which a multiprocessor can hold the attention weights of a head."""
 WIDTHS = (16, 32, 64, 128)
 WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
+"""Warps for each size of tile."""
+REGISTERS = {32: 112, 64: 128, 128: 128}
+"""The most that a thread gets in the backward pass, for heads of up to 64 columns: with as many as the compiler would
+take, fewer tiles are computed at a time."""
 
 
 def short_attention(
@@ -50,13 +54,24 @@ def _launch(
 
     tensors = [x.unflatten(1, (heads, -1)) for x in tensors]
     width, distances = tensors[0].shape[2], [(x.stride(0), x.stride(1)) for x in tensors]
-    tiles = [max(16, power_of_two(length)) for length in most]
-    small = [min(tile, max(16, max(tiles) // 2)) for tile in tiles]
-    sizes = {"H": heads, "L": tiles[0], "S": tiles[1], "SMALL_L": small[0], "SMALL_S": small[1], "E": width}
-    grid = ((cu[0].shape[0] - 1) * heads,)
-    getattr(gpu_kernels, name)[grid](
-        *tensors, *cu, *distances, width**-0.5, **sizes, CAUSAL=causal, num_warps=WARPS[max(tiles)]
-    )
+    kernel, grid = getattr(gpu_kernels, name), ((cu[0].shape[0] - 1) * heads,)
+    smaller = 0, 0
+    for tile in _tiles(*most, causal):
+        sizes = {"H": heads, "L": tile[0], "S": tile[1], "SMALLER_L": smaller[0], "SMALLER_S": smaller[1], "E": width}
+        registers = REGISTERS.get(max(tile)) if name == "attention_backward" and width <= 64 else None
+        limits = {"num_warps": WARPS[max(tile)], "maxnreg": registers}
+        kernel[grid](*tensors, *cu, *distances, width**-0.5, **sizes, CAUSAL=causal, **limits)
+        smaller = tile
+
+
+def _tiles(queries: int, keys: int, causal: bool) -> list[tuple[int, int]]:
+    """Tiles for sentences of at most these lengths: one that holds all, after one of half the size, if that differs."""
+    whole = max(16, power_of_two(queries)), max(16, power_of_two(keys))
+    if causal:
+        # The targets of a batch are of similar length: hardly any would fit the smaller one.
+        return [whole]
+    half = max(16, max(whole) // 2)
+    return sorted({(min(whole[0], half), min(whole[1], half)), whole})
 
 
 def _width(rows: list[Tensor]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from seq2seq.data.batches import Batch, Updates
 from seq2seq.data.store import Store
@@ -34,6 +35,15 @@ def fitting_parts(trial: Callable[[int], None], least: int, most: int) -> int:
                 ) from None
             torch.cuda.empty_cache()
             parts = min(2 * parts, least * -(-most // least))
+
+
+def largest_part(store: Store, updates: Updates, parts: int) -> Batch:
+    """The part with the most tokens on both sides together."""
+
+    def tokens(part: NDArray[np.int64]) -> int:
+        return sum(int(lengths[part].sum()) for lengths in store.lengths)
+
+    return Batch.of(store, max((part for pairs in updates for part in np.array_split(pairs, parts)), key=tokens))
 
 
 def worst_part(store: Store, updates: Updates, parts: int) -> Batch:

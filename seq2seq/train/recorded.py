@@ -7,7 +7,8 @@ written over, tensors that stay in place. Graphs, and the passes that are not re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +52,17 @@ def regular(batch: Batch) -> Batch:
 
 
 class RecordedPasses:
-    """Computes the gradients of a batch's loss, times a scale; records the second batch of each shape."""
+    """Computes the gradients of a batch's loss, times a scale; records the second batch of each shape.
 
-    def __init__(self, loss: Loss, model: nn.Module, device: torch.device) -> None:
+    `loss` may compute with `working`, a copy of the model; what the two do not share is copied before each pass.
+    """
+
+    def __init__(self, loss: Loss, model: nn.Module, device: torch.device, working: nn.Module | None = None) -> None:
         self.loss, self.device = loss, device
-        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        pairs = list(zip((working or model).parameters(), model.parameters(), strict=True))
+        self._copied = [pair for pair in pairs if pair[0] is not pair[1]]
+        self._computed_with = [copied for copied, _ in pairs if copied.requires_grad]
+        self.weights = [weight for _, weight in pairs if weight.requires_grad]
         self.gradients = [torch.zeros_like(weight) for weight in self.weights]
         self.scale = torch.zeros((), device=device)
         self.graphs: dict[tuple[tuple[int, ...], bool], tuple[Batch, Recorded[Tensor]]] = {}
@@ -85,7 +92,7 @@ class RecordedPasses:
         """A pass launched kernel by kernel; if memory runs out, once more with the memory of the graphs freed."""
         try:
             with self._memory.used():
-                return self._compute(batch.to(self.device), adds)
+                return self._compute(batch.to(self.device), adds=adds)
         except torch.OutOfMemoryError:
             if self._memory.id is None:
                 raise
@@ -94,14 +101,25 @@ class RecordedPasses:
         self.graphs.clear()
         self._memory.end()
         torch.cuda.empty_cache()
-        return self._compute(batch.to(self.device), adds)
+        return self._compute(batch.to(self.device), adds=adds)
 
-    def _compute(self, batch: Batch, adds: bool) -> Tensor:
+    def try_out(self, batch: Batch) -> None:
+        """Compute a pass that changes nothing but gradients. Raises torch.OutOfMemoryError."""
+        self._compute(batch.to(self.device), adds=False)
+
+    def reserve(self, batch: Batch) -> None:
+        """Take as much memory for all passes as that of this batch needs. Raises torch.OutOfMemoryError."""
+        self._memory.reserve(lambda: self.try_out(batch))
+
+    def _compute(self, batch: Batch, *, adds: bool) -> Tensor:
+        with torch.no_grad():
+            _all_at_once(torch._foreach_copy_, self._copied)
         loss, figures = self.loss(batch)
-        found = torch.autograd.grad(loss * self.scale, self.weights)
-        # All at once: a backward pass would add each one separately, which takes three times as long.
+        found = torch.autograd.grad(loss * self.scale, self._computed_with)
         keep = torch._foreach_add_ if adds else torch._foreach_copy_
-        keep(self.gradients, list(found))
+        pairs = list(zip(self.gradients, found, strict=True))
+        for dtype in {gradient.dtype for gradient in found}:
+            _all_at_once(keep, [pair for pair in pairs if pair[1].dtype is dtype])
         return figures
 
     def _record(self, batch: Batch, adds: bool) -> bool:
@@ -111,7 +129,7 @@ class RecordedPasses:
             self._met.add(kind)
             return False
         own = batch.to(self.device)
-        graph = Recorded(lambda: self._compute(own, adds), self.device, self._memory.id, try_first=False)
+        graph = Recorded(lambda: self._compute(own, adds=adds), self.device, self._memory.id, try_first=False)
         if self.device.type == "cuda" and not graph.is_recorded:
             # The next recording would fail as well.
             self._room = 0
@@ -122,3 +140,9 @@ class RecordedPasses:
             return False
         self.graphs[kind] = own, graph
         return True
+
+
+def _all_at_once(function: Callable[..., Any], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """`function` of two lists, each of one format; if both are of the same, or to copy, few kernels do it."""
+    if pairs:
+        function(*map(list, zip(*pairs, strict=True)))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from seq2seq.config.compose import to_yaml
 from seq2seq.config.schema import Config
-from seq2seq.data.batches import Sampler, micro_batches
+from seq2seq.data.batches import Sampler, Updates, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
@@ -31,7 +31,7 @@ from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.checkpoint import Checkpoints, Progress, step_of
 from seq2seq.train.distributed import World, require_shareable
-from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, worst_part
+from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, largest_part, worst_part
 from seq2seq.train.full_disk import FullDisk
 from seq2seq.train.health import Health
 from seq2seq.train.interrupts import SIGNALS, Interrupts
@@ -147,7 +147,7 @@ class Trainer:
             updates = self.sampler.epoch(0)
             longest = max(int(lengths.max()) for lengths in self.data.train.lengths)
             parts = fitting_parts(
-                lambda parts: self.updater.try_out(worst_part(self.data.train, updates, parts)),
+                lambda parts: self._try_out(updates, parts),
                 least=given or size,
                 most=given or -(-tokens // longest),
             )
@@ -156,6 +156,11 @@ class Trainer:
         if parts not in (given, size):
             say(f"updates of {tokens:,} tokens a side are computed in {parts} parts (data.micro_batches={parts})")
         self.progress.micro_batches = parts
+
+    def _try_out(self, updates: Updates, parts: int) -> None:
+        """See whether updates in so many parts fit the device. Raises torch.OutOfMemoryError."""
+        self.updater.try_out(worst_part(self.data.train, updates, parts))
+        self.updater.reserve(largest_part(self.data.train, updates, parts))
 
     def _train(self) -> None:
         settings, progress = self.config.trainer, self.progress

@@ -22,6 +22,7 @@ from seq2seq.train.loss import BatchLoss
 from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.recorded import RecordedPasses, regular
 from seq2seq.train.update import MicroBatch
+from seq2seq.train.working_copy import working_copy
 
 
 class Updater:
@@ -35,13 +36,15 @@ class Updater:
         self.device = model.device
         self.precision = choose_precision(config.trainer.precision, self.device)
         self.average = copy.deepcopy(model) if config.trainer.average_decay is not None else None
-        self._compiles = choose_compiling(config.trainer.compile, self.device)
-        if self._compiles:
-            compile_regions(model)
+        compiles = choose_compiling(config.trainer.compile, self.device)
+        records = compiles and world.size == 1 and model.can_be_recorded(self.device, self.precision)
+        working = working_copy(model, self.precision) if records else model
+        if compiles:
+            compile_regions(working)
         self.optimizer = build_optimizer(model, config.optimizer)
-        self._loss: nn.Module = BatchLoss(model)
+        self._loss: nn.Module = BatchLoss(working)
         self._is_started = False
-        self._recorded: RecordedPasses | None = None
+        self._recorded = RecordedPasses(self._loss_of, model, self.device, working) if records else None
 
     def try_out(self, batch: Batch) -> None:
         """Compute a whole update that changes nothing, to see whether it fits; this creates the optimizer's state.
@@ -49,19 +52,32 @@ class Updater:
         Only to be called before `start`. Raises torch.OutOfMemoryError.
         """
         assert not self._is_started
-        self.model.train()
+        self._loss.train()
         try:
-            self._backward(batch, 0.0)
+            if self._recorded:
+                self._recorded.try_out(batch)
+            else:
+                self._backward(batch, 0.0)
             # Otherwise the optimizer's state would be scattered over the memory that the pass freed.
             torch.cuda.empty_cache()
             change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
         finally:
-            self.optimizer.zero_grad(set_to_none=True)
+            if not self._recorded:
+                self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
 
+    def reserve(self, batch: Batch) -> None:
+        """Where passes are recorded, take memory for those of batches like this, as large as any to come.
+
+        Only to be called before `start`. Raises torch.OutOfMemoryError.
+        """
+        if self._recorded:
+            self._loss.train()
+            self._recorded.reserve(self.ready(batch))
+
     def start(self) -> None:
-        """Get ready for updates: from now on gradients are shared with the other ranks, or passes are recorded."""
-        self.model.train()
+        """Get ready for updates: from now on gradients are shared with the other ranks."""
+        self._loss.train()
         self._is_started = True
         self._loss = self.world.synchronised(self._loss)
         if self.world.size > 1:
@@ -69,8 +85,6 @@ class Updater:
             token, layout = torch.zeros(1, dtype=torch.int64), Layout.of([1])
             self._backward(Batch(token, layout, token, token, layout), 0.0)
             self.optimizer.zero_grad(set_to_none=True)
-        if self._compiles and self.world.size == 1 and self.model.can_be_recorded(self.device, self.precision):
-            self._recorded = RecordedPasses(self._loss_of, self.model, self.device)
 
     def ready(self, batch: Batch) -> Batch:
         """This batch as the passes here need it: page-locked for a GPU, with filler for bfloat16 on a CPU.

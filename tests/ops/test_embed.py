@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from seq2seq.ops import native
-from seq2seq.ops.embed import embed, embed_reference
+from seq2seq.ops.embed import embed, embed_reference, look_up
 
 VOCABULARY, LONGEST, WIDTH = 31, 9, 24
 
@@ -41,6 +42,21 @@ def test_what_is_in_no_table_is_not_read(token: int, position: int) -> None:
     weight, table = tables(torch.float32)
     found = embed(weight, torch.tensor([3, token]), table, torch.tensor([2, position]))
     assert found[0].isfinite().all() and found[1].isnan().all()
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_what_is_looked_up_in_training_has_pytorch_s_gradient_also_compiled(learnt: bool) -> None:
+    weight, _ = tables(torch.float32)
+    weight.requires_grad_(learnt)
+    tokens, upstream = torch.tensor([[4, 9, 4], [0, 30, 4]]), torch.randn(2, 3, WIDTH)
+    expected = functional.embedding(tokens, weight)
+    compiled = torch.compile(look_up, backend="aot_eager", fullgraph=True, dynamic=True)
+    for function in (look_up, compiled):
+        found = function(weight, tokens)
+        assert torch.equal(found, expected) and found.requires_grad == learnt
+        if learnt:
+            wanted = torch.autograd.grad(expected, weight, upstream, retain_graph=True)
+            torch.testing.assert_close(torch.autograd.grad(found, weight, upstream), wanted)
 
 
 def test_gradients_are_those_of_pytorch(native_calls: list[str]) -> None:

@@ -51,6 +51,26 @@ def test_output_and_gradients_are_those_of_the_plain_layer(
     assert products == ["product"] * (12 if in_c else 0)
 
 
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("frozen", ["", "weight", "bias"])
+def test_weights_in_the_format_of_the_matmuls_have_gradients_in_it(frozen: str, rectify: bool) -> None:
+    layer = Linear(200, 130).to(DEVICE)
+    copy = Linear(200, 130).to(DEVICE, torch.bfloat16)
+    x, upstream = (torch.randn(150, width, device=DEVICE, dtype=torch.bfloat16) for width in (200, 130))
+    found = []
+    for each in (layer, copy):
+        each.load_state_dict(layer.state_dict())
+        learnt = [weight for name, weight in each.named_parameters() if name != frozen]
+        for weight in each.parameters():
+            weight.requires_grad_(any(weight is one for one in learnt))
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            out = applied(x, each, rectify)
+        found.append((out.detach(), *torch.autograd.grad(out, learnt, upstream)))
+        assert all(gradient.dtype is learnt[0].dtype for gradient in found[-1][1:])
+    for own, expected in zip(found[1], found[0], strict=True):
+        assert float((own.float() - expected.float()).norm()) <= 4e-3 * float(expected.float().norm())
+
+
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 def test_large_layers_are_computed_in_c(products: list[str]) -> None:
     layer, x = Linear(200, 150), torch.randn(300, 200)

@@ -46,8 +46,8 @@ def in_bfloat16(x: Tensor) -> Tensor:
 
 def into_float32(x: Tensor, y: Tensor) -> Tensor:
     """x·y, not rounded to bfloat16."""
-    out = torch.zeros(x.shape[0], y.shape[1])
-    add_product(out, x, y)
+    out = torch.full((x.shape[0], y.shape[1]), torch.nan)
+    add_product(out, x, y, first=True)
     return out
 
 
@@ -72,7 +72,8 @@ def test_it_is_the_product_of_matrices_with_rows_or_columns_together(
     expected = out.double() + x.double() @ y.double()
     add_product(out, x, y)
     assert_near(out, expected, inner)
-    assert calls == ["product"] * 5
+    assert_near(into_float32(x, y), x.double() @ y.double(), inner)
+    assert calls == ["product"] * 6
 
 
 @pytest.mark.parametrize("lying", ["nn", "nt", "tn", "tt"])
@@ -146,6 +147,8 @@ def test_what_is_not_for_it_is_computed_by_pytorch(calls: list[str]) -> None:
     into_bfloat16 = torch.ones(40, 60).bfloat16()
     add_product(into_bfloat16, x.bfloat16(), y.bfloat16())
     assert torch.equal(into_bfloat16, 1 + (x.bfloat16() @ y.bfloat16()))
+    add_product(into_bfloat16, x.bfloat16(), y.bfloat16(), first=True)
+    assert torch.equal(into_bfloat16, x.bfloat16() @ y.bfloat16())
     transposed = torch.zeros(60, 40).t()
     add_product(transposed, x, y)
     assert torch.equal(transposed, x @ y)

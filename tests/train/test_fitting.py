@@ -12,7 +12,7 @@ from seq2seq.data.batches import Sampler
 from seq2seq.data.store import Store, write_store
 from seq2seq.data.tokenizer import EOS
 from seq2seq.support.errors import RunError
-from seq2seq.train.fitting import fitting_parts, worst_part
+from seq2seq.train.fitting import fitting_parts, largest_part, worst_part
 
 
 @pytest.mark.parametrize(("needed", "expected"), [(1, 1), (2, 2), (3, 4), (8, 8), (40, 50)])
@@ -62,3 +62,9 @@ def test_no_part_of_any_epoch_is_larger_than_the_worst(tmp_path: Path, parts: in
     assert worst.target_out.shape[0] == worst.target_layout.total
     # It is not much larger either.
     assert worst.source_layout.total <= 400 + 60 * 2
+    largest = largest_part(store, sampler.epoch(0), parts)
+    assert largest.source_layout.total + largest.target_layout.total == max(
+        sum(int(lengths[part].sum()) for lengths in store.lengths)
+        for pairs in sampler.epoch(0)
+        for part in np.array_split(pairs, parts)
+    )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seq2seq.config.schema import Config, ModelConfig, TransformerConfig
+from seq2seq.config.schema import Config, ModelConfig, TrainerConfig, TransformerConfig
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops import linear_cross_entropy, native, residual_norm, sentence_attention
@@ -126,7 +126,8 @@ def test_gradients_are_added_or_take_the_place_of_those_before() -> None:
 
 def test_updates_of_several_parts_are_those_of_passes_that_are_not_recorded() -> None:
     layers = TransformerConfig(num_layers=1, num_heads=1, d_ff=16, dropout=0.0)
-    config = Config(model=ModelConfig(d_model=16, dropout=0.0, encoder=layers, decoder=layers))
+    model = ModelConfig(d_model=16, dropout=0.0, encoder=layers, decoder=layers)
+    config = Config(model=model, trainer=TrainerConfig(compile=False))
     generator = torch.Generator().manual_seed(1)
     parts = [(index, batch_to_train(generator, [3, 4], [2, 5]).to(DEVICE), 1.0) for index in range(2)]
     found = []
@@ -163,6 +164,28 @@ def test_passes_take_turns_in_one_memory() -> None:
         taken.append(torch.cuda.memory_reserved() - before)
     assert len(recorded.graphs) == 2
     assert 2**28 <= taken[-1] <= 1.2 * taken[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU here")
+def test_passes_find_room_in_what_is_reserved_for_them() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False).to(DEVICE)
+
+    def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
+        # Of another size for each shape: at most 210 MiB, kept for the backward pass
+        return layer.weight.expand(len(batch.source), 2**20).exp().sum(), batch.source.sum()
+
+    recorded = RecordedPasses(loss_of, layer, DEVICE)
+    generator = torch.Generator().manual_seed(1)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    recorded.reserve(batch_to_train(generator, [52], [52]))
+    before, taken = torch.cuda.memory_reserved(), torch.cuda.memory_reserved() - before
+    assert 2 * 52 * 2**22 <= taken <= 4 * 52 * 2**22 + 2**26
+    for lengths in ([20], [20], [30], [30], [40], [40], [50], [50]):
+        recorded(regular(batch_to_train(generator, lengths, lengths)), 1.0, adds=True)
+    assert len(recorded.graphs) == 4
+    assert torch.cuda.memory_reserved() - before <= 2**24
 
 
 def test_where_memory_runs_out_graphs_are_let_go_and_the_pass_is_made_again(
