@@ -19,7 +19,7 @@ from tools.parts import BETWEEN
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "BENCHMARKS.md", ROOT / "docs" / "benchmarks"
-SECTION = re.compile(r"(<!-- ([a-z]+(?:-[a-z]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SECTION = re.compile(r"(<!-- ([a-z]+(?:-[a-z0-9]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rendered(name: str) -> str:
