@@ -123,7 +123,7 @@ def test_a_whole_run(
 
 @pytest.mark.slow
 def test_the_parts_of_an_update(monkeypatch: pytest.MonkeyPatch, tiny: list[str], tmp_path: Path) -> None:
-    options = ("--formats", "float32", "--parts", "--warm", "2", "--rounds", "3", "--peers", "nn.Transformer")
+    options = ("--formats", "float32", "--parts", "--warm", "2", "--rounds", "1", "--peers", "nn.Transformer")
     figures = run(monkeypatch, tiny, tmp_path / "figures.json", *options)
     found = figures["formats"]["float32"]["milliseconds"]
     assert list(found) == ["ours", "nn.Transformer"]
