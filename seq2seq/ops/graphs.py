@@ -46,25 +46,21 @@ class Recorded(Generic[Result]):
         return self.graph is not None
 
     def _recorded(self, device: torch.device, pool: Any, try_first: bool) -> torch.cuda.CUDAGraph:
-        graph, stream = torch.cuda.CUDAGraph(), _stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        try:
-            with torch.cuda.stream(stream):
-                if try_first:
-                    self.function()
-                numbers = torch.cuda.get_rng_state(device)
-                # Threads that prepare batches may copy meanwhile.
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-                try:
-                    self.result = self.function()
-                except BaseException:
-                    # Report the first error, not one that it causes here.
-                    with contextlib.suppress(RuntimeError):
-                        self._end(graph, device, numbers)
-                    raise
-                self._end(graph, device, numbers)
-        finally:
-            torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with _on_stream(device):
+            if try_first:
+                self.function()
+            numbers = torch.cuda.get_rng_state(device)
+            # Threads that prepare batches may copy meanwhile.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                self.result = self.function()
+            except BaseException:
+                # Report the first error, not one that it causes here.
+                with contextlib.suppress(RuntimeError):
+                    self._end(graph, device, numbers)
+                raise
+            self._end(graph, device, numbers)
         return graph
 
     def _end(self, graph: torch.cuda.CUDAGraph, device: torch.device, numbers: torch.Tensor) -> None:
@@ -115,12 +111,9 @@ class SharedMemory:
             return
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        # On the stream of all graphs, so that what libraries keep for a stream is not in that piece.
-        stream = _stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
+        # What libraries keep for this stream must not be in that piece.
+        with _on_stream(self.device):
             function()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
         size = torch.cuda.max_memory_allocated(self.device) - before
         torch.cuda.empty_cache()
         with self.used():
@@ -136,19 +129,26 @@ class SharedMemory:
         if self.id is None:
             yield
             return
-        stream = _stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        try:
-            pool = cast(torch.cuda.MemPool, self)  # only its id is used
-            with (
-                torch.cuda.stream(stream),
-                torch.cuda.use_mem_pool(pool, self.device.index),
-                # Backward passes must run in this thread: another would allocate from elsewhere.
-                torch.autograd.set_multithreading_enabled(False),
-            ):
-                yield
-        finally:
-            torch.cuda.current_stream(self.device).wait_stream(stream)
+        pool = cast(torch.cuda.MemPool, self)  # only its id is used
+        with (
+            _on_stream(self.device),
+            torch.cuda.use_mem_pool(pool, self.device.index),
+            # Backward passes must run in this thread: another would allocate from elsewhere.
+            torch.autograd.set_multithreading_enabled(False),
+        ):
+            yield
+
+
+@contextlib.contextmanager
+def _on_stream(device: torch.device) -> Iterator[None]:
+    """On the stream for recording, after what is queued; what follows the block waits for it."""
+    stream = _stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.cuda.current_stream(device).wait_stream(stream)
 
 
 @functools.cache

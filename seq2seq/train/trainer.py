@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Generator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class Trainer:
             updates = self.sampler.epoch(0)
             longest = max(int(lengths.max()) for lengths in self.data.train.lengths)
             parts = fitting_parts(
-                lambda parts: self._try_out(updates, parts),
+                partial(self._try_out, updates),
                 least=given or size,
                 most=given or -(-tokens // longest),
             )
