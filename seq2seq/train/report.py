@@ -23,7 +23,10 @@ class Report:
     """
 
     def __init__(self, run_dir: Path | None, log_seconds: float, trained: float = 0.0) -> None:
-        self._log = (run_dir / "log.jsonl" if run_dir else Path(os.devnull)).open("a", encoding="utf-8", newline="\n")
+        log = run_dir / "log.jsonl" if run_dir else Path(os.devnull)
+        if log.is_file():
+            _drop_torn_line(log)
+        self._log = log.open("a", encoding="utf-8", newline="\n")
         self._log_seconds = log_seconds
         self._told = False
         self._events: Any = None
@@ -113,3 +116,9 @@ class Report:
         with self._full_disk_allowed():
             if self._events:
                 self._events.close()
+
+
+def _drop_torn_line(log: Path) -> None:
+    """Cut off what a killed run wrote of its last line: a kill can end a write where a page of memory does."""
+    with log.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)

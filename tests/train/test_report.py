@@ -76,6 +76,21 @@ def test_going_on_appends(tmp_path: Path) -> None:
     assert lines(tmp_path)[0]["samples"] == [{"source": "Straße\u2028"}]
 
 
+@pytest.mark.parametrize("torn", [b'{"kind": "train", "st', '{"kind": "valid", "samples": ["Stra\u00df'.encode()[:-1]])
+@pytest.mark.parametrize("before", [0, 2])
+def test_going_on_after_a_line_torn_by_a_kill(tmp_path: Path, before: int, torn: bytes) -> None:
+    report = Report(tmp_path, log_seconds=0.0)
+    for step in range(before):
+        report.record("valid", step, {"bleu": 1.5})
+    report.close()
+    with (tmp_path / "log.jsonl").open("ab") as log:
+        log.write(torn)
+    report = Report(tmp_path, log_seconds=0.0)
+    report.record("valid", 7, {"bleu": 2.5})
+    report.close()
+    assert [line["step"] for line in lines(tmp_path)] == [*range(before), 7]
+
+
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs extra plot")
     report = Report(tmp_path, log_seconds=0.0)
