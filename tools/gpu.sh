@@ -72,12 +72,12 @@ export out
 jobs=()
 if wants tests; then
   kernels=$(grep -rl 'tests.kernels import' tests --include='*.py')
-  check() {
-    step 150 python3 -m pytest "${@:2}" >"$out/tests-$1.log" 2>&1
-  }
   parallel=()
   ! python3 -c 'import xdist' 2>/dev/null || parallel=(-n 4)
-  check kernels ${parallel[@]+"${parallel[@]}"} $kernels tests/ops/test_linear.py & jobs+=($!)
+  check() {
+    step 150 python3 -m pytest ${parallel[@]+"${parallel[@]}"} "${@:2}" >"$out/tests-$1.log" 2>&1
+  }
+  check kernels $kernels tests/ops/test_linear.py & jobs+=($!)
   for file in $(grep -rl 'mark.gpu' tests --include='*.py' | grep -vxF "$kernels"); do
     name=${file#tests/} name=${name//\//-}
     check "${name%.py}" "$file" & jobs+=($!)
