@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from seq2seq.cli.common import parser
+from seq2seq.cli.common import parser, run
 from seq2seq.config import compose
-from seq2seq.support.errors import UserError, exit_code_of
+from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
 SUMMARY = "Average the weights of a run's last checkpoints into a new model directory."
@@ -70,8 +69,7 @@ def average(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command."""
-    arguments = options().parse_args()
-    sys.exit(exit_code_of("seq2seq-average", lambda: average(arguments)))
+    run(options, average)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,36 @@ import argparse
 import gc
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import seq2seq
 from seq2seq.cli.search_options import add_search_options, chosen
-from seq2seq.support.errors import UserError
+from seq2seq.support.errors import UserError, exit_code_of
 from seq2seq.support.processors import available_processors
 from seq2seq.support.progress import say
+from seq2seq.support.streams import make_dependable
 
 if TYPE_CHECKING:
     from seq2seq.translate.translator import Translator
+
+MOST_THREADS = 16
+"""Threads for each processor beyond which a number is taken for a mistake: some systems cannot start as many."""
+
+
+def run(options: Callable[[], argparse.ArgumentParser], body: Callable[[argparse.Namespace], None]) -> None:
+    """A whole command: its options are read, its body is run, and its process ends with the exit code."""
+    make_dependable()
+    made = options()
+    arguments = made.parse_args()
+    sys.exit(exit_code_of(made.prog, lambda: body(arguments)))
+
+
+def require_streams(example: str, *, reads: bool = True) -> None:
+    """Raise UserError if standard output, or with `reads` standard input, is closed."""
+    if sys.stdout is None or (reads and sys.stdin is None):
+        raise UserError(f"standard {'input or ' if reads else ''}output is closed; type: {example}")
 
 
 def parser(command: str, summary: str, epilog: str) -> argparse.ArgumentParser:
@@ -87,6 +106,11 @@ def prepare_process(arguments: argparse.Namespace) -> None:
     for name in ("threads", "batch_tokens"):
         require_positive(arguments, name)
     if arguments.threads:
+        processors = available_processors()
+        if arguments.threads > MOST_THREADS * processors:
+            raise UserError(
+                f"--threads {arguments.threads}: there are {processors} processors; type --threads {processors}"
+            )
         torch.set_num_threads(arguments.threads)
     keep_freed_memory()
 

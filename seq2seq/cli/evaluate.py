@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seq2seq.cli.common import add_model_options, find_model, load_translator, parser
+from seq2seq.cli.common import add_model_options, find_model, load_translator, parser, require_streams, run
 from seq2seq.config import compose
 from seq2seq.data.corpus import Pair, is_given, read_pairs
 from seq2seq.evaluate.scores import below_bars, compare
 from seq2seq.evaluate.test_set import aligned, read_named_test_sets, read_test_set, scored, translated_once
-from seq2seq.support.errors import RunError, UserError, exit_code_of
+from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import write_text
+from seq2seq.support.progress import say
+
+if TYPE_CHECKING:
+    from seq2seq.translate.translator import Translator
 
 SUMMARY = "Score translations: BLEU, chrF and TER by sacreBLEU, each with its signature, as JSON on standard output."
 EXAMPLES = """The test set is --source and --reference, or --test-set, else the one that the model's configuration names
@@ -64,6 +68,7 @@ def options() -> argparse.ArgumentParser:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores; raises RunError when they are below a required minimum."""
+    require_streams("seq2seq-evaluate > scores.json", reads=False)
     _require_sense(arguments)
     test_sets = _test_sets(arguments)
     if not all(test_sets.values()):
@@ -80,7 +85,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.hypotheses:
         hypotheses = [aligned(arguments.hypotheses, references)]
     else:
-        hypotheses = translated_once(load_translator(arguments).translate, pairs)
+        translator = load_translator(arguments)
+        hypotheses = translated_once(lambda texts: _translated(translator, texts), pairs)
     try:
         if arguments.output:
             write_text(arguments.output, "".join(f"{line}\n" for line in hypotheses[0]))
@@ -89,6 +95,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
     low = below_bars(first, arguments.min_bleu, arguments.min_exact, arguments.min_exact_each)
     if low:
         raise RunError("; ".join(low))
+
+
+def _translated(translator: Translator, texts: Sequence[str]) -> list[str]:
+    found = translator.translate_n_best(texts)
+    unmet = [translation.unmet for translation in found if translation.unmet]
+    if unmet:
+        say(
+            f"lines that could not be translated as asked, and were translated without: {len(unmet)}; "
+            f"the first: {unmet[0]}"
+        )
+    return [translation.texts[0] for translation in found]
 
 
 def _require_sense(arguments: argparse.Namespace) -> None:
@@ -163,8 +180,7 @@ def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
 
 def main() -> None:
     """The command."""
-    arguments = options().parse_args()
-    sys.exit(exit_code_of("seq2seq-evaluate", lambda: evaluate(arguments)))
+    run(options, evaluate)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from seq2seq.config.compose import COMPOSING, checked, conf_dir, explained, opti
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, exit_code_of
 from seq2seq.support.ranks import is_rank
+from seq2seq.support.streams import make_dependable
 
 HELP = """{summary}
 
@@ -55,6 +56,7 @@ A run that was stopped goes on when the same command is typed again.
 
 def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]) -> int:
     """Compose the configuration from the command line, check it, and run `task` with it; returns the exit code."""
+    make_dependable()
     arguments = sys.argv[1:]
     if "--version" in arguments:
         print(f"{command} {seq2seq.__version__}")

@@ -19,6 +19,7 @@ from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, explain
 from seq2seq.support.files import locked, remove_leftovers, require_ours, write_json
 from seq2seq.support.progress import keep_lock_to_this_process
+from seq2seq.support.streams import make_dependable
 
 PR_SET_PDEATHSIG = 1
 
@@ -60,6 +61,7 @@ def main() -> None:
     if sys.platform.startswith("linux"):
         # If the launcher dies without a word, the kernel tells its ranks to stop, as the launcher would.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    make_dependable()
     try:
         train_as_rank(compose.load(Path(sys.argv[1])))
     except BaseException as error:

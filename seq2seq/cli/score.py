@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seq2seq.cli.common import add_device_options, find_model, parser, prepare_process
-from seq2seq.support.errors import UserError, exit_code_of
+from seq2seq.cli.common import add_device_options, find_model, parser, prepare_process, require_streams, run
+from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def options() -> argparse.ArgumentParser:
 
 def score(arguments: argparse.Namespace) -> None:
     """Score window by window, flushing after each."""
+    require_streams("paste test.en test.de | seq2seq-score > scores.txt", reads=arguments.source is None)
     if (arguments.source is None) != (arguments.target is None):
         missing = "--target" if arguments.target is None else "--source"
         raise UserError(f"{missing} is missing: give both files, or pairs with a tab on standard input")
@@ -164,8 +165,7 @@ def _say_unusual(lines: dict[str, list[int]], longest: int | None) -> None:
 
 def main() -> None:
     """The command."""
-    arguments = options().parse_args()
-    sys.exit(exit_code_of("seq2seq-score", lambda: score(arguments)))
+    run(options, score)
 
 
 if __name__ == "__main__":

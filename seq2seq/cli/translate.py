@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seq2seq.cli.common import add_model_options, load_translator, parser
-from seq2seq.support.errors import UserError, exit_code_of
+from seq2seq.cli.common import add_model_options, load_translator, parser, require_streams, run
+from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def translate(arguments: argparse.Namespace) -> None:
     from seq2seq.translate.lines import decode, windows
     from seq2seq.translate.prefixes import Prefixes
 
+    require_streams("seq2seq-translate < input.txt > output.txt")
     if arguments.stream and (arguments.jsonl or arguments.scores):
         raise UserError("--stream prints text alone; leave out --jsonl and --scores")
     explained = arguments.token_scores or bool(arguments.align)
@@ -68,8 +69,6 @@ def translate(arguments: argparse.Namespace) -> None:
     translator = load_translator(arguments)
     if arguments.stream:
         translator.require_streaming()
-    if sys.stdin is None or sys.stdout is None:
-        raise UserError("standard input or output is closed; type: seq2seq-translate < input.txt > output.txt")
     if sys.stdin.isatty():
         say("type a sentence and Enter; Ctrl-D ends")
     prefixes = Prefixes(arguments.prefix)
@@ -159,8 +158,7 @@ def _render(
 
 def main() -> None:
     """The command."""
-    arguments = options().parse_args()
-    sys.exit(exit_code_of("seq2seq-translate", lambda: translate(arguments)))
+    run(options, translate)
 
 
 if __name__ == "__main__":

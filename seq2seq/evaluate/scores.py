@@ -68,8 +68,8 @@ def bleu_signature() -> str:
 
 
 def exact(pairs: Sequence[tuple[str, str]]) -> float:
-    """The share of pairs of hypothesis and reference that are equal, in percent."""
-    return round(100 * sum(one == other for one, other in pairs) / max(1, len(pairs)), 2)
+    """The share of pairs of hypothesis and reference that are equal, in percent, rounded down: 100 means all."""
+    return 10_000 * sum(one == other for one, other in pairs) // max(1, len(pairs)) / 100
 
 
 def paper_bleu(

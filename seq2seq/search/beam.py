@@ -32,7 +32,7 @@ class BeamSearch:
     """Finds the outputs of highest log-probability / length penalty (Wu et al., 2016, section 7).
 
     `max_length` is the longest output, eos counted, that the model can make; None: any. `forbidden` are sequences of
-    tokens that no output may contain.
+    tokens that no output may contain after its prefix.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class BeamSearch:
         groups = self.config.diversity_groups
         if groups > 1:
             source, layout, constraints = repeated(groups, source, layout, constraints)
-        for beams in self._steps(model, source, layout, constraints):
+        for beams in self.steps(model, source, layout, constraints):
             results = beams.results
         return joined(results, groups, self.config.n_best) if groups > 1 else results
 
@@ -71,11 +71,6 @@ class BeamSearch:
         self, model: SearchModel, source: Tensor, layout: Layout, constraints: Sequence[Constraints]
     ) -> Iterator[_Beams]:
         """The state of search after each step; the results are complete after the last."""
-        yield from self._steps(model, source, layout, constraints)
-
-    def _steps(
-        self, model: SearchModel, source: Tensor, layout: Layout, constraints: Sequence[Constraints]
-    ) -> Iterator[_Beams]:
         beams = _Beams(self, source, layout, constraints)
         state = model.start(model.encode(source, layout))
         while True:

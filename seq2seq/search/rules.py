@@ -21,7 +21,7 @@ class Rules:
     """The rules for a batch of sentences.
 
     `limits` and `minima` [S] are the longest and shortest outputs, eos counted; `forced` the tokens that each output
-    must begin with; `forbidden` sequences that none may contain.
+    must begin with; `forbidden` sequences that none may contain after these.
     """
 
     def __init__(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+
+from seq2seq.support.streams import drop
 
 PLACES = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
@@ -93,8 +94,8 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader went away (`| head`): point stdout elsewhere, or Python complains once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away (`| head`).
+        drop(sys.stdout)
     except (Exception, KeyboardInterrupt) as error:
         exit_code, message = explain(error)
         if message:

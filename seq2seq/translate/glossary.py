@@ -21,6 +21,10 @@ class Glossary:
     """
 
     def __init__(self, terms: dict[str, str]) -> None:
+        """Raises UserError for a term that is blank on either side."""
+        for source, target in terms.items():
+            if not (source.strip() and target.strip()):
+                raise UserError(f"the glossary's pair {source!r}, {target!r}: a term is blank; leave it out")
         self.terms = terms
         # Longest first: "car park" matches its own entry, not that of "car".
         words = sorted(terms, key=len, reverse=True)

@@ -20,9 +20,11 @@ def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
     lines: list[bytes] = []
     rest: list[bytes] = []
     while True:
-        if lines and not select.select([descriptor], [], [], PAUSE_SECONDS)[0]:
+        # Even without lines: a descriptor that does not block would have nothing to read.
+        if not select.select([descriptor], [], [], PAUSE_SECONDS if lines else None)[0]:
             yield lines
             lines = []
+            continue
         block = os.read(descriptor, 1 << 16)
         if not block:
             break

@@ -42,13 +42,15 @@ NOT_FINITE = "the model gives no finite scores (broken weights?); try another ch
 class PairScore:
     """A pair as scored: its ids without eos, and the log-probability of each target token and of eos, [T].
 
-    `attention` [T, L], where it was requested, shows where in the source each prediction attended.
+    `attention` [T, L], where it was requested, shows where in the source each prediction attended. `within_word` if the
+    source is part of a longer text and begins within the word in which the part before it ended.
     """
 
     source: list[int]
     target: list[int]
     token_log_probs: list[float]
     attention: Tensor | None = None
+    within_word: bool = False
 
     @property
     def score(self) -> float:
@@ -196,6 +198,7 @@ def links(tokenizer: Tokenizer, parts: Sequence[PairScore]) -> list[tuple[int, i
     before = [0, 0]
     for part in parts:
         assert part.attention is not None, "scored without attention"
+        before[0] -= part.within_word
         source, target = (tokenizer.pieces(ids) for ids in (part.source, part.target))
         found += [
             (word + before[0], place + before[1])

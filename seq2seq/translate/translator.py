@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,9 @@ BATCH_TOKENS_OF_GPU = 32768
 TOKENS_OF_A_WORKER = 1000
 """Source tokens below which one more worker is not worth starting."""
 LONGEST = 250
+Result = TypeVar("Result")
+Job = Callable[["Translator"], Result]
+"""What a worker does with its copy of the translator."""
 
 
 @dataclass
@@ -68,13 +72,13 @@ class Translator:
     """A model, its tokenizer and search settings, ready to translate.
 
     Texts of more than `longest` pieces are split; no output has more than `longest_output`, eos counted (None: any).
-    `glossary` says which terms outputs must contain, `forbidden` which texts they must not; `others` are models that
-    search together with the first. `workers` is the largest number of processes that share the work; they are forked
-    at the first call with enough text for several, more of them when a later call has more text, and again after an
-    error or a change of settings. With `devices`, each process has the models on one of these, in `dtype`. With
-    `deterministic`, scores are the same to the last bit whatever other texts there are; where rows cannot be computed
-    that way (on a GPU, without a compiler, in a recurrent model, with a coverage penalty), each text is searched by
-    itself.
+    `glossary` says which terms outputs must contain, `forbidden` which texts they must not, after their prefixes;
+    `others` are models that search together with the first. `workers` is the largest number of processes that share the
+    work; they are forked at the first call with enough text for several, more of them when a later call has more text,
+    and again after an error or a change of settings. With `devices`, each process has the models on one of these, in
+    `dtype`. With `deterministic`, scores are the same to the last bit whatever other texts there are; where rows cannot
+    be computed that way (on a GPU, without a compiler, in a recurrent model, with a coverage penalty), each text is
+    searched by itself.
     """
 
     model: TranslationModel
@@ -162,7 +166,8 @@ class Translator:
         tasks = list(chain.from_iterable(tasks_of_texts))
         results = self._search(tasks)
         unmet = {place: self._why(task) for place, task in enumerate(tasks) if not results[place]}
-        again = iter(self._search([Task(tasks[place].source, Constraints()) for place in unmet]) if unmet else [])
+        freed = [tasks[place]._replace(constraints=Constraints()) for place in unmet]
+        again = iter(self._search(freed) if freed else [])
         found = ((task, results[place] or next(again), unmet.get(place, "")) for place, task in enumerate(tasks))
         translations = [self._join([next(found) for _ in of_text]) for of_text in tasks_of_texts]
         outputs = [output for translation in translations for output in translation.outputs]
@@ -230,10 +235,14 @@ class Translator:
 
     def require_streaming(self) -> None:
         """Raise UserError unless there is a single hypothesis, of which nothing is ever taken back."""
-        size = self.search.n_best if self.search.sampling else self.search.beam_size
+        search = self.search
+        size, name = (search.n_best, "n_best") if search.sampling else (search.beam_size, "beam_size")
         if size > 1 or self.glossary:
             what = f"{size} hypotheses" if size > 1 else "a glossary, which needs several hypotheses"
-            raise UserError(f"streaming with {what}: it is for one alone; set beam_size=1 (--beam-size 1), no glossary")
+            way_out = f"set {name}=1 (--{name.replace('_', '-')} 1), no glossary"
+            raise UserError(f"streaming with {what}: it is for one alone; {way_out}")
+        if self.devices:
+            raise UserError("streaming is by one device: leave the others out (--device cuda:0)")
 
     def _search(self, tasks: list[Task]) -> list[list[Hypothesis]]:
         """The hypotheses of each task, searched in batches of similar length; none where constraints were not met."""
@@ -246,7 +255,7 @@ class Translator:
         if self.deterministic and not self._can_be_batch_invariant():
             runs = list(np.argsort(-lengths)[:, None])
         results: list[list[Hypothesis]] = [[] for _ in tasks]
-        mapped = self._map([[tasks[index] for index in run] for run in runs], workers)
+        mapped = self._map([methodcaller("_search_batch", [tasks[index] for index in run]) for run in runs], workers)
         # Whatever ends this, even between two results, ends the workers: nobody would read what they still send.
         with bar("translating", len(tasks)) as progress, closing(mapped):
             for done, found in mapped:
@@ -257,10 +266,10 @@ class Translator:
             raise RunError(NOT_FINITE)
         return results
 
-    def _map(self, batches: list[list[Task]], workers: int) -> Generator[tuple[int, list[list[Hypothesis]]]]:
-        """The number of each batch of tasks and what was found for it, as batches finish."""
+    def _map(self, jobs: Sequence[Job[Result]], workers: int) -> Generator[tuple[int, Result]]:
+        """The number of each job and its result, as jobs finish."""
         if workers == 1:
-            yield from enumerate(map(self._search_batch, batches))
+            yield from enumerate(map(self._do, jobs))
             return
         # Copied with what can be changed in place, so that workers started later have the settings of the first ones.
         now = replace(self, search=replace(self.search), forbidden=list(self.forbidden), others=list(self.others))
@@ -268,10 +277,13 @@ class Translator:
             self._started.close()
         # No processes: other settings, or an error, ended them.
         if not (self._started and self._started.processes):
-            self._started, self._as_started = Workers(workers, now._search_batch, now._move_to_device), now
+            self._started, self._as_started = Workers(workers, now._do, now._move_to_device), now
         # As many as these texts are worth; the first texts were few where input comes slowly.
         self._started.grow(workers)
-        yield from self._started.map(batches)
+        yield from self._started.map(jobs)
+
+    def _do(self, job: Job[Result]) -> Result:
+        return job(self)
 
     def _move_to_device(self, worker: int) -> None:
         if self.devices:
@@ -340,10 +352,20 @@ class Translator:
 
         They are those of the (first) model itself, whatever rules search followed, and so is the attention.
         """
-        outputs = [output for translation in translations for output in translation.outputs]
-        pairs = [(task.source[:-1], part.tokens) for output in outputs for task, part in output]
-        scores = iter(score_pairs(self.model, pairs, self.batch_tokens, attention=attention))
+        parts = [part for translation in translations for output in translation.outputs for part in output]
+        pairs = [(task.source[:-1], hypothesis.tokens) for task, hypothesis in parts]
+        count = max(1, len(self.devices))
+        shares = [pairs[len(pairs) * one // count : len(pairs) * (one + 1) // count] for one in range(count)]
+        jobs = [methodcaller("_score", share, attention) for share in shares]
+        found = dict(self._map(jobs, count))
+        scores = (
+            replace(score, within_word=task.within_word)
+            for score, (task, _) in zip(chain.from_iterable(found[one] for one in range(count)), parts, strict=True)
+        )
         return [[[next(scores) for _ in output] for output in translation.outputs] for translation in translations]
+
+    def _score(self, pairs: Sequence[tuple[list[int], list[int]]], attention: bool) -> list[PairScore]:
+        return score_pairs(self.model, pairs, self.batch_tokens, attention=attention)
 
     def _why(self, task: Task) -> str:
         """Why nothing was found for a task."""

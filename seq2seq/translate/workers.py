@@ -14,14 +14,14 @@ import torch
 
 from seq2seq.support.errors import Elsewhere, Explained, RunError, explain
 
-DIED = "a worker process died (killed, or out of memory?); try fewer: --workers 1"
+DIED = "a worker process died (killed, or out of memory?); try fewer: --workers 1, or fewer devices in --device"
 
 
 class Workers:
     """`count` processes, started immediately, that apply `function` to what they are sent.
 
-    Each first calls `prepare`, if there is one, with its number. They end with the process that started them,
-    whatever ends it.
+    Before its first task each calls `prepare`, if there is one, with its number. They end with the process that started
+    them, whatever ends it.
     """
 
     def __init__(
@@ -119,15 +119,21 @@ def _work(
     for other in others:
         other.close()
     torch.set_num_threads(1)
-    if prepare:
-        prepare(number)
+    answer: tuple[Any, Any]
     while True:
         try:
             task = pipe.recv()
         except (EOFError, ConnectionResetError):
             return
         try:
-            pipe.send((None, function(task)))
+            if prepare:
+                prepare(number)
+                prepare = None
+            answer = None, function(task)
         except Exception as error:
             # Not all other errors can be sent, and none would keep its traceback.
-            pipe.send((error if isinstance(error, Explained) else explain(error), None))
+            answer = error if isinstance(error, Explained) else explain(error), None
+        try:
+            pipe.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return

@@ -44,6 +44,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         with (tmp_path / "stdin").open() as given, monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.setattr(sys, "argv", ["command", *map(str, arguments)])
             patch.setattr(sys, "stdin", given)
+            patch.setattr(sys, "stderr", sys.stderr)  # The commands replace it; this sets it back.
             main()
         logging.root.handlers[:] = handlers
         code = ended.value.code

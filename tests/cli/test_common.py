@@ -83,6 +83,7 @@ def test_the_model_is_the_one_named_else_the_newest(
         (["--length-penalty", "-1"], "search.length_penalty=-1.0: must be at least 0"),
         (["--length-penalty", "nan"], "search.length_penalty=nan"),
         (["--threads", "0"], "--threads 0: must be at least 1"),
+        (["--threads", "100000000"], "--threads 100000000: there are "),
         (["--batch-tokens", "-5"], "--batch-tokens -5: must be at least 1"),
         (["--device", "gpu"], "device=gpu: no such device; type auto, cpu"),
         (["--n-best", "0"], "search.n_best=0: must be at least 1"),

@@ -13,7 +13,7 @@ from seq2seq.cli.evaluate import main
 from seq2seq.data.corpus import Pair
 from seq2seq.evaluate.scores import compare, paper_bleu, scores, tokenised_bleu
 from seq2seq.evaluate.test_set import scored
-from seq2seq.translate.translator import Translator
+from seq2seq.translate.translator import Translation, Translator
 
 Files = dict[str, Path]
 
@@ -109,22 +109,37 @@ def test_a_test_set_is_translated_and_scored(run: Any, files: Files, tiny_model:
     assert json.loads(out) == scores(expected, lines_of(files["reference"]))
 
 
+def test_terms_that_cannot_be_had_are_told(run: Any, files: Files, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "terms.tsv").write_text("dog\tWolf\n", encoding="utf-8")
+    (tmp_path / "never.txt").write_text("Wolf\n", encoding="utf-8")
+    code, out, err = run(
+        main,
+        *("--model", tiny_model, "--device", "cpu", "--source", files["source"], "--reference", files["reference"]),
+        *("--glossary", tmp_path / "terms.tsv", "--forbid", tmp_path / "never.txt"),
+    )
+    assert code == 0 and "bleu" in json.loads(out)
+    count = sum("dog" in line.rstrip(".").split() for line in set(lines_of(files["source"])))
+    assert count and f"as asked, and were translated without: {count}; the first: " in err
+    assert "'Wolf'" in err and err.count("\n") == 1
+
+
 def test_test_sets_by_name_are_translated_once_and_scored_in_both_columns(
     run: Any, tiny_model: Path, stand_ins: dict[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
-    whole = Translator.translate
+    whole = Translator.translate_n_best
 
-    def translate(translator: Translator, texts: list[str]) -> list[str]:
+    def translate(translator: Translator, texts: list[str]) -> list[Translation]:
         asked.append(texts)
         return whole(translator, texts)
 
-    monkeypatch.setattr(Translator, "translate", translate)
+    monkeypatch.setattr(Translator, "translate_n_best", translate)
     arguments = ["--model", tiny_model, "--device", "cpu", "--paper-bleu", "--test-set"]
     code, out, err = run(main, *arguments, "wmt14,wmt14/full,wmt14")
     assert (code, err) == (0, "")
     assert [len(texts) for texts in asked] == [len({source for source, _ in stand_ins["wmt14/full"]})]
-    translations = dict(zip(asked[0], whole(Translator.load(tiny_model, device="cpu"), asked[0]), strict=True))
+    found = whole(Translator.load(tiny_model, device="cpu"), asked[0])
+    translations = {text: translation.texts[0] for text, translation in zip(asked[0], found, strict=True)}
     expected = {
         name: scored([translations[source] for source, _ in pairs], [Pair(*pair) for pair in pairs], name)
         for name, pairs in stand_ins.items()

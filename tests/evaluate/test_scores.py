@@ -107,7 +107,9 @@ def test_lowercase_ignores_case() -> None:
 
 
 def test_exact_counts_equal_lines() -> None:
-    assert exact([("a", "a"), ("b", "B"), ("c", "c")]) == 66.67
+    assert exact([("a", "a"), ("b", "B"), ("c", "c")]) == 66.66
+    assert exact([("a", "a")] * 29_999 + [("a", "b")]) == 99.99
+    assert exact([("a", "a")] * 29_999) == 100.0
     assert exact([]) == 0.0
     assert exact([("a ", "a")]) == 0.0
 

@@ -20,7 +20,7 @@ from seq2seq.search.beam import _Beams
 from seq2seq.support.errors import OutOfMemory, UserError
 from seq2seq.translate import translator as translator_module
 from seq2seq.translate.glossary import Glossary
-from seq2seq.translate.scoring import described
+from seq2seq.translate.scoring import described, links
 from seq2seq.translate.translator import Translator
 
 
@@ -186,6 +186,23 @@ def test_devices_share_the_work_in_order(tiny_model: Path, sentences: list[str])
     translator._started.close()
 
 
+def test_devices_explain_in_their_format(tiny_model: Path, sentences: list[str]) -> None:
+    one, two = (Translator.load(tiny_model, device=device, dtype="int8") for device in ("cpu", "cpu,cpu"))
+    found = one.translate_n_best(sentences[:7])
+    scores = [
+        [part.token_log_probs for told in translator.explain(found) for parts in told for part in parts]
+        for translator in (one, two)
+    ]
+    assert len(scores[0]) == 7
+    for ours, theirs in zip(*scores, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+    assert two._started is not None
+    two._started.close()
+    two.search.beam_size = 1
+    with pytest.raises(UserError, match=r"streaming is by one device: .*--device cuda:0"):
+        list(two.stream("the dog"))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_does_not_fit_the_memory_is_told_with_what_would(
     tiny_model: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch, workers: int
@@ -226,6 +243,16 @@ def test_a_long_texts_words_are_counted_through(tiny_model: Path) -> None:
     assert [place for _, place in links] == list(range(len(found.texts[0].split())))
     assert max(word for word, _ in links) <= 11 and links[-1][0] >= 7, "the last word comes from the second sentence"
     assert len(row["tokens"]) == len(row["token_log_probs"]) and row["tokens"].count("</s>") == 2
+
+
+def test_a_word_that_is_cut_remains_one(tiny_model: Path) -> None:
+    translator = loaded(tiny_model)
+    translator.longest = 12
+    (found,) = translator.translate_n_best(["dog" * 12 + " sees"])
+    (told,) = translator.explain([found], attention=True)
+    assert len(told[0]) > 2
+    assert [part.within_word for part in told[0]] == [False, *[True] * (len(told[0]) - 1)]
+    assert {word for word, _ in links(translator.tokenizer, told[0])} <= {0, 1}
 
 
 def test_coverage_chooses_among_all_finished_outputs(tiny_model: Path, sentences: list[str]) -> None:

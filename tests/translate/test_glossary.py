@@ -52,3 +52,9 @@ def test_a_line_that_is_no_pair_is_named(tmp_path: Path, text: str, message: str
         Glossary.load(written(tmp_path, text))
     with pytest.raises(UserError, match="no such file"):
         Glossary.load(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize("terms", [{"": "Auto"}, {"car": " "}])
+def test_a_term_is_not_blank(terms: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"the glossary's pair '.*: a term is blank; leave it out"):
+        Glossary(terms)

@@ -81,6 +81,15 @@ def test_a_pause_gets_its_answer(pipe: tuple[BinaryIO, BinaryIO]) -> None:
     assert list(found) == [[b"last"]]
 
 
+def test_a_pipe_that_does_not_block_is_waited_for(pipe: tuple[BinaryIO, BinaryIO]) -> None:
+    reader, writer = pipe
+    os.set_blocking(reader.fileno(), False)
+    later = threading.Timer(0.1, lambda: (writer.write(b"a\nb"), writer.close()))
+    later.start()
+    assert list(chain.from_iterable(windows(reader))) == [b"a", b"b"]
+    later.join()
+
+
 def test_half_a_line_waits_for_the_rest(pipe: tuple[BinaryIO, BinaryIO], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "PAUSE_SECONDS", 0.001)
     reader, writer = pipe

@@ -30,6 +30,7 @@ def test_every_task_comes_back_under_its_number() -> None:
 
 
 def test_what_was_there_before_is_not_collected_and_so_not_copied() -> None:
+    gc.unfreeze()  # A command that another test ran may have frozen all there is.
     before = gc.get_freeze_count()
     workers = Workers(2, lambda _: (gc.get_freeze_count(), gc.collect()))
     found = [frozen for _, (frozen, _) in workers.map(range(2))]
@@ -57,6 +58,20 @@ def test_a_defect_in_a_worker_comes_with_its_trace() -> None:
     with pytest.raises(Elsewhere, match=r"(?s)in stumble.*IndexError: list.* a defect of ours") as held:
         list(Workers(2, stumble).map([1, 2, 3]))
     assert held.value.exit_code == 1
+
+
+def test_what_happens_while_a_worker_gets_ready_is_told_too() -> None:
+    def prepare(number: int) -> None:
+        if number == 1:
+            raise UserError("no int8 on this device")
+
+    with pytest.raises(UserError, match="no int8 on this device"):
+        list(Workers(2, lambda task: task, prepare).map(range(5)))
+    prepared: list[int] = []
+    workers = Workers(2, lambda _: prepared, prepared.append)
+    assert sorted(found for _, found in workers.map(range(2))) == [[0], [1]]
+    assert sorted(found for _, found in workers.map(range(2))) == [[0], [1]], "once"
+    workers.close()
 
 
 def test_a_worker_that_dies_is_an_error_and_not_a_silence() -> None:
@@ -93,8 +108,8 @@ list(workers.map([600, 600]))
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_process_that_made_them(end: signal.Signals) -> None:
     command = [sys.executable, "-c", PARENT.replace("time.sleep)", "lambda task: time.sleep(0.2))")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
     workers = [int(word) for word in process.stdout.readline().split()]
     assert len(workers) == 2
     process.send_signal(end)
@@ -105,6 +120,8 @@ def test_workers_end_with_the_process_that_made_them(end: signal.Signals) -> Non
             break
         time.sleep(0.05)
     assert not left
+    with process.stdout, process.stderr:
+        assert end == signal.SIGINT or process.stderr.read() == b"", "they have nobody to tell their results"
 
 
 def test_workers_translate_as_one_process_does(tiny_model: Path, toy_pairs: list[tuple[str, str]]) -> None:
