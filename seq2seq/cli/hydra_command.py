@@ -33,7 +33,8 @@ common keys:
   data.train.source=FILE data.train.target=FILE
                                             parallel text of your own: plain, .gz, .xz, .bz2, .zst; or
                                             data.train.source=FILE.tsv / FILE.jsonl alone; lists: '[a,b]'
-  data.valid.source=… data.valid.target=…   the same for validation (else some of the training pairs are held out)
+  data.valid.source=… data.valid.target=…   the same for validation (else the recipe's own; with +recipe=files some of
+                                            the training pairs are held out)
   data.source_language=en data.target_language=de
   tokenizer.vocab_size=8000
   model=tiny|small|base|big|recurrent       or model/encoder=… model/decoder=…, model.d_model=512, …

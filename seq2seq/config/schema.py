@@ -14,6 +14,10 @@ from seq2seq.config.checks import above, at_least, one_of, share, valid_seed
 from seq2seq.config.search import SearchConfig
 from seq2seq.support.errors import UserError
 
+MOST_TOKENS = 1 << 30
+"""Tokens of an update: far more than any device computes, and few enough to count in 32 bits."""
+UNSET = "empty (a shell variable that is not set?)"
+
 
 @dataclass
 class CorpusConfig:
@@ -36,6 +40,8 @@ class CorpusConfig:
         """Refuse values out of range; `key` is where this stands, such as `data.train`."""
         for side in ("source", "target"):
             value = getattr(self, side)
+            if "" in (value if isinstance(value, list) else [value]):
+                raise UserError(f"{key}.{side}={value}: {UNSET}; give a file, or type {key}.{side}=null")
             if not all(isinstance(path, str) for path in (value if isinstance(value, list) else [value or ""])):
                 raise UserError(f"{key}.{side}={value}: must be a path or a list of paths; put quotes around a number")
         if self.target and not self.source:
@@ -84,6 +90,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least("data.batch_tokens", self.batch_tokens, 1)
+        if self.batch_tokens > MOST_TOKENS:
+            raise UserError(f"data.batch_tokens={self.batch_tokens}: must not be above {MOST_TOKENS}")
         at_least("data.micro_batches", self.micro_batches, 1)
         at_least("data.workers", self.workers, 1)
         for split in ("train", "valid", "test"):
@@ -297,6 +305,8 @@ class TrainerConfig:
         at_least("trainer.patience", self.patience, 1)
         at_least("trainer.samples", self.samples, 0)
         share("trainer.label_smoothing", self.label_smoothing)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"trainer.device={self.device}: no such device; type auto, cpu, cuda or cuda:0")
         one_of("trainer.precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
         one_of("trainer.on_full_disk", self.on_full_disk, ("retry", "stop"))
         one_of("trainer.on_loss_spike", self.on_loss_spike, ("warn", "rollback", "off"))
@@ -326,9 +336,10 @@ class Config:
 
     def __post_init__(self) -> None:
         valid_seed("seed", self.seed)
-        for key, folder in (("run_dir", self.run_dir), ("data.prepared_dir", self.data.prepared_dir)):
-            if not folder:
-                raise UserError(f"{key}=: empty (a shell variable that is not set?); give a folder: {key}=DIR")
+        folders = {"run_dir": self.run_dir, "data.prepared_dir": self.data.prepared_dir, "init_from": self.init_from}
+        for key, folder in folders.items():
+            if folder == "":
+                raise UserError(f"{key}=: {UNSET}; give a folder: {key}=DIR")
         pieces = self.data.cleaning.max_pieces
         for side in ("encoder", "decoder"):
             limit = getattr(self.model, side).max_length

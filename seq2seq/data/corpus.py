@@ -55,11 +55,11 @@ def name_of(corpus: CorpusConfig) -> str:
 
 def identity(corpus: CorpusConfig) -> dict[str, Any]:
     """What the corpus is made of, to tell whether it changed: the sha256 of each file, or names."""
-    files = [*paths_of(corpus.source), *paths_of(corpus.target)]
-    for path in files:
+    files = {side: paths_of(getattr(corpus, side)) for side in ("source", "target")}
+    for path in itertools.chain(*files.values()):
         require(path)
-    if files:
-        return {"files": [sha256_of(path) for path in files]}
+    if files["source"]:
+        return {side: [sha256_of(path) for path in paths] for side, paths in files.items()}
     named = {key: getattr(corpus, key) for key in ("dataset", "subset", "split", "phrases")}
     if corpus.phrases and not corpus.dataset:
         # What is drawn depends on the versions of Babel and num2words, and on ours.

@@ -25,7 +25,7 @@ from seq2seq.data import corpus
 from seq2seq.data.clean import CleaningReport, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
 from seq2seq.data.prefetch import prefetched
-from seq2seq.data.stages import require_place, require_sound, stage, was_made_of
+from seq2seq.data.stages import fingerprint_of, require_place, require_sound, stage, was_made_of
 from seq2seq.data.store import FORMAT, Store, write_store
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
@@ -58,12 +58,15 @@ class Prepared:
         self.longest_source = int(self.train.lengths[0].max(initial=2)) - 1
         self.data_sha256 = self.train.sha256
         self._directory = directory
+        self._made_of = fingerprint_of(directory / "train")
 
     def places(self, pairs: list[int]) -> list[str]:
         """Where these pairs of the training store were read from: file and line, or row of a data set, in order.
 
-        Raises UserError when the table of cleaned pairs is damaged or gone.
+        Raises UserError when the table of cleaned pairs is damaged or gone, or was made anew since.
         """
+        if fingerprint_of(self._directory / "train") != self._made_of:
+            raise UserError(f"{self._directory}: prepared anew since, from other data or with other settings")
         require_sound(self._directory / "train", ROWS)
         rows = np.load(self._directory / "train" / ROWS, allow_pickle=False)[pairs]
         return list(_cleaned(self._directory, "train").select(rows)["place"])
@@ -80,7 +83,7 @@ def prepare(config: Config) -> Prepared:
         _run_stages(config, root)
         prepared = Prepared(root)
     if not len(prepared.train):
-        raise UserError(f"no training pairs are left after cleaning; see {root}/clean/report.json and data.cleaning.*")
+        raise UserError(f"no training pairs are left: {root}/train/report.json says why; see data.cleaning.*")
     # Cleaning cuts training down to what the model can take; validation pairs are never left out.
     for side, lengths in zip(("encoder", "decoder"), prepared.valid.lengths, strict=True):
         limit, longest = getattr(config.model, side).max_length, int(lengths.max(initial=0))
@@ -106,16 +109,18 @@ def _run_stages(config: Config, root: Path) -> None:
     }
     cleaned = stage(root / "clean", inputs, lambda folder: _clean(folder, config))
     _require_recorded_sha256(root / "clean", config.data)
+    # Of a data set only the name is among the inputs: made again, the stage may hold other pairs.
+    pairs = {"cleaned": cleaned, "sha256": _recorded_sha256(root / "clean")}
     trained = stage(
         root / "tokenizer",
         {"taken": sha256_of(_tokenizer_of(config.init_from, root / "tokenizer"))}
         if config.init_from
-        else {"cleaned": cleaned, **asdict(config.tokenizer)},
+        else {**pairs, **asdict(config.tokenizer)},
         lambda folder: _train_tokenizer(folder, root, config),
     )
     # If the rules set no length limit, that of a batch drops pairs too.
     limit = config.data.batch_tokens if config.data.cleaning.max_pieces is None else None
-    encoding = {"format": FORMAT, "cleaned": cleaned, "tokenizer": trained, "rules": rules, "limit": limit}
+    encoding = {"format": FORMAT, **pairs, "tokenizer": trained, "rules": rules, "limit": limit}
     stage(root / "train", encoding, lambda folder: _encode(folder, root, "train", config.data))
     stage(root / "valid", encoding, lambda folder: _encode(folder, root, "valid", config.data))
 
@@ -127,6 +132,12 @@ def _clean(folder: Path, config: Config) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         train = _table(data, "train", config.seed, cache, digests, report)
         if corpus.is_given(data.valid):
+            if data.train.source and not data.valid.source:
+                say(
+                    f"the recipe's own validation corpus is taken ({corpus.name_of(data.valid)}); for yours type "
+                    "data.valid.source=FILE data.valid.target=FILE, or, to hold some out, "
+                    "data.valid.dataset=null data.valid.phrases=0"
+                )
             valid = _table(data, "valid", config.seed, cache, digests)
         else:
             held, rest = _hold_out(train)
@@ -150,10 +161,16 @@ def _cleaned(root: Path, split: str) -> Any:
 
 def _require_recorded_sha256(clean: Path, data: DataConfig) -> None:
     """Raise UserError when a stage made before `sha256` was given holds other pairs."""
-    recorded = read_json(clean / "report.json").get("sha256", {})
+    recorded = _recorded_sha256(clean)
     for split in ("train", "valid"):
         again = f", or rm -r {clean} to read the corpus again"
         corpus.require_sha256(data, split, recorded.get(split), f"the pairs in {clean} were read with", again)
+
+
+def _recorded_sha256(clean: Path) -> dict[str, str]:
+    """The sha256 of each corpus as it was read."""
+    recorded: dict[str, str] = read_json(clean / "report.json").get("sha256", {})
+    return recorded
 
 
 def _table(
@@ -239,7 +256,7 @@ def _train_tokenizer(folder: Path, root: Path, config: Config) -> None:
             yield from block["source"]
             yield from block["target"]
 
-    (folder / "tokenizer.model").write_bytes(train_tokenizer(lines(), config.tokenizer).model)
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(lines(), config.tokenizer, folder).model)
 
 
 def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:

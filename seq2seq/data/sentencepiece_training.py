@@ -1,10 +1,15 @@
-"""SentencePiece's trainer in a process of its own: its log becomes a progress bar, and a signal stops it at once."""
+"""SentencePiece's trainer in a process of its own: its log becomes a progress bar, and a signal stops it at once.
+
+On Linux it ends with the process that started it, whatever ends that.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +20,14 @@ from pathlib import Path
 from seq2seq.support.errors import RunError
 from seq2seq.support.progress import bar
 
-PROGRAM = "import json, sys, sentencepiece; sentencepiece.SentencePieceTrainer.train(**json.loads(sys.argv[1]))"
+PROGRAM = """
+import ctypes, json, signal, sys, sentencepiece
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+sentencepiece.SentencePieceTrainer.train(**json.loads(sys.argv[1]))
+"""
+ROOM = 1 << 20
+"""Bytes free on a disk below which the trainer's failure is blamed on it."""
 # Share of the time passed when the log says that a phase begins, on 750,000 lines; both kinds read alike, then differ.
 MILESTONES = {
     "bpe": {"Normalizing sentences": 0.05, "all chars count": 0.25, "Tokenizing input": 0.35, "Done! ": 0.65},
@@ -23,12 +35,15 @@ MILESTONES = {
 }
 
 
-def train_sentencepiece(lines: list[str], *, model_type: str, vocab_size: int, **settings: object) -> bytes:
+def train_sentencepiece(
+    lines: list[str], place: Path | None = None, *, model_type: str, vocab_size: int, **settings: object
+) -> bytes:
     """Train on the lines and return the model file's content.
 
-    Raises RuntimeError with SentencePiece's own message, and RunError if a signal killed it.
+    Files are written to a temporary folder in `place` (default: the system's). Raises RuntimeError with SentencePiece's
+    own message, RunError if a signal killed it, and OSError where the disk is full.
     """
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=place) as name:
         folder = Path(name)
         with (folder / "lines").open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(line.replace("\n", " ") + "\n" for line in lines)
@@ -56,9 +71,14 @@ def train_sentencepiece(lines: list[str], *, model_type: str, vocab_size: int, *
                 f"{signal.Signals(-trainer.returncode).name}, probably out of memory; "
                 f"type tokenizer.max_lines={max(1, len(lines) // 2)}"
             )
+        made = folder / "vocabulary.model"
+        is_made = made.is_file() and made.stat().st_size > 0
+        # It says nothing of a full disk, neither where it reads what was not all written, nor where it writes.
+        if not (is_made and trainer.returncode == 0) and shutil.disk_usage(folder).free < ROOM:
+            raise OSError(errno.ENOSPC, "No space left on device", str(place or folder.parent))
         if trainer.returncode:
             raise RuntimeError(log.read_text("utf-8", "replace").rpartition("RuntimeError: ")[2].strip())
-        return (folder / "vocabulary.model").read_bytes()
+        return made.read_bytes()
 
 
 def share_done(log: str, model_type: str, vocab_size: int) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seq2seq.data.store import damaged
+from seq2seq.support.errors import FULL_DISK
 from seq2seq.support.files import new_directory, read_json, require_ours, sha256_of, sha256_of_json, write_json
 
 RECORD = "stage.json"
@@ -18,7 +19,12 @@ def stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) ->
     if not was_made_of(folder, inputs):
         require_place(folder)
         with new_directory(folder) as temporary:
-            make(temporary)
+            try:
+                make(temporary)
+            except OSError as error:
+                if error.errno in FULL_DISK:
+                    raise OSError(error.errno, error.strerror, str(folder)) from None
+                raise
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
             sums = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files}
             write_json(temporary / RECORD, {"fingerprint": fingerprint, "sha256": sums, "inputs": inputs})
@@ -27,7 +33,7 @@ def stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) ->
 
 def was_made_of(folder: Path, inputs: dict[str, Any]) -> bool:
     """Whether a stage's folder is there and was made from these inputs."""
-    return _fingerprint_of(folder) == sha256_of_json(inputs)
+    return fingerprint_of(folder) == sha256_of_json(inputs)
 
 
 def require_place(folder: Path) -> None:
@@ -49,7 +55,8 @@ def require_sound(folder: Path, name: str) -> None:
         raise damaged(folder, str(error)) from None
 
 
-def _fingerprint_of(folder: Path) -> str | None:
+def fingerprint_of(folder: Path) -> str | None:
+    """The fingerprint of the inputs that a stage was made from; None if it is not there."""
     try:
         return str(read_json(folder / RECORD)["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):

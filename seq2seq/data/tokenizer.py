@@ -97,16 +97,17 @@ def _worthwhile(threads: int, texts: Sequence[object]) -> int:
     return max(1, min(threads, len(texts) // TEXTS_OF_A_THREAD))
 
 
-def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+def train_tokenizer(lines: Iterable[str], config: TokenizerConfig, place: Path | None = None) -> Tokenizer:
     """Train a vocabulary on raw lines; one too large for them is capped, with a notice on stderr.
 
-    Raises UserError when the lines are too few for any vocabulary, or have more different characters than it may have
-    pieces; RunError when they are too many for the memory.
+    Temporary files are in `place` (default: the system's). Raises UserError when the lines are too few for any
+    vocabulary, or have more different characters than it may have pieces; RunError when they are too many for the
+    memory.
     """
     text = [line for line in lines if line]
     size = config.vocab_size
     try:
-        return Tokenizer(_train(text, config, size))
+        return Tokenizer(_train(text, config, size, place))
     except RuntimeError as error:
         # SentencePiece reports the largest possible size only in its message.
         limit = re.search(r"<= (\d+)", str(error))
@@ -125,12 +126,13 @@ def train_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     say(
         f"tokenizer.vocab_size={config.vocab_size} is more than the corpus of {len(text)} lines supports; taking {size}"
     )
-    return Tokenizer(_train(text, config, size))
+    return Tokenizer(_train(text, config, size, place))
 
 
-def _train(lines: list[str], config: TokenizerConfig, size: int) -> bytes:
+def _train(lines: list[str], config: TokenizerConfig, size: int, place: Path | None) -> bytes:
     return train_sentencepiece(
         lines,
+        place,
         model_type=config.kind,
         split_digits=config.split_digits,
         vocab_size=size,

@@ -26,7 +26,8 @@ class Report:
         log = run_dir / "log.jsonl" if run_dir else Path(os.devnull)
         if log.is_file():
             _drop_torn_line(log)
-        self._log = log.open("a", encoding="utf-8", newline="\n")
+        # Unbuffered: what a full disk has no room for must not stay here.
+        self._log = log.open("ab", buffering=0)
         self._log_seconds = log_seconds
         self._told = False
         self._events: Any = None
@@ -90,12 +91,23 @@ class Report:
         """Write a line to `log.jsonl`, and its numbers to TensorBoard."""
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
         with self._full_disk_allowed():
-            self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._log.flush()
+            self._append(json.dumps(line, ensure_ascii=False) + "\n")
         with self._full_disk_allowed():
             for name, value in values.items() if self._events else ():
                 if isinstance(value, int | float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def _append(self, line: str) -> None:
+        """Write a line to `log.jsonl`, or nothing of it."""
+        size = os.fstat(self._log.fileno()).st_size
+        rest = line.encode()
+        try:
+            while rest:
+                rest = rest[self._log.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._log.truncate(size)
+            raise
 
     @contextlib.contextmanager
     def _full_disk_allowed(self) -> Iterator[None]:

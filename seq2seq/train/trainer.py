@@ -143,7 +143,9 @@ class Trainer:
     def _choose_micro_batches(self) -> None:
         """Split updates into as few parts as fit in memory; a number given, or chosen before, is only tried out."""
         size, tokens, given = self.world.size, self.config.data.batch_tokens, self.progress.micro_batches
-        parts = given or size * -(-tokens // (CPU_TOKENS * size))
+        # An update of more tokens than there are has all of them.
+        most = min(tokens, max(int(lengths.sum()) for lengths in self.data.train.lengths))
+        parts = given or size * -(-most // (CPU_TOKENS * size))
         if self.device.type != "cpu":
             updates = self.sampler.epoch(0)
             longest = max(int(lengths.max()) for lengths in self.data.train.lengths)
@@ -340,6 +342,7 @@ class Trainer:
         assert found
         self._pending = None
         progress.step, progress.skipped, progress.losses = found.step, found.skipped, found.losses
+        progress.validated = found.validated
         progress.rollbacks += 1
         say(f"back at step {found.step:,}; the pairs of the updates since are left out")
         # The save replaces the checkpoint that the others read.

@@ -45,6 +45,9 @@ def test_a_kind_is_registered_under_its_own_name() -> None:
         (CleaningConfig, "data.cleaning.max_length_ratio", 0.5),
         (CleaningConfig, "data.cleaning.max_pieces", 0),
         (DataConfig, "data.batch_tokens", 0),
+        (DataConfig, "data.batch_tokens", (1 << 30) + 1),
+        (TrainerConfig, "trainer.device", "gpu"),
+        (Config, "init_from", ""),
         (DataConfig, "data.micro_batches", 0),
         (DataConfig, "data.workers", 0),
         (TokenizerConfig, "tokenizer.kind", "wordpiece"),
@@ -127,6 +130,11 @@ def test_a_corpus_out_of_range_is_named() -> None:
             DataConfig(**{split: CorpusConfig(phrases=-1)})  # type: ignore[arg-type]
         with pytest.raises(UserError, match=rf"^data\.{split}\.target=2016: must be a path"):
             DataConfig(**{split: CorpusConfig(source="a", target=2016)})  # type: ignore[arg-type]
+        for value in ("", ["a", ""]):
+            with pytest.raises(
+                UserError, match=rf"^data\.{split}\.source=.*: empty \(a shell variable that is not set\?"
+            ):
+                DataConfig(**{split: CorpusConfig(source=value)})  # type: ignore[arg-type]
         for value in ("1" * 63, "A" * 64, ""):
             with pytest.raises(
                 UserError, match=rf"^data\.{split}\.sha256={value}: must be 64 digits of 0-9a-f, or null"

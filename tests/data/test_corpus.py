@@ -427,6 +427,7 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
     first = identity(CorpusConfig(source=source, target=target))
     moved = write(tmp_path / "moved.en", b"a\n")
     assert identity(CorpusConfig(source=moved, target=[target])) == first
+    assert identity(CorpusConfig(source=[source, target])) != first
     write(tmp_path / "a.de", b"c\n")
     assert identity(CorpusConfig(source=source, target=target)) != first
     assert identity(CorpusConfig(dataset="a", split="train")) != identity(CorpusConfig(dataset="a", split="test"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 
 from seq2seq.config.schema import CleaningConfig, Config, CorpusConfig, DataConfig, TokenizerConfig, TransformerConfig
+from seq2seq.data import corpus
 from seq2seq.data import prepare as preparing
 from seq2seq.data.clean import text_hash
+from seq2seq.data.corpus import Pair
 from seq2seq.data.prepare import Prepared, prepare
 from seq2seq.data.store import SIDES
 from seq2seq.data.tokenizer import EOS, Tokenizer
@@ -213,6 +216,53 @@ def test_where_a_pair_was_read_is_known_after_both_rounds_of_cleaning(
     assert [place for _, _, place in dropped] == [f"{files[0][0]}:42", f"{files[0][1]}:1"]
 
 
+def test_a_data_set_that_is_read_again_may_hold_other_pairs(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = toy_pairs[:150], toy_pairs[150:300]
+    own = config(tmp_path, first, toy_pairs[300:320])
+    own.data.train = CorpusConfig(dataset="owner/set", split="train")
+    monkeypatch.setattr(corpus, "_from_datasets", lambda *_: (Pair(*pair) for pair in first))
+    assert decoded(prepare(own), "train") == list(dict.fromkeys(first))
+    monkeypatch.setattr(corpus, "_from_datasets", lambda *_: (Pair(*pair) for pair in second))
+    assert decoded(prepare(own), "train") == list(dict.fromkeys(first)), "nothing is read again by itself"
+    shutil.rmtree(tmp_path / "data" / "clean")
+    data = prepare(own)
+    assert decoded(data, "train") == list(dict.fromkeys(second))
+    assert len(data.places([0, 1])) == 2
+
+
+def test_what_another_run_prepared_anew_names_no_lines(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    own = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    data = prepare(own)
+    own.data.cleaning.max_pieces = 40
+    prepare(own)
+    with pytest.raises(UserError, match=r"/data: prepared anew since, from other data or with other settings"):
+        data.places([1])
+
+
+def test_a_validation_corpus_of_the_recipe_beside_own_files_is_told(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("babel", reason="needs extra quickstart")
+    own = config(tmp_path, toy_pairs[:150])
+    own.data.valid = CorpusConfig(phrases=10)
+    prepare(own)
+    told = "the recipe's own validation corpus is taken (the phrasebook); for yours type data.valid.source=FILE"
+    assert told in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(preparing, "write_store", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/data/train'"):
+        prepare(config(tmp_path, toy_pairs[:150], toy_pairs[150:170]))
+
+
 def test_a_damaged_table_names_no_lines(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
     data = prepare(config(tmp_path, toy_pairs[:150], toy_pairs[150:170]))
     for path in (tmp_path / "data" / "train" / "rows.npy", tmp_path / "data" / "clean" / "train" / TABLE[0]):
@@ -256,7 +306,7 @@ def test_a_corpus_with_nothing_left(tmp_path: Path) -> None:
         prepare(config(tmp_path, [("", "a")], [("a", "b")]))
     with pytest.raises(UserError, match=r"the train corpus \(.*train\.0, .*train\.1\) is empty$"):
         prepare(config(tmp_path, [], [("a", "b")]))
-    with pytest.raises(UserError, match=r"no training pairs are left after cleaning; see .*report\.json"):
+    with pytest.raises(UserError, match=r"no training pairs are left: .*/train/report\.json says why"):
         prepare(config(tmp_path, [("a b c d e", "f")] * 2, [("a", "b")], cleaning=CleaningConfig(max_length_ratio=1.5)))
     with pytest.raises(UserError, match=r"train\.0 has 1 lines but .*train\.1 has 2"):
         settings = config(tmp_path, [("a", "b")], [("a", "b")])

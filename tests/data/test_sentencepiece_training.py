@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from seq2seq.config.schema import TokenizerConfig
@@ -55,6 +61,41 @@ def test_the_milestones_are_those_of_the_installed_version(kind: str, monkeypatc
 def test_the_message_of_a_failure_is_sentencepieces_own() -> None:
     with pytest.raises(RuntimeError, match=r"^INTERNAL: .*Vocabulary size too high"):
         train_sentencepiece(["a b c"], model_type="bpe", vocab_size=5000)
+
+
+@pytest.mark.parametrize("program", ["raise RuntimeError('INTERNAL: broken')", "open('vocabulary.model', 'w').close()"])
+def test_a_full_disk_is_no_matter_of_the_settings(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seq2seq.data.sentencepiece_training.PROGRAM", program)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        train_tokenizer(["a b c"] * 1000, TokenizerConfig(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+PARENT = """
+import pathlib, sys
+from seq2seq.data import sentencepiece_training as training
+waits = "print('ready', flush=True); __import__('time').sleep(60)"
+training.PROGRAM = training.PROGRAM.partition("sentencepiece.SentencePieceTrainer")[0] + waits
+training.train_sentencepiece(["a b c"], pathlib.Path(sys.argv[1]), model_type="bpe", vocab_size=300)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent has ended")
+def test_the_trainer_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)])
+    began = time.monotonic()
+    while not any("ready" in log.read_text() for log in tmp_path.glob("*/log")):
+        assert process.poll() is None and time.monotonic() < began + 60
+        time.sleep(0.05)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < began + 90
+        time.sleep(0.05)
 
 
 def test_a_trainer_that_is_killed_is_no_matter_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import random
-import socket
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from seq2seq.support.errors import exit_code_of
 from seq2seq.train.checkpoint import Checkpoints
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Update
+from tests.ports import free_port
 from tests.soak.faults import Faults, installed, kill
 
 STEPS, SAVE_EVERY = 40, 4
@@ -87,8 +87,7 @@ class Ranks:
     def __init__(self, config: Config, count: int, kill_at: Kill | None = None) -> None:
         self.run_dir = Path(config.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        with socket.create_server(("localhost", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.pids = []
         for rank in range(count):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost"}

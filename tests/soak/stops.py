@@ -14,7 +14,6 @@ import argparse
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from seq2seq.config.compose import load, to_yaml
 from seq2seq.config.schema import Config
 from seq2seq.train.checkpoint import Checkpoints, step_of
 from seq2seq.train.interrupts import SIGNALS
+from tests.ports import free_port
 from tests.soak.kills import batches_of, state_of
 from tests.soak.ranks import Kill, Ranks, as_rank, made, prepared
 from tools.figures import give_out, machine
@@ -78,9 +78,7 @@ def restarted(folder: Path, machines: int) -> dict[str, Any]:
     if any(Ranks(unbroken, 2).wait()):
         raise SystemExit("the unbroken training failed")
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    places = [f"--rdzv-endpoint=localhost:{port}", "--rdzv-backend=c10d", "--local-addr=localhost"]
+    places = [f"--rdzv-endpoint=localhost:{free_port()}", "--rdzv-backend=c10d", "--local-addr=localhost"]
     counts = [f"--nnodes={machines}", f"--nproc-per-node={2 // machines}", "--max-restarts=3"]
     # The second rank is told to die at its eighteenth update when it is first started, and at its thirty-first then.
     own = ["-m", "tests.soak.stops", "--as-rank", str(folder / "config.yaml"), "18", "31"]

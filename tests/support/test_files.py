@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -146,9 +147,15 @@ def test_who_takes_turns_waits_for_the_other_and_says_so_once(
     with ThreadPoolExecutor(1) as threads:
         with in_turn(tmp_path / "data"):
             waiting = threads.submit(second)
+            said, began = "", time.monotonic()
+            while not said:
+                assert time.monotonic() < began + 20
+                time.sleep(0.01)
+                said = capsys.readouterr().err
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.2)
             order.append("first")
         waiting.result(timeout=20)
     assert order == ["first", "second"]
-    assert capsys.readouterr().err == f"{tmp_path}/data: another process prepares data there; waiting for its end\n"
+    assert said == f"{tmp_path}/data: another process prepares data there; waiting for its end\n"
+    assert capsys.readouterr().err == ""

@@ -26,6 +26,7 @@ from seq2seq.support.errors import UserError
 from seq2seq.train.checkpoint import Checkpoints
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.trainer import Trainer
+from tests.ports import free_port
 from tests.train.runs import TINY, draw, log, write_copies
 
 STEPS = 50
@@ -143,8 +144,7 @@ def ranks(
 ) -> list[subprocess.Popen[str]]:
     """Ranks started by hand, as a cluster's own launcher would, each by a command of its own."""
     if port is None:
-        with socket.create_server(("localhost", 0)) as free:
-            port = int(free.getsockname()[1])
+        port = free_port()
     started = []
     for rank, own in enumerate(commands):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(commands))}
@@ -330,7 +330,7 @@ def test_a_port_in_use(corpus: list[str], tmp_path: Path, started: list[subproce
     own = [*corpus, *SETTINGS, f"run_dir={tmp_path}/run", "trainer.timeout_minutes=0.1"]
     with socket.create_server(("localhost", 0)) as busy:
         port = int(busy.getsockname()[1])
-        started += ranks(tmp_path, command(*own), command(*own), port=port)[:1]
+        started += ranks(tmp_path, command(*own), command(*own), port=port)
         assert started[0].wait(60) == 2
     assert f"the port of localhost:{port} is in use; type another one" in last_line(tmp_path, 0)
 

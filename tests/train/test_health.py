@@ -192,6 +192,24 @@ def test_the_run_goes_back_to_before_it_and_leaves_out_its_pairs(
     assert max(losses[47:]) < max(losses[:40]) < min(losses[44:47])
     assert steps_saved(tmp_path / "run") == [10, 20, 30, 40, 50, 60]
 
+    # It went back to before a validation, which is then made again.
+    (tmp_path / "validated").mkdir()
+    spoil(monkeypatch, 1)
+    validated = []
+    go_back = Trainer._go_back
+
+    def noted_place(trainer: Trainer, since: int) -> bool:
+        validated.append(trainer.progress.validated)
+        done = go_back(trainer, since)
+        validated.append(trainer.progress.validated)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_go_back", noted_place)
+        trainer_in(tmp_path / "validated", corpus, *overrides, "trainer.validate_every=45").run()
+    assert validated == [45, 0]
+    assert [line["step"] for line in log(tmp_path / "validated", "valid")] == [45, 45, 60]
+
     # A run that ended after it went back goes on as one that did not end.
     monkeypatch.undo()
     spoil(monkeypatch, 1)

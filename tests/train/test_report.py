@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -100,6 +101,33 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
     events.Reload()
     assert events.Tags()["scalars"] == ["valid/bleu"]
     assert [(event.step, event.value) for event in events.Scalars("valid/bleu")] == [(7, 31.5)]
+
+
+def test_a_full_disk_leaves_no_half_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    report = Report(tmp_path, log_seconds=0.0)
+    report.record("valid", 1, {})
+
+    class Full:
+        """The log, on a disk with room for a part of what comes."""
+
+        def __init__(self, log: Any) -> None:
+            self.log, self.fileno, self.truncate, self.close = log, log.fileno, log.truncate, log.close
+            self.calls = 0
+
+        def write(self, line: bytes) -> int:
+            self.calls += 1
+            if self.calls > 1:
+                raise OSError(errno.ENOSPC, "no space")
+            return int(self.log.write(line[:9000]))
+
+    log = report._log
+    report._log = cast(Any, Full(log))
+    report.record("skipped", 2, {"lines": ["corpus/train.en:1"] * 1000})
+    report._log = log
+    report.record("valid", 3, {})
+    report.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
