@@ -55,7 +55,7 @@ format: $(VENV)/dev ## put the code into the project's style
 	$(BIN)/ruff format .
 
 bench-train: $(VENV)/bench ## measure training beside peers (nn.Transformer, Hugging Face Marian)
-	GOMP_SPINCOUNT=10000 $(BIN)/python tools/bench_train.py
+	GOMP_SPINCOUNT=2000 $(BIN)/python tools/bench_train.py
 
 bench-decode: $(VENV)/bench ## measure translation beside CTranslate2: MODEL=dir SOURCE=file REFERENCE=file
 	GOMP_SPINCOUNT=10000 $(BIN)/python -m tools.bench_decode $(MODEL) $(SOURCE) $(REFERENCE)

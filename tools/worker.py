@@ -18,8 +18,8 @@ from tools.contestants import RANKS
 from tools.training_worker import Job, Stretch
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
-"""Set for all contestants, as our commands set it."""
+ENVIRONMENT = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000")}
+"""Set for all contestants, as seq2seq-train sets it."""
 
 
 class JsonProcess:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import seq2seq
 from seq2seq.cli.search_options import add_search_options, chosen
 from seq2seq.support.errors import UserError, exit_code_of
-from seq2seq.support.processors import available_processors
+from seq2seq.support.processors import available_processors, spin
 from seq2seq.support.progress import say
 from seq2seq.support.streams import make_dependable
 
@@ -27,6 +27,8 @@ MOST_THREADS = 16
 def run(options: Callable[[], argparse.ArgumentParser], body: Callable[[argparse.Namespace], None]) -> None:
     """A whole command: its options are read, its body is run, and its process ends with the exit code."""
     make_dependable()
+    # As few as in training would cost the search of a single sentence a tenth of its time (docs/log.md).
+    spin(10_000)
     made = options()
     arguments = made.parse_args()
     sys.exit(exit_code_of(made.prog, lambda: body(arguments)))

@@ -18,6 +18,7 @@ import seq2seq
 from seq2seq.config.compose import COMPOSING, checked, conf_dir, explained, options_of
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, exit_code_of
+from seq2seq.support.processors import spin
 from seq2seq.support.ranks import is_rank
 from seq2seq.support.streams import make_dependable
 
@@ -58,6 +59,7 @@ A run that was stopped goes on when the same command is typed again.
 def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]) -> int:
     """Compose the configuration from the command line, check it, and run `task` with it; returns the exit code."""
     make_dependable()
+    spin(2_000)
     arguments = sys.argv[1:]
     if "--version" in arguments:
         print(f"{command} {seq2seq.__version__}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -42,6 +44,21 @@ def test_help_and_version(command: str, run: Any) -> None:
         assert out.count("\n") > 10 and max(map(len, out.split("\n"))) <= 120
     code, out, err = run(COMMANDS[command], "--version")
     assert (code, out, err) == (0, f"{command} {seq2seq.__version__}\n", "")
+
+
+def test_threads_wait_as_long_as_suits_the_command(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for main, turns in ((train.main, "2000"), (translate.main, "10000")):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        assert run(main, "--help").code == 0
+        assert os.environ["GOMP_SPINCOUNT"] == turns
+        monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+        assert run(main, "--help").code == 0
+        assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
+def test_that_is_said_before_torch_is_imported() -> None:
+    names = ", ".join(f"seq2seq.cli.{command.removeprefix('seq2seq-')}" for command in COMMANDS)
+    subprocess.run([sys.executable, "-c", f"import sys, {names}; sys.exit('torch' in sys.modules)"], check=True)
 
 
 @pytest.mark.parametrize("command", ["seq2seq-train", "seq2seq-prepare", "seq2seq-average"])
