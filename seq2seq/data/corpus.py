@@ -102,6 +102,8 @@ def _pairs(data: DataConfig, split: str, seed: int) -> Iterator[Pair]:
         if targets and len(sources) != len(targets):
             raise UserError(f"data.{split}: {len(sources)} source files but {len(targets)} target files")
         for source, target in itertools.zip_longest(sources, targets):
+            if target and _parser_of(source):
+                raise UserError(f"{source}: holds both sides; leave data.{split}.target={target} out")
             yield from _side_by_side(source, target) if target else _one_file(source, data)
     elif corpus.dataset:
         yield from _from_datasets(corpus, data, split)
@@ -149,13 +151,17 @@ def _misaligned(source: Path, target: Path) -> UserError:
     )
 
 
-def _one_file(path: Path, data: DataConfig) -> Iterator[Pair]:
+def _parser_of(path: Path) -> Callable[[str, DataConfig], Pair] | None:
+    """What reads a line of a file that holds both sides; None for plain text."""
     name = path.name.removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
     if name.endswith((".jsonl", ".json")):
-        parse: Callable[[str, DataConfig], Pair] = _parse_json
-    elif name.endswith(".tsv"):
-        parse = _parse_tsv
-    else:
+        return _parse_json
+    return _parse_tsv if name.endswith(".tsv") else None
+
+
+def _one_file(path: Path, data: DataConfig) -> Iterator[Pair]:
+    parse = _parser_of(path)
+    if not parse:
         raise UserError(f"{path}: a single file must be .tsv or .jsonl; for plain text give data.*.target too")
     for number, line in enumerate(read_lines(path, is_table=True), 1):
         try:

@@ -41,7 +41,7 @@ class MultiHeadAttention(nn.Module):
         self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
     ) -> Tensor:
         """Attend from each row of `x` to the rows of `memory` in the same sentence, [N, D]."""
-        if not causal and suits_rows(x_ND, keys):
+        if not causal and suits_rows(x_ND, queries, keys):
             rows_ME, seen = self.key_value(memory_MD), (keys.lists, queries.sentences)
             return self.output(row_attention(self.query(x_ND), rows_ME, *seen, self.num_heads))
         kind = Kind(self.num_heads, self.widths, causal)

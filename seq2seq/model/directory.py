@@ -86,6 +86,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / "manifest.json"
     if not path.is_file():
+        inside = directory / "model"
+        if (inside / path.name).is_file():
+            raise UserError(f"{directory}: no model there, but in {inside}; give that directory")
         raise UserError(
             f"{directory}: no model there (no manifest.json); train one: seq2seq-train +recipe=quickstart, "
             "or give another: --model DIR"
@@ -94,7 +97,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path)
         found, hashes, longest = manifest["format_version"], manifest["sha256"], manifest.get("longest_source", 1)
-        listed = sorted(hashes)
+        listed = sorted(hashes.keys())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: broken; copy the directory again") from None
     if found != FORMAT_VERSION or type(found) is not int:
@@ -137,7 +140,8 @@ def _require_size_of(weights: dict[str, torch.Tensor], config: ModelConfig, path
 
     Other models have their shapes compared one by one, but first have to be built: hours for a million layers.
     """
-    widest = max((side for tensor in weights.values() for side in tensor.shape), default=0)
+    # The other sides of a tensor without elements cost nothing, and may be of any size.
+    widest = max((side for tensor in weights.values() if tensor.numel() for side in tensor.shape), default=0)
     numbers = [("d_model", config.d_model, widest)]
     for side in ("encoder", "decoder"):
         settings = getattr(config, side)
@@ -175,7 +179,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file. Raises UserError when it is damaged."""
     try:
         return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError) as error:
+        # A TypeError for sides that no tensor can have.
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 

@@ -63,7 +63,7 @@ class NativeEncoder(NativeLayers):
 
     def takes(self, x_ND: Tensor, layout: Layout) -> bool:
         """Whether to use it for these packed sentences."""
-        return suits_rows(x_ND, layout)
+        return suits_rows(x_ND, layout, layout)
 
     def __call__(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """The layers applied to packed rows, in place: [N, D]."""

@@ -43,6 +43,9 @@ def linear_cross_entropy_reference(
 
 def linear_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """The same two sums, chunk by chunk; matmuls in the autocast dtype where autocast is active, sums in float32."""
+    if not torch.is_grad_enabled():
+        # A parameter would count as one that needs a gradient even here.
+        h_ND, w_VD = h_ND.detach(), w_VD.detach()
     loss, plain = _LinearCrossEntropy.apply(h_ND, w_VD, target_T, smoothing)  # type: ignore[no-untyped-call]
     return loss, plain
 

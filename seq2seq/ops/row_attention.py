@@ -28,10 +28,10 @@ def can_attend(*tensors: Tensor) -> bool:
     return native.can_compute(*tensors) or gpu.can_compute(*tensors)
 
 
-def suits_rows(x: Tensor, keys: Layout) -> bool:
+def suits_rows(x: Tensor, queries: Layout, keys: Layout) -> bool:
     """Whether to use this for packed sentences: for short ones, and where results must be batch-invariant."""
     # This comes first: training code is compiled, where the other conditions cannot be evaluated.
-    if torch.is_grad_enabled() or keys.filler:
+    if torch.is_grad_enabled() or queries.filler or keys.filler:
         return False
     is_quicker = keys.max_length <= SHORT.get(x.dtype, 0)
     return (is_quicker or is_batch_invariant()) and native.can_compute(x)

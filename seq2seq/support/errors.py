@@ -98,6 +98,12 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
         drop(sys.stdout)
     except (Exception, KeyboardInterrupt) as error:
         exit_code, message = explain(error)
+        if sys.stdout is not None:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                # It would be tried again, and fail again, when Python exits.
+                drop(sys.stdout)
         if message:
             print(f"{command}: {message}", file=sys.stderr)
         return exit_code

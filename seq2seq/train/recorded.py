@@ -32,12 +32,16 @@ def is_short(batch: Batch) -> bool:
     return max(batch.source_layout.max_length, batch.target_layout.max_length) <= LONGEST
 
 
-def regular(batch: Batch) -> Batch:
-    """The same pairs in one of few shapes, with sentences of zeros at the end; unchanged if they are not short."""
+def regular(batch: Batch, limits: tuple[int | None, int | None] = (None, None)) -> Batch:
+    """The same pairs in one of few shapes, with sentences of zeros at the end; unchanged if they are not short.
+
+    `limits` are the longest source and target, eos counted, that the model can take (None: any).
+    """
     if not is_short(batch):
         return batch
     layouts = batch.source_layout, batch.target_layout
-    longest = [max(16, power_of_two(layout.max_length)) for layout in layouts]
+    rounded = [max(16, power_of_two(layout.max_length)) for layout in layouts]
+    longest = [most if limit is None else min(most, limit) for most, limit in zip(rounded, limits, strict=True)]
     missing = [layout.missing for layout in layouts]
     added = max(-(-rows // most) for rows, most in zip(missing, longest, strict=True))
     count = power_of_two(batch.source_layout.batch_size + added)

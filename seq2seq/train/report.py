@@ -78,7 +78,7 @@ class Report:
             "source_tokens_per_second": self._source_tokens / seconds,
             "target_tokens_per_second": self._target_tokens / seconds,
         }
-        time_left = min(self._left[0] * seconds / self._steps, self._left[1])
+        time_left = max(0.0, min(self._left[0] * seconds / self._steps, self._left[1]))
         say(
             f"step {self._step:,}  loss {values['loss']:.3f}  perplexity {values['perplexity']:.2f}  "
             f"{self._source_tokens / seconds:,.0f} + {self._target_tokens / seconds:,.0f} tokens/s  "

@@ -371,5 +371,11 @@ class Trainer:
             write_json(self.end, {"step": self.progress.step, "bleu": best})
         self.world.wait()
         model = self.run_dir / "model"
+        step, warmup = self.progress.step, self.config.schedule.warmup_steps
+        if step < warmup:
+            say(
+                f"this run ended at step {step:,}, while its learning rate was still rising: its model will hardly "
+                f"translate; train longer, or for fewer than schedule.warmup_steps={warmup}"
+            )
         say(f"finished after {self.progress.seconds / 60:.1f} minutes of training; the model: {model}")
         say(f"to translate with it: seq2seq-translate --model {shlex.quote(str(model))} < input.txt")

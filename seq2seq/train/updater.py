@@ -92,7 +92,8 @@ class Updater:
         If passes are recorded, it is also given a regular shape.
         """
         if self.device.type == "cuda":
-            return (regular(batch) if self._recorded else batch).pinned()
+            limits = self.config.model.encoder.max_length, self.config.model.decoder.max_length
+            return (regular(batch, limits) if self._recorded else batch).pinned()
         return batch.rounded() if self.precision == torch.bfloat16 else batch
 
     def gradients(self, parts: list[MicroBatch], target_tokens: int, step: int) -> Tensor:

@@ -73,6 +73,14 @@ def test_nor_without_an_input(folder: Path, command: str) -> None:
     assert b"standard input or output is closed" in found.stderr and found.stderr.count(b"\n") == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_a_disk_that_is_full_is_told_once(folder: Path) -> None:
+    found = ended(folder, "@translate --device cpu > /dev/full", stdin=b"the dog\n")
+    assert found.returncode == 3
+    assert found.stderr.startswith(b"model: runs/x/model\nseq2seq-translate: the disk is full: ")
+    assert found.stderr.count(b"\n") == 2
+
+
 @pytest.mark.parametrize("command", ["translate", "train"])
 def test_help_is_printed_in_utf_8_whatever_the_locale(tmp_path: Path, command: str) -> None:
     found = ended(tmp_path, f"@{command} --help", encoding="latin1")

@@ -373,6 +373,12 @@ def test_real_text_with_other_line_separators_keeps_its_alignment(shared_data: P
     assert any("\u2028" in target or "\x85" in target for _, target in pairs), "the test needs such a line"
 
 
+def test_a_file_of_both_sides_has_no_other_beside_it(tmp_path: Path) -> None:
+    both, other = write(tmp_path / "both.tsv", b"a\tb\n"), write(tmp_path / "other.de", b"b\n")
+    expected = f"{both}: holds both sides; leave data.train.target={other} out"
+    assert refused(CorpusConfig(source=both, target=other)) == expected
+
+
 def test_an_empty_side_and_an_uneven_list(tmp_path: Path) -> None:
     empty, full = write(tmp_path / "empty", b""), write(tmp_path / "full", b"a\nb\n")
     assert "has 0 lines but" in refused(CorpusConfig(source=empty, target=full))

@@ -22,6 +22,7 @@ from seq2seq.config.schema import Config, DataConfig, ModelConfig, RecurrentConf
 from seq2seq.config.schema import TransformerConfig as Transformer
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.model.directory import (
+    FILES,
     FORMAT_VERSION,
     fill,
     load_model_directory,
@@ -162,6 +163,12 @@ def test_a_changed_byte_is_found(saved: Path, name: str) -> None:
     assert "sha256" in message
 
 
+def test_a_run_directory_points_to_its_model(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(saved)
+    assert f"no model there, but in {tmp_path}/run/model; give that" in refusal(tmp_path / "run")
+
+
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1", None])
 def test_another_format_is_refused(saved: Path, version: object) -> None:
     edit_manifest(saved, lambda manifest: manifest.update(format_version=version))
@@ -169,7 +176,11 @@ def test_another_format_is_refused(saved: Path, version: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", "{}", '{"format_version": 1}', '{"format_version": 1, "sha256": []}', "\x00"]
+    "content",
+    [
+        *("", "{", "[]", "null", "{}", '{"format_version": 1}', '{"format_version": 1, "sha256": []}', "\x00"),
+        json.dumps({"format_version": FORMAT_VERSION, "sha256": list(FILES)}),
+    ],
 )
 def test_a_broken_manifest_is_refused(saved: Path, content: str) -> None:
     (saved / "manifest.json").write_text(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from seq2seq.ops import linear_cross_entropy as module
 from seq2seq.ops import native
 from seq2seq.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from seq2seq.ops.product import product
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 19
 
@@ -193,6 +195,21 @@ def test_one_gradient_may_be_all_that_is_wanted() -> None:
         loss, plain = linear_cross_entropy(inputs[0], inputs[1], target, 0.1)
         torch.testing.assert_close(torch.autograd.grad(loss, inputs[side])[0], expected)
         assert not plain.requires_grad
+
+
+def test_without_gradients_none_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, w, target = draw()
+    counted: list[int] = []
+
+    def counting(*tensors: Tensor, **out: Any) -> Tensor:
+        counted.append(1)
+        return product(*tensors, **out)
+
+    monkeypatch.setattr(module, "product", counting)
+    monkeypatch.delattr(module, "add_product")
+    with torch.no_grad():
+        linear_cross_entropy(h.requires_grad_(), torch.nn.Parameter(w), target, 0.1)
+    assert len(counted) == 1
 
 
 def test_values_are_the_same_without_gradients() -> None:

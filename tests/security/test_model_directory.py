@@ -217,6 +217,14 @@ for keys, value, says in (
 ):
     payload(f"{'.'.join(keys)!r}: {value}", says, setting(*keys, value=value))
 
+
+def empty_but_wide(folder: Path) -> None:
+    weights(lambda _: torch.zeros(0, 2**62), "x")(folder)
+    setting("model", "d_model", value=2**62)(folder)
+
+
+payload("a width that only an empty tensor has", "model.d_model", empty_but_wide)
+
 for name, written, says in (
     ("aliases that multiply", "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n", "holds an alias"),
     ("a merge", "a: &a {seed: 1}\nmodel: {<<: *a}\n", "holds an alias"),

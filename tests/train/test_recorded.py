@@ -16,6 +16,7 @@ from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops import linear_cross_entropy, native, residual_norm, sentence_attention
 from seq2seq.ops.graphs import Recorded, SharedMemory
 from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import UserError
 from seq2seq.train import recorded as module
 from seq2seq.train.distributed import World
 from seq2seq.train.loss import batch_loss
@@ -76,6 +77,18 @@ def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
         for own, gradient in zip(gradients_of(model), wanted, strict=True):
             assert distance(own, gradient.double()) <= (3e-2 if HAS_GPU else 1e-4)
     assert len(recorded.graphs) == 1
+
+
+def test_a_regular_shape_has_learned_positions() -> None:
+    side = TransformerConfig(num_layers=1, num_heads=2, d_ff=32, positions="learned", max_positions=20)
+    model = build_model(ModelConfig(d_model=16, encoder=side, decoder=side, dropout=0.0), 150, 1).eval()
+    batch = batch_to_train(torch.Generator().manual_seed(1), [18, 3], [17, 20])
+    made = regular(batch, (20, 20))
+    assert (made.source_layout.max_length, made.target_layout.max_length) == (20, 20)
+    assert int(made.source_layout.lengths.max()) <= 20
+    torch.testing.assert_close(batch_loss(model, made, 0.1), batch_loss(model, batch, 0.1))
+    with pytest.raises(UserError, match="max_positions=20"):
+        batch_loss(model, regular(batch), 0.1)
 
 
 @pytest.mark.usefixtures("kernels_in_training")

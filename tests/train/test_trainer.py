@@ -79,6 +79,14 @@ def test_every_update_of_every_epoch_is_made_once(make: Make, monkeypatch: pytes
     assert made == epochs[:12]
 
 
+def test_a_run_that_ends_in_the_warm_up_is_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "while its learning rate was still rising: its model will hardly translate; train longer"
+    make("short", "trainer.max_steps=5").run()
+    assert f"this run ended at step 5, {told}" in capsys.readouterr().err
+    make("long").run()
+    assert told not in capsys.readouterr().err
+
+
 def test_the_same_seed_is_the_same_run(make: Make, tmp_path: Path) -> None:
     runs = [tmp_path / name for name in ("one", "two", "three")]
     for run_dir in runs:
