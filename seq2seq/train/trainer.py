@@ -375,7 +375,7 @@ class Trainer:
         if step < warmup:
             say(
                 f"this run ended at step {step:,}, while its learning rate was still rising: its model will hardly "
-                f"translate; train longer, or for fewer than schedule.warmup_steps={warmup}"
+                f"translate; train longer, or set schedule.warmup_steps, now {warmup:,}, to fewer"
             )
         say(f"finished after {self.progress.seconds / 60:.1f} minutes of training; the model: {model}")
         say(f"to translate with it: seq2seq-translate --model {shlex.quote(str(model))} < input.txt")
