@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import seq2seq
 from seq2seq.cli.search_options import add_search_options, chosen
@@ -20,6 +20,7 @@ from seq2seq.support.streams import make_dependable
 if TYPE_CHECKING:
     from seq2seq.translate.translator import Translator
 
+UNMET = "lines that could not be translated as asked, and were translated without"
 MOST_THREADS = 16
 """Threads for each processor beyond which a number is taken for a mistake: some systems cannot start as many."""
 
@@ -40,11 +41,19 @@ def require_streams(example: str, *, reads: bool = True) -> None:
         raise UserError(f"standard {'input or ' if reads else ''}output is closed; type: {example}")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that explains a mistake in one line, without the usage of a whole screen."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2; a command alone, where it needs more, shows its usage."""
+        if len(sys.argv) == 1:
+            super().error(message)
+        self.exit(UserError.exit_code, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
+
+
 def parser(command: str, summary: str, epilog: str) -> argparse.ArgumentParser:
     """A parser with --version and examples under its help."""
-    made = argparse.ArgumentParser(
-        command, description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(command, description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--version", action="version", version=f"{command} {seq2seq.__version__}")
     return made
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seq2seq.cli.common import add_model_options, find_model, load_translator, parser, require_streams, run
+from seq2seq.cli.common import UNMET, add_model_options, find_model, load_translator, parser, require_streams, run
 from seq2seq.config import compose
 from seq2seq.data.corpus import Pair, is_given, read_pairs
 from seq2seq.evaluate.scores import below_bars, compare
@@ -101,10 +101,7 @@ def _translated(translator: Translator, texts: Sequence[str]) -> list[str]:
     found = translator.translate_n_best(texts)
     unmet = [translation.unmet for translation in found if translation.unmet]
     if unmet:
-        say(
-            f"lines that could not be translated as asked, and were translated without: {len(unmet)}; "
-            f"the first: {unmet[0]}"
-        )
+        say(f"{UNMET}: {len(unmet)}; the first: {unmet[0]}")
     return [translation.texts[0] for translation in found]
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seq2seq.cli.common import add_model_options, load_translator, parser, require_streams, run
+from seq2seq.cli.common import UNMET, add_model_options, load_translator, parser, require_streams, run
 from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
@@ -99,10 +99,7 @@ def translate(arguments: argparse.Namespace) -> None:
         )
     prefixes.require_end()
     if unmet:
-        raise UserError(
-            f"lines that could not be translated as asked, and were translated without: {unmet}; "
-            f"the first is {first_unmet}"
-        )
+        raise UserError(f"{UNMET}: {unmet}; the first is {first_unmet}")
 
 
 def _stream(translator: Translator, text: str, prefix: str) -> str:
