@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from seq2seq.cli.common import parser, run
+from seq2seq.cli.common import parser, require_positive, run
 from seq2seq.config import compose
 from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
@@ -22,9 +22,9 @@ def options() -> argparse.ArgumentParser:
     made = parser("seq2seq-average", SUMMARY, EXAMPLES)
     made.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory of a training run")
     made.add_argument(
-        "--last", type=int, default=5, metavar="N", help="how many checkpoints, the newest ones (default: 5)"
+        "--last", type=int, default=5, metavar="N", help="how many of the newest at multiples of trainer.save_every (default: 5)"
     )
-    made.add_argument("--steps", metavar="A,B,…", help="these checkpoints instead")
+    made.add_argument("--steps", metavar="A,B,…", help="the checkpoints of these steps instead")
     made.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
     return made
 
@@ -39,14 +39,23 @@ def average(arguments: argparse.Namespace) -> None:
 
     if arguments.output.exists():
         raise UserError(f"{arguments.output}: already there; give another --output")
-    found = Checkpoints(arguments.run_dir).all()
-    wanted = arguments.steps.split(",") if arguments.steps else None
-    chosen = [path for path in found if str(step_of(path)) in wanted] if wanted else found[-arguments.last :]
-    expected = len(wanted) if wanted else arguments.last
-    if len(chosen) != expected or expected < 1:
-        names = ", ".join(str(step_of(path)) for path in found) or "none"
+    require_positive(arguments, "last")
+    checkpoints = Checkpoints(arguments.run_dir)
+    found = checkpoints.all()
+    if not found:
+        raise UserError(f"{checkpoints.directory}: no checkpoints there; give the directory of a training run")
+    if arguments.steps is None:
+        every = compose.load(found[-1] / "config.yaml").trainer.save_every
+        wanted, which = arguments.last, f" at multiples of trainer.save_every={every}"
+        chosen = checkpoints.regular(every)[-wanted:]
+    else:
+        steps = arguments.steps.split(",")
+        wanted, which = len(steps), ""
+        chosen = [path for path in found if str(step_of(path)) in steps]
+    if len(chosen) != wanted:
+        there = ", ".join(str(step_of(path)) for path in found)
         raise UserError(
-            f"{arguments.run_dir}: {len(chosen)} of {expected} checkpoints found (steps there: {names}); "
+            f"{arguments.run_dir}: {len(chosen)} of {wanted} checkpoints{which} found (steps there: {there}); "
             "choose by --last N or --steps A,B,…"
         )
     for folder in chosen:

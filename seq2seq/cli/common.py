@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import seq2seq
-from seq2seq.cli.search_options import add_search_options, chosen
+from seq2seq.cli.search_options import add_search_options, chosen, settings_named_as_options
 from seq2seq.support.errors import UserError, exit_code_of
 from seq2seq.support.processors import available_processors, spin
 from seq2seq.support.progress import say
@@ -143,13 +143,10 @@ def load_translator(arguments: argparse.Namespace) -> Translator:
 
     prepare_process(arguments)
     require_positive(arguments, "workers")
-    translator = Translator.load(
-        directory,
-        *arguments.ensemble,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        **chosen(arguments),
-    )
+    with settings_named_as_options():
+        translator = Translator.load(
+            directory, *arguments.ensemble, device=arguments.device, dtype=arguments.dtype, **chosen(arguments)
+        )
     translator.batch_tokens = arguments.batch_tokens or translator.batch_tokens
     translator.deterministic = arguments.deterministic
     if arguments.glossary:

@@ -85,6 +85,9 @@ def score(arguments: argparse.Namespace) -> None:
             pairs, tokens, sums = pairs + 1, tokens + len(own.token_log_probs), sums + own.score
         sys.stdout.buffer.flush()
     _say_unusual(unusual, scorer.longest_source)
+    if not pairs:
+        say("no pairs: the input is empty")
+        return
     say(
         f"{pairs:,} pairs, {tokens:,} target tokens with eos, log-probability {sums:.4f}, "
         f"perplexity {perplexity(sums, tokens):.4f}"

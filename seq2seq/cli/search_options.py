@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 from seq2seq.config.search import SAMPLING_ALONE, SearchConfig
+from seq2seq.support.errors import UserError
 
 
 def add_search_options(options: argparse.ArgumentParser) -> None:
@@ -30,3 +34,20 @@ def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     values = {key.name: getattr(arguments, key.name) for key in fields(SearchConfig)}
     given = {name: value for name, value in values.items() if value is not None}
     return {"n_best": 1, **(SAMPLING_ALONE if given.get("sampling") is False else {}), **given}
+
+
+@contextlib.contextmanager
+def settings_named_as_options() -> Iterator[None]:
+    """Within it an error about the settings of search names them as options: `--top-p 2.0` for `search.top_p=2.0`."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        # One about a model's own settings begins with their file.
+        if message.startswith("search."):
+            message = re.sub(r"search\.(\w+)(=true\b)?(=)?", _as_option, message)
+        raise UserError(message) from None
+
+
+def _as_option(setting: re.Match[str]) -> str:
+    return f"--{setting[1].replace('_', '-')}{' ' if setting[3] else ''}"

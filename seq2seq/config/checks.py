@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from seq2seq.support.errors import UserError, nearest
+from seq2seq.support.errors import UserError
 
 
 def at_least(key: str, value: float | None, limit: float) -> None:
@@ -32,6 +32,6 @@ def share(key: str, value: float) -> None:
 
 
 def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise UserError for a value that is not known, with the nearest known one."""
+    """Raise UserError for a value that is not known."""
     if value not in known:
-        raise UserError(f"{key}={value}: must be one of {', '.join(known)}{nearest(value, known)}")
+        raise UserError(f"{key}={value}: must be one of {', '.join(known)}")

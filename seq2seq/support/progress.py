@@ -52,12 +52,12 @@ def say(message: str) -> None:
 
 @contextmanager
 def bars_of_datasets(shown: bool) -> Iterator[None]:
-    """Show or hide `datasets`' own progress bars while the block runs."""
+    """Show or hide `datasets`' own progress bars while the block runs; in a log file they are always hidden."""
     import datasets
 
     before = datasets.are_progress_bars_disabled()
     switch = {False: datasets.enable_progress_bars, True: datasets.disable_progress_bars}
-    switch[_silent or not shown]()
+    switch[_silent or not (shown and sys.stderr.isatty())]()
     try:
         yield
     finally:

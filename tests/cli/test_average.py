@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from seq2seq.cli.average import main
+from seq2seq.config.compose import load, to_yaml
 from seq2seq.model.directory import load_weights
 from seq2seq.support.files import read_json
 from seq2seq.support.manifest import write_manifest
@@ -18,16 +19,18 @@ from seq2seq.translate.translator import Translator
 
 @pytest.fixture
 def run_dir(tiny_model: Path, tmp_path: Path) -> Path:
-    """A run with the tiny model and four checkpoints whose weights are its own plus 0, 1, 2 and 6."""
+    """A run with the tiny model and checkpoints whose weights are its own plus 0, 1, 2, 6 and, where it was stopped, 9."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(tiny_model)
     weights = load_weights(tiny_model / "model.safetensors")
-    for step, shift in ((20, 0.0), (100, 1.0), (1000, 2.0), (3000, 6.0)):
+    config = load(tiny_model / "config.yaml")
+    config.trainer.save_every = 20
+    for step, shift in ((20, 0.0), (100, 1.0), (1000, 2.0), (3000, 6.0), (3007, 9.0)):
         folder = tmp_path / "run" / "checkpoints" / f"step-{step}"
         folder.mkdir(parents=True)
         shifted = {name: tensor + shift for name, tensor in weights.items()}
         safetensors.torch.save_file(shifted, folder / "model.safetensors")
-        (folder / "config.yaml").write_bytes((tiny_model / "config.yaml").read_bytes())
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8", newline="\n")
         write_manifest(folder)
     (tmp_path / "run" / "checkpoints" / ".step-4000.x.tmp").mkdir()
     return tmp_path / "run"
@@ -40,6 +43,7 @@ def run_dir(tiny_model: Path, tmp_path: Path) -> Path:
         (["--last", "4"], [20, 100, 1000, 3000], 2.25),
         (["--steps", "20,1000"], [20, 1000], 1.0),
         (["--steps", "3000,100,1000"], [100, 1000, 3000], 3.0),
+        (["--steps", "1000,3007"], [1000, 3007], 5.5),
     ],
 )
 def test_the_mean_of_checkpoints(
@@ -61,15 +65,16 @@ def test_the_mean_of_checkpoints(
 
 def test_mistakes(run: Any, run_dir: Path, tmp_path: Path) -> None:
     output = ["--output", tmp_path / "averaged"]
-    there = "(steps there: 20, 100, 1000, 3000)"
+    there = "(steps there: 20, 100, 1000, 3000, 3007)"
     for arguments, message in (
-        ([], f"4 of 5 checkpoints found {there}"),
-        (["--last", "0"], "of 0 checkpoints found"),
+        ([], f"4 of 5 checkpoints at multiples of trainer.save_every=20 found {there}"),
+        (["--last", "0"], "--last 0: must be at least 1"),
         (["--steps", "100,200"], f"1 of 2 checkpoints found {there}"),
         (["--steps", "x"], f"0 of 1 checkpoints found {there}"),
     ):
         run(main, run_dir, *arguments, *output).refused("seq2seq-average", message)
-    run(main, tmp_path / "no", "--last", "1", *output).refused("seq2seq-average", "(steps there: none)")
+    nowhere = tmp_path / "no" / "checkpoints"
+    run(main, tmp_path / "no", *output).refused("seq2seq-average", f"{nowhere}: no checkpoints there; give the dir")
     run(main, run_dir, "--last", "1", "--output", tmp_path).refused("seq2seq-average", "already there; give another")
     assert not (tmp_path / "averaged").exists()
     manifest = run_dir / "model" / "manifest.json"

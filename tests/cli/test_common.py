@@ -96,15 +96,18 @@ def test_the_model_is_the_one_named_else_the_newest(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--beam-size", "0"], "search.beam_size=0: must be at least 1"),
-        (["--length-penalty", "-1"], "search.length_penalty=-1.0: must be at least 0"),
-        (["--length-penalty", "nan"], "search.length_penalty=nan"),
+        (["--beam-size", "0"], "--beam-size 0: must be at least 1"),
+        (["--length-penalty", "-1"], "--length-penalty -1.0: must be at least 0"),
+        (["--length-penalty", "nan"], "--length-penalty nan: must be at least 0"),
+        (["--stop", "soon"], "--stop soon: must be one of exact, beam"),
+        (["--sampling", "--stop", "beam"], "--stop beam: not with --sampling; leave one out"),
+        (["--top-p", "0.5"], "--top-p 0.5: for sampling alone; add --sampling"),
         (["--threads", "0"], "--threads 0: must be at least 1"),
         (["--threads", "100000000"], "--threads 100000000: there are "),
         (["--batch-tokens", "-5"], "--batch-tokens -5: must be at least 1"),
         (["--device", "gpu"], "device=gpu: no such device; type auto, cpu"),
-        (["--n-best", "0"], "search.n_best=0: must be at least 1"),
-        (["--n-best", "5"], "search.n_best=5: must not be above search.beam_size=4"),
+        (["--n-best", "0"], "--n-best 0: must be at least 1"),
+        (["--n-best", "5"], "--n-best 5: must not be above --beam-size 4"),
     ],
 )
 def test_an_option_out_of_range(arguments: list[str], message: str, run: Any, tiny_model: Path) -> None:

@@ -99,7 +99,7 @@ def test_pairs_with_an_empty_side_are_scored_and_told(run: Any, tiny_model: Path
 
 
 def test_no_pairs(run: Any, tiny_model: Path, tmp_path: Path) -> None:
-    expected = (0, "", "0 pairs, 0 target tokens with eos, log-probability 0.0000, perplexity nan\n")
+    expected = (0, "", "no pairs: the input is empty\n")
     assert run(main, "--model", tiny_model) == expected
     assert run(main, "--model", tiny_model, *write(tmp_path, [])) == expected
 

@@ -198,9 +198,9 @@ def test_all_settings_of_search_are_options(run: Any, tiny_model: Path) -> None:
     assert first.count("\n") == 3 and first == again != other
     short = run(main, *model, "--max-length", "3", "--jsonl", stdin=stdin).out
     assert json.loads(short)["status"] == "length_limit"
-    run(main, *model, "--top-k", "5", stdin=stdin).refused("seq2seq-translate", "add search.sampling=true")
+    run(main, *model, "--top-k", "5", stdin=stdin).refused("seq2seq-translate", "add --sampling")
     run(main, *model, "--beam-size", "4", "--diversity-groups", "3", stdin=stdin).refused(
-        "seq2seq-translate", "search.beam_size=4: must be a multiple of search.diversity_groups=3"
+        "seq2seq-translate", "--beam-size 4: must be a multiple of --diversity-groups 3"
     )
 
 
@@ -213,7 +213,7 @@ def test_a_model_s_own_sampling_can_be_switched_off(run: Any, tiny_model: Path, 
     sampled = ("--model", tmp_path / "model", "--device", "cpu")
     assert run(main, *sampled, stdin=stdin).out != searched.out
     assert run(main, *sampled, "--no-sampling", stdin=stdin) == searched
-    run(main, *sampled, "--no-sampling", "--top-k", "5").refused("seq2seq-translate", "search.top_k=5: for sampling")
+    run(main, *sampled, "--no-sampling", "--top-k", "5").refused("seq2seq-translate", "--top-k 5: for sampling")
 
 
 def test_several_models(run: Any, tiny_model: Path) -> None:
