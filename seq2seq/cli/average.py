@@ -22,7 +22,11 @@ def options() -> argparse.ArgumentParser:
     made = parser("seq2seq-average", SUMMARY, EXAMPLES)
     made.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the directory of a training run")
     made.add_argument(
-        "--last", type=int, default=5, metavar="N", help="how many of the newest at multiples of trainer.save_every (default: 5)"
+        "--last",
+        type=int,
+        default=5,
+        metavar="N",
+        help="how many, the newest ones at multiples of trainer.save_every (default: 5)",
     )
     made.add_argument("--steps", metavar="A,B,…", help="the checkpoints of these steps instead")
     made.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model directory to write")
@@ -44,6 +48,9 @@ def average(arguments: argparse.Namespace) -> None:
     found = checkpoints.all()
     if not found:
         raise UserError(f"{checkpoints.directory}: no checkpoints there; give the directory of a training run")
+    trained = arguments.run_dir / "model"
+    if not (trained / "manifest.json").is_file():
+        raise UserError(f"{trained}: not there before the run's first validation; type the training command again")
     if arguments.steps is None:
         every = compose.load(found[-1] / "config.yaml").trainer.save_every
         wanted, which = arguments.last, f" at multiples of trainer.save_every={every}"
@@ -61,9 +68,6 @@ def average(arguments: argparse.Namespace) -> None:
     for folder in chosen:
         if fault := damage(folder):
             raise UserError(f"{folder}/{fault}; choose others: --steps A,B,…")
-    trained = arguments.run_dir / "model"
-    if not (trained / "manifest.json").is_file():
-        raise UserError(f"{trained}: not there before the run's first validation; type the training command again")
     manifest = read_manifest(trained)
     save_model_directory(
         arguments.output,

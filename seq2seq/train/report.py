@@ -18,6 +18,7 @@ from seq2seq.support.progress import say
 class Report:
     """Writes `log.jsonl` and, where TensorBoard is installed, its events; prints a line every few seconds of training.
 
+    The first update has a line of its own: it takes as long as compiling does, which tells nothing of the others.
     Without a `run_dir` nothing is written: only one of several ranks reports. `trained` is the training time so far, in
     seconds.
     """
@@ -29,7 +30,7 @@ class Report:
         # Unbuffered: what a full disk has no room for must not stay here.
         self._log = log.open("ab", buffering=0)
         self._log_seconds = log_seconds
-        self._told = False
+        self._told = self._warm = False
         self._events: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -63,7 +64,7 @@ class Report:
         self._target_tokens += tokens[1]
         self._steps += 1
         self._step, self._rate, self._trained, self._left = step, rate, trained, left
-        if trained - self._since >= self._log_seconds:
+        if not self._warm or trained - self._since >= self._log_seconds:
             self.tell()
 
     def tell(self) -> None:
@@ -79,12 +80,16 @@ class Report:
             "target_tokens_per_second": self._target_tokens / seconds,
         }
         time_left = max(0.0, min(self._left[0] * seconds / self._steps, self._left[1]))
+        pace = (
+            f"{self._source_tokens / seconds:,.0f} + {self._target_tokens / seconds:,.0f} tokens/s  "
+            f"{time_left / 60:.1f} min left"
+        )
         say(
             f"step {self._step:,}  loss {values['loss']:.3f}  perplexity {values['perplexity']:.2f}  "
-            f"{self._source_tokens / seconds:,.0f} + {self._target_tokens / seconds:,.0f} tokens/s  "
-            f"lr {self._rate:.2e}  {time_left / 60:.1f} min left"
+            f"lr {self._rate:.2e}  {pace if self._warm else f'first update: {seconds:.1f} s'}"
         )
         self.record("train", self._step, values)
+        self._warm = True
         self._clear(self._trained)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from seq2seq.translate.translator import Translator
 
 @pytest.fixture
 def run_dir(tiny_model: Path, tmp_path: Path) -> Path:
-    """A run with the tiny model and checkpoints whose weights are its own plus 0, 1, 2, 6 and, where it was stopped, 9."""
+    """A run with the tiny model and checkpoints whose weights are its own plus 0, 1, 2, 6 and 9 (irregular)."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(tiny_model)
     weights = load_weights(tiny_model / "model.safetensors")

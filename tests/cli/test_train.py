@@ -66,7 +66,8 @@ def test_training_from_raw_text_to_a_model_directory(run: Any, overrides: list[s
     code, out, err = run(train.main, *command, "trainer.keep_checkpoints=2", "trainer.average_last=2")
     assert (code, out) == (0, "")
     lines = err.split("\n")
-    assert sum(line.startswith("step ") and " lr " in line and "min left" in line for line in lines) == 6
+    told = [line for line in lines if line.startswith("step ") and " lr " in line]
+    assert [("first update" in line, "min left" in line) for line in told] == [(True, False)] + 5 * [(False, True)]
     assert sum(line.startswith("validation at step ") for line in lines) == 2
     assert sum(line.startswith("    the ") for line in lines) == 2, "one sample translation at each"
     assert lines[-3].startswith("finished after") and str(run_dir / "model") in lines[-3]

@@ -19,25 +19,29 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_averages_what_came_since_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = Report(tmp_path, log_seconds=5.0, trained=100.0)
-    report.update(1, (30.0, 20.0), (8, 5), 0.1, 104.9, (2, math.inf))
+    report = Report(tmp_path, log_seconds=5.0, trained=60.0)
+    report.update(1, (30.0, 20.0), (8, 10), 0.1, 100.0, (3, math.inf))
+    assert capsys.readouterr().err == "step 1  loss 3.000  perplexity 7.39  lr 1.00e-01  first update: 40.0 s\n"
+    report.update(2, (30.0, 20.0), (8, 5), 0.1, 104.9, (2, math.inf))
     assert capsys.readouterr().err == ""
-    report.update(2, (10.0, 10.0), (9, 15), 0.2, 110.0, (1, math.inf))
+    report.update(3, (10.0, 10.0), (9, 15), 0.2, 110.0, (1, math.inf))
     report.close()
-    (line,) = lines(tmp_path)
-    assert (line["kind"], line["step"], line["learning_rate"]) == ("train", 2, 0.2)
+    first, line = lines(tmp_path)
+    assert (first["step"], first["loss"], first["target_tokens_per_second"]) == (1, 3.0, 0.25)
+    assert (line["kind"], line["step"], line["learning_rate"]) == ("train", 3, 0.2)
     assert line["loss"] == pytest.approx(40 / 20)
     assert line["perplexity"] == pytest.approx(math.exp(30 / 20))
     assert (line["source_tokens_per_second"], line["target_tokens_per_second"]) == (1.7, 2.0)
     captured = capsys.readouterr()
     assert captured.out == ""
-    for part in ("step 2", "loss 2.000", "perplexity 4.48", "tokens/s", "lr 2.00e-01", "0.1 min left"):
+    for part in ("step 3", "loss 2.000", "perplexity 4.48", "tokens/s", "lr 2.00e-01", "0.1 min left"):
         assert part in captured.err
 
 
 def test_time_left_is_the_shorter_of_steps_and_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = Report(tmp_path, log_seconds=0.0)
-    report.update(1, (1.0, 1.0), (1, 1), 0.1, 1.0, (10**9, 90.0))
+    for step in (1, 2):
+        report.update(step, (1.0, 1.0), (1, 1), 0.1, float(step), (10**9, 90.0))
     report.close()
     assert "1.5 min left" in capsys.readouterr().err
 
@@ -55,10 +59,11 @@ def test_what_is_left_at_the_end_is_told_once(tmp_path: Path) -> None:
     report = Report(tmp_path, log_seconds=1000.0)
     report.tell()
     report.update(1, (30.0, 20.0), (8, 5), 0.1, 2.0, (2, math.inf))
+    report.update(2, (40.0, 20.0), (8, 5), 0.1, 3.0, (1, math.inf))
     report.tell()
     report.tell()
     report.close()
-    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 6.0)]
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 6.0), (2, 8.0)]
 
 
 def test_a_diverged_run_still_has_a_perplexity(tmp_path: Path) -> None:
