@@ -38,7 +38,8 @@ common keys:
                                             the training pairs are held out)
   data.source_language=en data.target_language=de
   tokenizer.vocab_size=8000
-  model=tiny|small|base|big|recurrent       or model/encoder=… model/decoder=…, model.d_model=512, …
+  model={models}
+                                            or model/encoder=… model/decoder=…, model.d_model=512, …
   trainer.max_steps=N trainer.max_minutes=M trainer.device=cpu trainer.precision=float32
   trainer.devices=N                         that many GPUs of this machine; of several machines: torchrun
   init_from=DIR                             go on from a model directory, with its vocabulary, on other data
@@ -65,7 +66,13 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
         print(f"{command} {seq2seq.__version__}")
         return 0
     if {"-h", "--help"} & set(arguments) or not arguments:
-        print(HELP.format(command=command, summary=summary, recipes="\n  ".join(options_of("recipe"))), end="")
+        help_text = HELP.format(
+            command=command,
+            summary=summary,
+            recipes="\n  ".join(options_of("recipe")),
+            models="|".join(options_of("model")),
+        )
+        print(help_text, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     # Hydra then lets its own exceptions through, which we turn into messages and exit codes.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -131,6 +133,11 @@ def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]
             found for name in names for found in differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
         ]
     return [] if old == new else [(key, old, new)]
+
+
+def override(key: str, value: Any) -> str:
+    """What to type on the command line so that `key` has this value."""
+    return shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
 
 
 def explained(error: Exception, overrides: Sequence[str]) -> UserError:

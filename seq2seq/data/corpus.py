@@ -53,8 +53,11 @@ def name_of(corpus: CorpusConfig) -> str:
     return ", ".join(files) or corpus.dataset or "the phrasebook"
 
 
-def identity(corpus: CorpusConfig) -> dict[str, Any]:
-    """What the corpus is made of, to tell whether it changed: the sha256 of each file, or names."""
+def identity(corpus: CorpusConfig, seed: int) -> dict[str, Any]:
+    """What the corpus is made of, to tell whether it changed: the sha256 of each file, or names.
+
+    Only phrases are drawn by the seed: other corpora are the same whatever it is.
+    """
     files = {side: paths_of(getattr(corpus, side)) for side in ("source", "target")}
     for path in itertools.chain(*files.values()):
         require(path)
@@ -63,7 +66,7 @@ def identity(corpus: CorpusConfig) -> dict[str, Any]:
     named = {key: getattr(corpus, key) for key in ("dataset", "subset", "split", "phrases")}
     if corpus.phrases and not corpus.dataset:
         # What is drawn depends on the versions of Babel and num2words, and on ours.
-        named["drawn"] = text_hash(*map(str, itertools.islice(phrasebook.draw(0, held_out=False), 600)))
+        named["drawn"] = text_hash(*map(str, itertools.islice(phrasebook.draw(seed, held_out=False), 600)))
     folder = Path(corpus.dataset or "")
     if corpus.dataset and folder.is_dir():
         named["files"] = [sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()]

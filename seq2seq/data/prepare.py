@@ -101,9 +101,8 @@ def _run_stages(config: Config, root: Path) -> None:
         require_place(root / name)
     rules = asdict(config.data.cleaning)
     inputs = {
-        "seed": config.seed,
         "languages": [config.data.source_language, config.data.target_language],
-        "corpora": {split: corpus.identity(getattr(config.data, split)) for split in ("train", "valid")},
+        "corpora": {split: corpus.identity(getattr(config.data, split), config.seed) for split in ("train", "valid")},
         "rules": {key: rules[key] for key in ("empty", "duplicate", "same")},
         "columns": list(COLUMNS),
     }
@@ -247,7 +246,8 @@ def _train_tokenizer(folder: Path, root: Path, config: Config) -> None:
         return
     table = _cleaned(root, "train")
     count = min(len(table), max(1, config.tokenizer.max_lines // 2))
-    chosen = np.sort(np.random.default_rng(config.seed).choice(len(table), count, replace=False))
+    # The same whatever the run's seed: runs that differ in it share their vocabulary.
+    chosen = np.sort(np.random.default_rng(1).choice(len(table), count, replace=False))
     settings = config.tokenizer
     say(f"training a {settings.kind} vocabulary of {settings.vocab_size:,} pieces on {2 * count:,} lines")
 

@@ -168,15 +168,15 @@ class Checkpoints:
             return
         folder = self.all()[-1]
         stored = compose.load(folder / "config.yaml")
-        changed = [
-            f"{key} was {old}, is {new}"
-            for key, old, new in compose.differences(asdict(stored), asdict(config))
+        before = [
+            compose.override(key, old)
+            for key, old, _ in compose.differences(asdict(stored), asdict(config))
             if key not in MAY_CHANGE
         ]
-        if changed:
+        if before:
             raise UserError(
-                f"{folder}: this run was started with other settings: {'; '.join(changed)}; "
-                "set them back, or take another run_dir=DIR"
+                f"{folder}: this run was started with other settings; type {' '.join(before)} to resume it, "
+                "or another run_dir=DIR"
             )
 
 

@@ -26,7 +26,7 @@ from seq2seq.evaluate.scores import bleu_signature
 from seq2seq.model.directory import fill, load_model_directory, own_weights, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.support.devices import SHAPES_OF_TRAINING, choose_device, keep_freed_memory, limit_compiled_shapes
-from seq2seq.support.errors import Explained, OutOfMemory, RunError, Stopped, UserError
+from seq2seq.support.errors import Explained, OutOfMemory, RunError, Stopped, UserError, first_line
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
@@ -110,14 +110,16 @@ class Trainer:
                 else:
                     self._train()
                 self._finish()
-        except (torch.OutOfMemoryError, OutOfMemory):
-            parts = self.progress.micro_batches
-            raise RunError(
-                f"step {self.progress.step}: an update of {self.config.data.batch_tokens} tokens a side in {parts} "
-                f"parts does not fit the device's memory; type data.micro_batches={2 * parts} and another run_dir=DIR"
-            ) from None
+        except torch.OutOfMemoryError:
+            raise self._too_large(self.progress.micro_batches) from None
         finally:
             self.report.close()
+
+    def _too_large(self, parts: int) -> RunError:
+        return RunError(
+            f"step {self.progress.step}: an update of {self.config.data.batch_tokens} tokens a side in {parts} "
+            f"parts does not fit the device's memory; type data.micro_batches={2 * parts} and another run_dir=DIR"
+        )
 
     def _resume(self) -> Progress | None:
         return self.checkpoints.resume(self.model, self.updater.optimizer, self.config, self.updater.average)
@@ -147,13 +149,15 @@ class Trainer:
         most = min(tokens, max(int(lengths.sum()) for lengths in self.data.train.lengths))
         parts = given or size * -(-most // (CPU_TOKENS * size))
         if self.device.type != "cpu":
-            updates = self.sampler.epoch(0)
-            longest = max(int(lengths.max()) for lengths in self.data.train.lengths)
-            parts = fitting_parts(
-                partial(self._try_out, updates),
-                least=given or size,
-                most=given or -(-tokens // longest),
-            )
+            trial = partial(self._try_out, self.sampler.epoch(0))
+            if given:
+                try:
+                    trial(given)
+                except torch.OutOfMemoryError:
+                    raise self._too_large(given) from None
+            else:
+                longest = max(int(lengths.max()) for lengths in self.data.train.lengths)
+                parts = fitting_parts(trial, least=size, most=-(-tokens // longest))
             # The amount of memory differs between ranks.
             parts = max(self.world.gather(parts))
         if parts not in (given, size):
@@ -257,7 +261,8 @@ class Trainer:
             if self.health.accept(pending, loss, norm):
                 trained, left = progress.seconds, self._left()
                 self.report.update(pending.step, (loss, nll), pending.tokens, pending.rate, trained, left)
-                self._spike = self.health.spike(pending, loss)
+                # Where it saves, a step settles twice.
+                self._spike = self._spike or self.health.spike(pending, loss)
         return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
 
     def _left(self) -> tuple[int, float]:
@@ -290,7 +295,14 @@ class Trainer:
         self._since = time.monotonic()
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
-        values = validate(model, self.data, self.config, self.world, self.updater.precision)
+        step, parts = self.progress.step, self.progress.micro_batches
+        try:
+            values = validate(model, self.data, self.config, self.world, self.updater.precision, parts)
+        except (torch.OutOfMemoryError, OutOfMemory) as error:
+            raise RunError(
+                f"step {step}: validation does not fit the device's memory beside training ({first_line(error)}); "
+                "the last checkpoint stands: free memory, or take a larger device, and rerun the same command"
+            ) from None
         # PyTorch would keep cached what search freed, where training passes, with their own pool, cannot use it.
         torch.cuda.empty_cache()
         self._skip_pause()
@@ -350,13 +362,17 @@ class Trainer:
         self._save()
         return True
 
+    def _to_average(self) -> list[Path]:
+        count = self.config.trainer.average_last
+        folders = self.checkpoints.regular(self.config.trainer.save_every)[-count:] if count else []
+        return self.checkpoints.whole(folders)
+
     def _finish(self) -> None:
         """Leave the model of better validation BLEU: the best one seen, or the average of the last checkpoints."""
         self.world.wait()
         self.interrupts.all_is_saved(True)
-        count = self.config.trainer.average_last
-        folders = self.checkpoints.regular(self.config.trainer.save_every)[-count:] if count else []
-        folders = self.checkpoints.whole(folders)
+        # Rank 0 decides here too.
+        folders = self.world.gather(self._to_average() if self.world.is_main else [])[0]
         best = self.progress.best_bleu
         if len(folders) > 1:
             fill(self.model, average_weights([folder / "model.safetensors" for folder in folders]), folders[-1])

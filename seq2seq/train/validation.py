@@ -23,14 +23,17 @@ from seq2seq.translate.translator import Translator
 
 
 def validate(
-    model: TranslationModel, data: Prepared, config: Config, world: World, precision: torch.dtype
+    model: TranslationModel, data: Prepared, config: Config, world: World, precision: torch.dtype, parts: int
 ) -> dict[str, Any]:
-    """Scores of the model, the same on every rank, with some sample translations; leaves the model in training mode."""
+    """Scores of the model, the same on every rank, with some sample translations; leaves the model in training mode.
+
+    For the loss, batches are as large as one of the `parts` of an update. Raises torch.OutOfMemoryError, OutOfMemory.
+    """
     started = time.monotonic()
     model.eval()
     device = next(model.parameters()).device
     nll = 0.0
-    batches = in_order(data.valid, max(config.data.batch_tokens, int(np.max(data.valid.lengths))))
+    batches = in_order(data.valid, max(config.data.batch_tokens // parts, int(np.max(data.valid.lengths))))
     with torch.no_grad(), bar("validating", len(data.valid), unit="pairs") as progress:
         for batch in itertools.islice(batches, world.rank, None, world.size):
             with autocast(device, precision):

@@ -18,10 +18,18 @@ def require_same_model(config: Config) -> None:
     if not (directory / "config.yaml").is_file():
         raise UserError(f"init_from={directory}: no model directory (no config.yaml in it)")
     stored = asdict(compose.load(directory / "config.yaml").model)
-    overrides = [
-        f"model.{key}={was}"
+    changed = {
+        key: was
         for key, was, _ in compose.differences(stored, asdict(config.model))
         if key.rpartition(".")[2] != "dropout"
+    }
+    # The two kinds have different keys; those that also differ are told when the kind is right.
+    other_kinds = {side: changed[f"{side}.kind"] for side in ("encoder", "decoder") if f"{side}.kind" in changed}
+    overrides = [compose.override(f"model/{side}", kind) for side, kind in other_kinds.items()]
+    overrides += [
+        compose.override(f"model.{key}", was)
+        for key, was in changed.items()
+        if key.partition(".")[0] not in other_kinds
     ]
     if overrides:
         raise UserError(f"init_from={directory}: its model has other settings; add {' '.join(overrides)}")

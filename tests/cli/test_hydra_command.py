@@ -31,6 +31,8 @@ def command(error: BaseException | None = None) -> Any:
 
 def test_help_names_the_recipes(run: Any) -> None:
     out = run(command(), "--help").out
+    assert run(command()) == (2, "", out)
+    assert "model=base|big|iwslt|recurrent|small|tiny\n" in out
     assert out.startswith("A summary.\n\nusage: seq2seq-test +recipe=NAME [key=value ...]\n")
     assert all(f"\n  {recipe}\n" in out for recipe in options_of("recipe"))
     assert not GIVEN

@@ -430,21 +430,21 @@ def test_a_malformed_line_is_named(name: str, content: bytes, message: str, tmp_
 
 def test_identity_follows_the_content(tmp_path: Path) -> None:
     source, target = write(tmp_path / "a.en", b"a\n"), write(tmp_path / "a.de", b"b\n")
-    first = identity(CorpusConfig(source=source, target=target))
+    first = identity(CorpusConfig(source=source, target=target), 1)
     moved = write(tmp_path / "moved.en", b"a\n")
-    assert identity(CorpusConfig(source=moved, target=[target])) == first
-    assert identity(CorpusConfig(source=[source, target])) != first
+    assert identity(CorpusConfig(source=moved, target=[target]), 1) == first
+    assert identity(CorpusConfig(source=[source, target]), 1) != first
     write(tmp_path / "a.de", b"c\n")
-    assert identity(CorpusConfig(source=source, target=target)) != first
-    assert identity(CorpusConfig(dataset="a", split="train")) != identity(CorpusConfig(dataset="a", split="test"))
+    assert identity(CorpusConfig(source=source, target=target), 1) != first
+    assert identity(CorpusConfig(dataset="a", split="train"), 1) != identity(CorpusConfig(dataset="a", split="test"), 1)
     saved = CorpusConfig(dataset=str(tmp_path / "set"))
     found = []
     for text in ("a", "b"):
         datasets.Dataset.from_list([{"source": text, "target": text}]).save_to_disk(tmp_path / "set")
-        found.append(identity(saved))
-    assert found[0] != found[1] == identity(saved)
+        found.append(identity(saved, 1))
+    assert found[0] != found[1] == identity(saved, 1)
     with pytest.raises(UserError, match="no such file; did you mean"):
-        identity(CorpusConfig(source=str(tmp_path / "a.eng")))
+        identity(CorpusConfig(source=str(tmp_path / "a.eng")), 1)
 
 
 def test_paths() -> None:

@@ -330,6 +330,24 @@ def test_pairs_held_out_share_no_source_with_training(tmp_path: Path, toy_pairs:
     assert len(data.train) == len(pairs) - 3 * count
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_only_phrases_are_drawn_anew_for_another_seed(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], split: str
+) -> None:
+    settings = config(tmp_path, toy_pairs, toy_pairs[:9])
+    # So few lines that some are chosen for the vocabulary.
+    settings.tokenizer.max_lines, settings.tokenizer.vocab_size = len(toy_pairs), 400
+    before = (prepare(settings), stamps(tmp_path))[1]
+    settings.seed = 2
+    prepare(settings)
+    assert not changed(before, stamps(tmp_path))
+    setattr(settings.data, split, CorpusConfig(phrases=400))
+    before = (prepare(settings), stamps(tmp_path))[1]
+    settings.seed = 3
+    prepare(settings)
+    assert "clean" in changed(before, stamps(tmp_path))
+
+
 def test_what_is_held_out_does_not_depend_on_order_or_seed(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
     held = []
     for seed, pairs in ((1, toy_pairs), (2, toy_pairs[::-1])):

@@ -192,6 +192,13 @@ def test_the_run_goes_back_to_before_it_and_leaves_out_its_pairs(
     assert max(losses[47:]) < max(losses[:40]) < min(losses[44:47])
     assert steps_saved(tmp_path / "run") == [10, 20, 30, 40, 50, 60]
 
+    # Found in a step that also saves.
+    (tmp_path / "saved").mkdir()
+    spoil(monkeypatch, 1)
+    trainer_in(tmp_path / "saved", corpus, *overrides, "trainer.save_every=12").run()
+    steps = [line["step"] for line in log(tmp_path / "saved", "train")]
+    assert steps == [*range(1, 49), *range(37, 61)]
+
     # It went back to before a validation, which is then made again.
     (tmp_path / "validated").mkdir()
     spoil(monkeypatch, 1)

@@ -21,6 +21,7 @@ from seq2seq.model.translation import TranslationModel
 from seq2seq.search.beam import BeamSearch
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.support.files import sha256_of
+from seq2seq.train import validation
 from seq2seq.train.fitting import worst_part
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.trainer import Trainer
@@ -191,7 +192,7 @@ def test_a_finished_run_says_so_and_does_nothing(
 
 def test_a_changed_configuration_is_refused(make: Make, tmp_path: Path) -> None:
     make("run", "trainer.max_steps=2").run()
-    with pytest.raises(UserError, match=r"schedule\.warmup_steps was 10, is 20"):
+    with pytest.raises(UserError, match=r"type schedule\.warmup_steps=10 to resume"):
         make("run", "schedule.warmup_steps=20").run()
     assert steps_saved(tmp_path / "run") == [2]
 
@@ -321,13 +322,23 @@ def test_changed_training_data_are_refused(make: Make) -> None:
         trainer.run()
 
 
-@pytest.mark.parametrize("place", [(Trainer, "_update"), (BeamSearch, "__call__")])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ((Trainer, "_update"), r"^step 0: .*500 tokens a side in 1 parts does not fit .*data\.micro_batches=2"),
+        ((BeamSearch, "__call__"), r"^step 12: validation does not fit the device's memory .*rerun the same command"),
+        ((validation, "batch_loss"), r"^step 12: validation does not fit the device's memory .*: free memory"),
+    ],
+)
 def test_running_out_of_memory_says_what_to_type(
-    make: Make, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str]
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str], message: str
 ) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(*place, full)
-    with pytest.raises(RunError, match=r"500 tokens a side in 1 parts does not fit .*data\.micro_batches=2"):
-        make("run").run()
+    with monkeypatch.context() as patched:
+        patched.setattr(*place, full)
+        with pytest.raises(RunError, match=message):
+            make("run").run()
+    make("run").run()
+    assert steps_saved(tmp_path / "run") == [12]

@@ -63,6 +63,11 @@ def test_a_model_of_other_settings_is_refused_with_what_to_type(finished: Path) 
     )
     with pytest.raises(UserError, match=r"add model\.d_model=16 model\.encoder\.num_layers=1$"):
         require_same_model(config)
+    typed = ["+recipe=files", f"init_from={finished}", *TINY, "model.encoder.d_k=4", "model/decoder=recurrent"]
+    typed.remove("model.decoder.num_heads=2")
+    typed.remove("model.decoder.d_ff=32")
+    with pytest.raises(UserError, match=r"add model/decoder=transformer model\.encoder\.d_k=null$"):
+        require_same_model(compose(typed))
     require_same_model(compose(["+recipe=files", f"init_from={finished}", *TINY, "model.encoder.dropout=0.5"]))
     require_same_model(compose(["+recipe=files", *TINY]))
 
