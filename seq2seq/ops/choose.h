@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <numeric>
+
 #include "linear.h"
 
 namespace {
@@ -9,20 +11,44 @@ namespace {
 // How many outputs and how many rows are looked at together.
 constexpr int64_t part = 8 * panel, some_rows = 2 * tile;
 
-// The highest logits of a row, highest first, and their outputs; among equal logits, the earlier output comes first.
+// The `count` highest scores so far, highest first, and their places; among equal scores, the earlier one comes first.
 struct Highest {
-    float* logits;
-    int64_t* outputs;
+    float* scores;
+    int64_t* places;
     int64_t count;
 
-    void clear() const { std::fill_n(logits, count, -infinity); }
+    Highest() = default;
+    Highest(float* scores, int64_t* places, int64_t count) : scores(scores), places(places), count(count) { clear(); }
 
-    void add(float logit, int64_t output) const {
-        if (!(logit > logits[count - 1])) return;
+    void clear() const {
+        std::fill_n(scores, count, -infinity);
+        std::iota(places, places + count, 0);
+    }
+
+    float least() const { return scores[count - 1]; }
+
+    void add(float score, int64_t place) const {
+        if (!(score > least())) return;
         int64_t rank = count - 1;
-        for (; rank > 0 && logit > logits[rank - 1]; rank--)
-            logits[rank] = logits[rank - 1], outputs[rank] = outputs[rank - 1];
-        logits[rank] = logit, outputs[rank] = output;
+        for (; rank > 0 && score > scores[rank - 1]; rank--)
+            scores[rank] = scores[rank - 1], places[rank] = places[rank - 1];
+        scores[rank] = score, places[rank] = place;
+    }
+
+    // Adds `total` + each of `size` scores, whose places begin at `first`. Most blocks hold none of the highest.
+    template <class T>
+    void add_row(const T* x, int64_t size, float total, int64_t first) const {
+        constexpr int64_t block = 64;
+        for (int64_t start = 0; start < size; start += block) {
+            const int64_t end = std::min(start + block, size);
+            if (!(total + largest(x + start, end - start) > least())) continue;
+            for (int64_t i = start; i < end; i++) add(total + widen(x[i]), first + i);
+        }
+    }
+
+    // The places, in rows of `vocabulary` tokens, as hypotheses and tokens.
+    void split(int64_t vocabulary, int64_t* hypotheses, int64_t* tokens) const {
+        for (int64_t i = 0; i < count; i++) hypotheses[i] = places[i] / vocabulary, tokens[i] = places[i] % vocabulary;
     }
 };
 
@@ -58,12 +84,12 @@ void look_at(const Linear& output, const Given& given, int64_t first_row, int64_
             mass.most = largest(own, count);
             mass.sum = sum_of_exponentials(own, count, mass.most);
             const Highest& list = highest[row];
-            if (!(mass.most > list.logits[list.count - 1])) continue;
+            if (!(mass.most > list.least())) continue;
             for (int64_t i = 0; i < never_count; i++)
                 if (never[i] >= start && never[i] < start + count) own[never[i] - start] = -infinity;
             for (int64_t i = 0; i < count; i += lanes) {
                 const int64_t some = std::min(lanes, count - i);
-                if (!(largest(own + i, some) > list.logits[list.count - 1])) continue;
+                if (!(largest(own + i, some) > list.least())) continue;
                 for (int64_t j = i; j < i + some; j++) list.add(own[j], start + j);
             }
         }
@@ -84,10 +110,8 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
     const auto logits = room_for<float>(ranges * rows * count);
     const auto outputs = room_for<int64_t>(ranges * rows * count);
     const auto highest = room_for<Highest>(ranges * rows);
-    for (int64_t i = 0; i < ranges * rows; i++) {
-        highest[i] = {logits.get() + i * count, outputs.get() + i * count, count};
-        highest[i].clear();
-    }
+    for (int64_t i = 0; i < ranges * rows; i++)
+        highest[i] = Highest(logits.get() + i * count, outputs.get() + i * count, count);
     for_format(output, [&](auto format) {
         const int64_t of_group = (rows + groups - 1) / groups;
         const int64_t each = (of_group + tile - 1) / tile * tile, of_range = (parts + ranges - 1) / ranges;
@@ -101,26 +125,38 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
     });
     std::vector<float> of_row(count);
     std::vector<int64_t> outputs_of_row(count);
-    const Highest all = {of_row.data(), outputs_of_row.data(), count};
+    const Highest all(of_row.data(), outputs_of_row.data(), count);
     for (int64_t slot = 0; slot < slots; slot++) {
         std::vector<int64_t> places(count);
-        const Highest best = {found + slot * count, places.data(), count};
-        best.clear();
-        for (int64_t i = 0; i < count; i++) places[i] = i;
+        const Highest best(found + slot * count, places.data(), count);
         for (int64_t row = slot * width; row < (slot + 1) * width; row++) {
             // All ranges of a row first: among sums that are equal only after rounding, the higher logit comes first.
             all.clear();
             for (int64_t range = 0; range < ranges; range++) {
                 const Highest& own = highest[range * rows + row];
-                for (int64_t i = 0; i < count && own.logits[i] > -infinity; i++) all.add(own.logits[i], own.outputs[i]);
+                for (int64_t i = 0; i < count && own.scores[i] > -infinity; i++) all.add(own.scores[i], own.places[i]);
             }
             const float total = scores[row] - log_of_all(masses.get() + row * parts, parts);
-            for (int64_t i = 0; i < count && all.logits[i] > -infinity; i++)
-                best.add(total + all.logits[i], (row - slot * width) * output.outputs + all.outputs[i]);
+            for (int64_t i = 0; i < count && all.scores[i] > -infinity; i++)
+                best.add(total + all.scores[i], (row - slot * width) * output.outputs + all.places[i]);
         }
-        for (int64_t i = 0; i < count; i++)
-            hypotheses[slot * count + i] = places[i] / output.outputs, tokens[slot * count + i] = places[i] % output.outputs;
+        best.split(output.outputs, hypotheses + slot * count, tokens + slot * count);
     }
+}
+
+// The `count` highest sums of a total and a score in each slot, highest first, with their hypotheses and tokens.
+template <class T>
+void best(const T* scores, const float* totals, float* found, int64_t* hypotheses, int64_t* tokens, int64_t slots,
+          int64_t width, int64_t vocabulary, int64_t count, int64_t threads) {
+    for_each(slots, threads, [=](int64_t slot) {
+        std::vector<int64_t> places(count);
+        const Highest kept(found + slot * count, places.data(), count);
+        for (int64_t k = 0; k < width; k++) {
+            const int64_t row = slot * width + k;
+            kept.add_row(scores + row * vocabulary, vocabulary, totals[row], k * vocabulary);
+        }
+        kept.split(vocabulary, hypotheses + slot * count, tokens + slot * count);
+    });
 }
 
 // The `count` candidates of each slot with the highest scores, highest first; among equal scores, the earlier.
@@ -128,9 +164,7 @@ inline void highest(const float* scores, const int64_t* places, const int64_t* t
                     int64_t* best_tokens, int64_t slots, int64_t candidates, int64_t count, int64_t threads) {
     for_each(slots, threads, [=](int64_t slot) {
         std::vector<int64_t> order(count);
-        for (int64_t i = 0; i < count; i++) order[i] = i;
-        const Highest kept = {best + slot * count, order.data(), count};
-        kept.clear();
+        const Highest kept(best + slot * count, order.data(), count);
         for (int64_t i = 0; i < candidates; i++) kept.add(scores[slot * candidates + i], i);
         for (int64_t i = 0; i < count; i++) {
             best_places[slot * count + i] = places[slot * candidates + order[i]];

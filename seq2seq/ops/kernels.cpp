@@ -35,36 +35,6 @@ void negative_log_sum_exp(const T* logits, float* out, int64_t rows, int64_t voc
     });
 }
 
-// The `count` highest sums of a total and a score in each slot, highest first, with their hypotheses and tokens.
-template <class T>
-void best(const T* scores, const float* totals, float* found, int64_t* hypotheses, int64_t* tokens, int64_t slots,
-          int64_t width, int64_t vocabulary, int64_t count, int64_t threads) {
-    constexpr int64_t block = 64;
-    for_each(slots, threads, [=](int64_t slot) {
-        float* sums = found + slot * count;
-        std::vector<int64_t> places(count);
-        for (int64_t i = 0; i < count; i++) sums[i] = -infinity, places[i] = i;
-        for (int64_t place = 0, length; place < width * vocabulary; place += length) {
-            const int64_t left = vocabulary - place % vocabulary;
-            length = left < block ? left : block;
-            const T* own = scores + slot * width * vocabulary + place;
-            const float total = totals[slot * width + place / vocabulary];
-            // Most blocks hold none of the highest.
-            if (!(total + largest(own, length) > sums[count - 1])) continue;
-            for (int64_t i = 0; i < length; i++) {
-                const float sum = total + widen(own[i]);
-                if (!(sum > sums[count - 1])) continue;
-                int64_t rank = count - 1;
-                for (; rank > 0 && sum > sums[rank - 1]; rank--)
-                    sums[rank] = sums[rank - 1], places[rank] = places[rank - 1];
-                sums[rank] = sum, places[rank] = place + i;
-            }
-        }
-        for (int64_t i = 0; i < count; i++)
-            hypotheses[slot * count + i] = places[i] / vocabulary, tokens[slot * count + i] = places[i] % vocabulary;
-    });
-}
-
 // Sequences of `length` elements, `before` per slot, of which the `width` at `places` are continued.
 template <class T>
 struct Growing {
@@ -112,7 +82,11 @@ void add_norm(const T* x, const T* y, const T* weight, const T* bias, T* out, in
               int64_t threads) {
     for_each(rows, threads, [=](int64_t row) {
         std::vector<float> sums(columns);
-        for (int64_t i = 0; i < columns; i++) sums[i] = widen(x[row * columns + i]) + widen(y[row * columns + i]);
+        for (int64_t i = 0; i < columns; i++) {
+            T sum;
+            narrow(widen(x[row * columns + i]) + widen(y[row * columns + i]), sum);
+            sums[i] = widen(sum);
+        }
         norm_row(sums.data(), weight, bias, out + row * columns, columns);
     });
 }

@@ -56,17 +56,22 @@ inline void normalise(const Norm& norm, const float* x, float* out, int64_t rows
         norm_row(x + start, norm.weight, norm.bias, out + start, columns);
 }
 
+// x += found; without `norm_first`, the norm follows. Overwrites `found`.
+inline void add_residual(float* x, float* found, const Norm& norm, int64_t rows, int64_t columns, bool norm_first) {
+    if (norm_first) {
+        for (int64_t i = 0; i < rows * columns; i++) x[i] += found[i];
+    } else {
+        for (int64_t i = 0; i < rows * columns; i++) found[i] += x[i];
+        normalise(norm, found, x, rows, columns);
+    }
+}
+
 template <class Sublayer>
 void residual(float* x, const Norm& norm, int64_t rows, int64_t columns, bool norm_first, Sublayer sublayer) {
     const auto given = room_for<float>(norm_first ? rows * columns : 0), found = room_for<float>(rows * columns);
     if (norm_first) normalise(norm, x, given.get(), rows, columns);
     sublayer(norm_first ? given.get() : x, found.get());
-    if (norm_first) {
-        for (int64_t i = 0; i < rows * columns; i++) x[i] += found[i];
-    } else {
-        for (int64_t i = 0; i < rows * columns; i++) found[i] += x[i];
-        normalise(norm, found.get(), x, rows, columns);
-    }
+    add_residual(x, found.get(), norm, rows, columns, norm_first);
 }
 
 template <class T>
@@ -121,10 +126,10 @@ void encoder_layer(const EncoderLayer& layer, const Shape& shape, float* queries
     });
     for_each_block(all, shape.threads, [&](int64_t first, int64_t rows) {
         float* own = x + first * columns;
-        residual(own, layer.attention_norm, rows, columns, shape.norm_first, [&](const float*, float* out) {
-            attend_and_project(layer.output, shape, queries + first * shape.keys(), table, sentences.from(first), rows,
-                               out);
-        });
+        const auto found = room_for<float>(rows * columns);
+        attend_and_project(layer.output, shape, queries + first * shape.keys(), table, sentences.from(first), rows,
+                           found.get());
+        add_residual(own, found.get(), layer.attention_norm, rows, columns, shape.norm_first);
         residual(own, layer.feed_forward_norm, rows, columns, shape.norm_first, [&](const float* given, float* out) {
             feed_forward(layer.inner, layer.outer, given, rows, out, shape.threads);
         });

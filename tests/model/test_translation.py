@@ -46,6 +46,7 @@ def kind(name: str, norm: str) -> TransformerConfig | RecurrentConfig:
 
 
 @cache
+@torch.inference_mode(False)
 def model_of(encoder: str, decoder: str, norm: str) -> TranslationModel:
     config = ModelConfig(d_model=WIDTH, encoder=kind(encoder, norm), decoder=kind(decoder, norm))
     model = build_model(config, VOCABULARY, seed=4)
@@ -58,6 +59,7 @@ def model_of(encoder: str, decoder: str, norm: str) -> TranslationModel:
 
 
 @cache
+@torch.inference_mode(False)
 def exact_model_of(encoder: str, decoder: str, norm: str) -> TranslationModel:
     """The same in float64, in which rounding stays far below what a leak would change."""
     return copy.deepcopy(model_of(encoder, decoder, norm)).double()
