@@ -4,14 +4,13 @@ The loss of a row is −Σ_v q_v · log softmax(h·Wᵀ)_v with q = (1−ε)·on
 the paper). The fused form takes the rows in chunks and computes the gradients right away, so that the logits of all
 rows [N, V] never exist at once.
 
-With our own kernels (on GPUs, and where there is a C++ compiler), rows with a target of −1 are ignored.
-
-Shapes: N rows, the first T of them with a target, the rest ignored; C rows of a chunk, the first U of them with a
-target; D d_model, V vocabulary.
+Shapes: N rows, the first T of them with a target, the rest ignored, as are rows whose target is −1; C rows of a chunk,
+the first U of them with a target; D d_model, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -35,14 +34,17 @@ CACHED = 128
 def linear_cross_entropy_reference(
     h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """The summed smoothed loss, and the summed unsmoothed one (for perplexity, without gradient)."""
+    """The summed smoothed loss, and the summed unsmoothed one (for perplexity, without gradient), float32 scalars."""
     logits_TV = F.linear(h_ND[: len(target_T)], w_VD).float()
-    smoothed = F.cross_entropy(logits_TV, target_T, reduction="sum", label_smoothing=smoothing)
-    return smoothed, F.cross_entropy(logits_TV.detach(), target_T, reduction="sum")
+    nll = functools.partial(F.cross_entropy, target=target_T, ignore_index=-1, reduction="sum")
+    return nll(logits_TV, label_smoothing=smoothing), nll(logits_TV.detach())
 
 
 def linear_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The same two sums, chunk by chunk; matmuls in the autocast dtype where autocast is active, sums in float32."""
+    """The two sums of `linear_cross_entropy_reference`, chunk by chunk.
+
+    Matmuls are in the autocast dtype where autocast is active, sums in float32.
+    """
     if not torch.is_grad_enabled():
         # A parameter would count as one that needs a gradient even here.
         h_ND, w_VD = h_ND.detach(), w_VD.detach()
@@ -75,12 +77,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits_CV = product(h_CD, weight.t(), out=buffer[: h_CD.shape[0]])
                 nll, lse = to_gradients(logits_CV, target_U, smoothing)
                 # Σ_v of the logits needs no pass over them: it is V times h · mean(W).
-                counted_UD = h_ND[rows][: len(target_U)].float()
-                counts_U1: Tensor | float = 1.0
-                if by_kernel:
-                    counts_U1 = (target_U >= 0)[:, None].float()
-                    counted_UD = counted_UD * counts_U1
-                sum_D = counted_UD.sum(0)
+                counts_U1 = (target_U >= 0)[:, None].float()
+                sum_D = (h_ND[rows][: len(target_U)].float() * counts_U1).sum(0)
                 plain += nll
                 smoothed += (1 - smoothing) * nll + smoothing * (lse - torch.dot(sum_D, mean_D))
                 if grad_h is not None:
@@ -108,9 +106,9 @@ def _chunks(rows: int, device: str, by_kernel: bool) -> tuple[int, int]:
         return min(CHUNK, rows), CHUNK
     # PyTorch's softmax makes a copy in float32.
     most = CHUNK_OF_GPU if by_kernel else CHUNK_OF_GPU // 2
-    # The last chunk must not be a small rest.
+    # The last chunk must not be a small remainder.
     even = max(128, -(-rows // max(1, -(-rows // most)) // 128) * 128)
-    # Of few sizes: the allocator would keep memory for each.
+    # Rounded to a few sizes, as the allocator keeps memory for each.
     return min(most, power_of_two(max(rows, 128))), even
 
 
@@ -125,20 +123,21 @@ def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tupl
     size = CACHED if on_cpu else max(len(target_U), 1)
     for start in range(0, len(target_U), size):
         logits, target = logits_CV[start : start + size][: len(target_U) - start], target_U[start : start + size, None]
+        counts, target = (target >= 0).float(), target.clamp(min=0)
         # A CPU's softmax would convert to float32 too, and bfloat16 maxima are slow there; a GPU's reads any dtype.
         read = logits.float() if on_cpu else logits
         p = read.softmax(-1, dtype=torch.float32)
         # Via the largest logit: its probability is at least 1/V, so the logarithm is safe.
         lse_of_rows = read.amax(-1).float() - p.amax(-1).log()
-        nll += (lse_of_rows - read.gather(1, target)[:, 0]).sum()
-        lse += lse_of_rows.sum()
-        logits.copy_(p.scatter_add_(1, target, p.new_full(target.shape, smoothing - 1)))
+        nll += ((lse_of_rows - read.gather(1, target)[:, 0]) * counts[:, 0]).sum()
+        lse += (lse_of_rows * counts[:, 0]).sum()
+        logits.copy_(p.scatter_add_(1, target, p.new_full(target.shape, smoothing - 1)).mul_(counts))
     logits_CV[len(target_U) :] = 0
     return nll, lse
 
 
 def _to_gradients_by_kernel(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The same by our own kernels, which read a row twice, the second time from cache, and write it once."""
+    """`_to_gradients` by our own kernels, which read a row twice, the second time from cache, and write it once."""
     rows, vocabulary = len(target_U), logits_CV.shape[1]
     nll_U, lse_U = torch.empty(2, rows, device=logits_CV.device, dtype=torch.float32)
     if native.serves(logits_CV):

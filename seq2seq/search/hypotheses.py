@@ -47,7 +47,7 @@ class Constraints:
 class Hypothesis(NamedTuple):
     """A finished output: token ids without bos and eos, and log-probability / length penalty.
 
-    `limited` says that eos came only because the output had reached its maximum length.
+    `limited` says that the output is as long as it may be: eos may have come only because of that.
     """
 
     tokens: list[int]

@@ -50,7 +50,7 @@ class Translation:
 
     `flags` says what else there is to know: `empty` (nothing to translate), `split` (longer than the model was trained
     for: translated in parts and joined; the score is the sum of theirs, and only the best hypothesis is kept),
-    `length_limit` (the output, or a part of it, ended because it had reached its maximum length), `unmet` (no output
+    `length_limit` (the output, or a part of it, is as long as it may be: it may have been cut off), `unmet` (no output
     contains the requested prefix and terms: translated without them; the field `unmet` says why). `outputs` are the
     parts of each hypothesis.
     """
@@ -99,11 +99,16 @@ class Translator:
 
     @classmethod
     def load(
-        cls, *directories: str | Path, device: str = "auto", dtype: torch.dtype | str = torch.float32, **search: Any
+        cls,
+        directory: str | Path,
+        *others: str | Path,
+        device: str = "auto",
+        dtype: torch.dtype | str = torch.float32,
+        **search: Any,
     ) -> Translator:
         """Load a model directory; `search` overrides its settings (`beam_size=1`).
 
-        Several directories make an ensemble; the settings are those of the first. `dtype` is float32, bfloat16 or int8
+        With `others` it makes an ensemble; the settings are those of the first. `dtype` is float32, bfloat16 or int8
         (linear layers in 8-bit integers, on a CPU), or its name. Several devices, separated by
         commas (`cuda:0,cuda:1`), share the work. Raises UserError, also when vocabularies differ.
         """
@@ -113,20 +118,20 @@ class Translator:
                 raise UserError(f"{name}: no such setting of search{nearest(name, known)}")
         places = [choose_device(name) for name in device.split(",")]
         dtype = choose_format(dtype)
-        members = [cls._load(Path(directory), places, dtype) for directory in directories]
+        directories = (directory, *others)
+        members = [cls._load(Path(one), places, dtype) for one in directories]
         first = members[0]
-        for directory, member in zip(directories, members, strict=True):
+        first.dtype = dtype
+        for other, member in zip(directories, members, strict=True):
             if member.tokenizer.model != first.tokenizer.model:
-                raise UserError(
-                    f"{directory} has another vocabulary than {directories[0]}: they cannot search together"
-                )
+                raise UserError(f"{other} has another vocabulary than {directory}: they cannot search together")
         if len(members) > 1:
             limits = [member.longest_output for member in members if member.longest_output is not None]
             first.others = [member.model for member in members[1:]]
             first.longest = min(member.longest for member in members)
             first.longest_output = min(limits, default=None)
         if len(places) > 1:
-            first.devices, first.dtype = places, dtype
+            first.devices = places
         if places[0].type == "cuda":
             first.batch_tokens = BATCH_TOKENS_OF_GPU
         return replace(first, search=replace(first.search, **search))
@@ -159,7 +164,7 @@ class Translator:
         """
         if isinstance(texts, str) or isinstance(prefixes, str):
             raise UserError("one text alone: give a list, translate([text])")
-        prefixes = prefixes or [""] * len(texts)
+        prefixes = [""] * len(texts) if prefixes is None else prefixes
         if len(prefixes) != len(texts):
             raise UserError(f"{len(prefixes)} prefixes for {len(texts)} texts: give one for each, empty for none")
         tasks_of_texts = self._tasks_of(texts, prefixes)
