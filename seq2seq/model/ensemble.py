@@ -14,7 +14,7 @@ from seq2seq.ops.packing import Layout
 
 
 class Ensemble:
-    """To search, one model (`seq2seq.search.hypotheses.SearchModel`): its state is a list of its members' states.
+    """To search, one model (`seq2seq.search.interfaces.SearchModel`): its state is a list of its members' states.
 
     The members' hidden rows are concatenated, [..., D₁ + D₂ + …]; logits are logarithms of mean probabilities, float32.
     """

@@ -21,7 +21,7 @@ from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
 from seq2seq.ops.quantized_linear import quantize_linears
-from seq2seq.ops.topk import MANY, Candidates
+from seq2seq.ops.topk import MAX_INSERTED, Candidates
 from seq2seq.support.devices import limit_compiled_shapes
 from seq2seq.support.errors import UserError
 
@@ -117,9 +117,9 @@ class TranslationModel(nn.Module):
         )
 
     def best(self, hidden: Tensor, scores: Tensor, count: int, never: Tensor) -> Candidates | None:
-        """The best continuations, found without logits; see `search.hypotheses.SearchModel.best`."""
+        """The best continuations, found without logits; see `search.interfaces.SearchModel.best`."""
         layer = self.projection
-        most = min(MANY, scores.shape[1] * self.vocab_size)
+        most = min(MAX_INSERTED, scores.shape[1] * self.vocab_size)
         if isinstance(layer, PanelLinear) and native.can_compute(hidden) and count <= most:
             return layer.best(hidden, scores, count, never)
         return None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seq2seq.ops import native
+from seq2seq.ops.topk import Candidates
 
 PANEL, GROUPS = 32, 16
 
@@ -61,17 +62,17 @@ class PanelLinear(nn.Module):
         native.call("linear_rows", rows_RI, self._struct, out_RO, rows_RI.shape[0], int(rectify))
         return out_RO.view(*x.shape[:-1], self.outputs)
 
-    def best(self, hidden_SKD: Tensor, scores_SK: Tensor, count: int, never: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def best(self, hidden_SKD: Tensor, scores_SK: Tensor, count: int, never: Tensor) -> Candidates:
         """As an output layer: the best continuations, without the logits being written out.
 
         They are those that `topk.log_probabilities` and `best_continuations` find, but without the tokens in `never`.
         """
         slots, width = scores_SK.shape
         found_SC = scores_SK.new_empty(slots, count)
-        places_SC, tokens_SC = (torch.empty(slots, count, dtype=torch.int64) for _ in range(2))
-        tensors = (hidden_SKD.contiguous(), self._struct, scores_SK.contiguous(), never, found_SC, places_SC, tokens_SC)
+        found = Candidates(found_SC, *torch.empty(2, slots, count, dtype=torch.int64))
+        tensors = (hidden_SKD.contiguous(), self._struct, scores_SK.contiguous(), never, *found)
         native.call("best_of_rows", *tensors, len(never), slots, width, count)
-        return found_SC, places_SC, tokens_SC
+        return found
 
 
 def laid_out(weight_OI: Tensor) -> Tensor:

@@ -10,40 +10,48 @@ Shapes: S slots, K hypotheses of each, V vocabulary, C candidates, N blocks of B
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from seq2seq.ops import gpu, native
 
-Candidates = tuple[Tensor, Tensor, Tensor]
-"""Continuations: score (−∞: there is none), place of the hypothesis that is continued, token; [S, C] each."""
-
 BLOCK = 64
-MANY = 64
+MAX_INSERTED = 64
 """Continuations up to which inserting each into a sorted list is fast."""
-FEW = 1 << 14
+MAX_SINGLE_TOPK = 1 << 14
 """Scores per slot up to which one `topk` is faster: those of a single hypothesis."""
 LOGITS_OF_GPU = 4096
 """Logits of a row that the GPU kernels read at a time."""
-FEW_OF_GPU, BLOCKS_OF_GPU = 16, 8192
+MAX_COUNT_OF_GPU, MAX_BLOCKS_OF_GPU = 16, 8192
 """Continuations and blocks per slot up to which a GPU kernel chooses: it takes one at a time from among all."""
+
+
+class Candidates(NamedTuple):
+    """Continuations, [S, C] each: scores (−∞: there is none), the hypotheses that they continue, tokens."""
+
+    scores: Tensor
+    parents: Tensor
+    tokens: Tensor
 
 
 def highest_reference(candidates: Candidates, count: int) -> Candidates:
     """The `count` candidates of each slot with the highest scores, highest first."""
-    scores_SC, kept_SK = candidates[0].topk(count)
-    return scores_SC, candidates[1].gather(1, kept_SK), candidates[2].gather(1, kept_SK)
+    scores_SC, kept_SK = candidates.scores.topk(count)
+    return Candidates(scores_SC, candidates.parents.gather(1, kept_SK), candidates.tokens.gather(1, kept_SK))
 
 
 def highest(candidates: Candidates, count: int) -> Candidates:
-    """The same; equal scores come in any order, and any candidate may stand in for one with a score of −∞ or NaN."""
-    scores_SC, places_SC, tokens_SC = (x.contiguous() for x in candidates)
-    if not native.can_compute(scores_SC):
+    """`highest_reference` in one call of C++ where it can be.
+
+    Equal scores come in any order, and any candidate may stand in for one with a score of −∞ or NaN.
+    """
+    if not native.can_compute(candidates.scores):
         return highest_reference(candidates, count)
-    slots, given = scores_SC.shape
-    found = scores_SC.new_empty(slots, count), places_SC.new_empty(slots, count), tokens_SC.new_empty(slots, count)
-    native.call("highest", scores_SC, places_SC, tokens_SC, *found, slots, given, count)
+    slots, given = candidates.scores.shape
+    found = Candidates(*(x.new_empty(slots, count) for x in candidates))
+    native.call("highest", *(x.contiguous() for x in candidates), *found, slots, given, count)
     return found
 
 
@@ -78,22 +86,21 @@ def best_continuations_reference(log_probs_SKV: Tensor, scores_SK: Tensor, count
     """The `count` highest sums of a hypothesis' score and a token's log-probability in each slot, highest first."""
     scores_SC, flat_SC = (scores_SK[:, :, None] + log_probs_SKV).flatten(1).topk(count)
     vocabulary = log_probs_SKV.shape[2]
-    return scores_SC, flat_SC // vocabulary, flat_SC % vocabulary
+    return Candidates(scores_SC, flat_SC // vocabulary, flat_SC % vocabulary)
 
 
 def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> Candidates:
-    """The same; equal sums come in any order."""
+    """`best_continuations_reference` by the fastest way there is; equal sums come in any order."""
     slots, width, vocabulary = log_probs_SKV.shape
-    if count <= MANY and native.can_compute(log_probs_SKV):
-        found_SC = scores_SK.new_empty(slots, count)
-        places_SC, tokens_SC = torch.empty(2, slots, count, dtype=torch.int64)
-        tensors = (log_probs_SKV.contiguous(), scores_SK.contiguous(), found_SC, places_SC, tokens_SC)
+    if count <= MAX_INSERTED and native.can_compute(log_probs_SKV):
+        found = Candidates(scores_SK.new_empty(slots, count), *torch.empty(2, slots, count, dtype=torch.int64))
+        tensors = (log_probs_SKV.contiguous(), scores_SK.contiguous(), *found)
         native.call("best", *tensors, slots, width, vocabulary, count)
-        return found_SC, places_SC, tokens_SC
+        return found
     on_gpu, blocks = gpu.can_compute(log_probs_SKV), -(-vocabulary // BLOCK)
-    if on_gpu and count <= min(width * blocks, FEW_OF_GPU) and width * blocks <= BLOCKS_OF_GPU:
+    if on_gpu and count <= min(width * blocks, MAX_COUNT_OF_GPU) and width * blocks <= MAX_BLOCKS_OF_GPU:
         return best_continuations_on_gpu(log_probs_SKV, scores_SK, count)
-    if count > width * (vocabulary // BLOCK) or log_probs_SKV[0].numel() <= FEW:
+    if count > width * (vocabulary // BLOCK) or log_probs_SKV[0].numel() <= MAX_SINGLE_TOPK:
         return best_continuations_reference(log_probs_SKV, scores_SK, count)
     maxima_SKN = block_maxima_on_gpu(log_probs_SKV) if on_gpu else block_maxima(log_probs_SKV)
     chosen_SC = (scores_SK[:, :, None] + maxima_SKN).flatten(1).topk(count, sorted=False)[1]
@@ -105,11 +112,11 @@ def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> 
     if vocabulary % BLOCK:
         found_SCB = found_SCB.masked_fill(tokens_SCB >= vocabulary, -math.inf)
     scores_SC, best_SC = found_SCB.flatten(1).topk(count)
-    return scores_SC, rows_SC.gather(1, best_SC // BLOCK), tokens_SCB.flatten(1).gather(1, best_SC)
+    return Candidates(scores_SC, rows_SC.gather(1, best_SC // BLOCK), tokens_SCB.flatten(1).gather(1, best_SC))
 
 
 def best_continuations_on_gpu(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> Candidates:
-    """The same by our kernels; equal sums always come in the same order."""
+    """`best_continuations_reference` by our kernels; equal sums always come in the same order."""
     from seq2seq.ops import gpu_search_kernels
 
     slots, width, vocabulary = log_probs_SKV.shape
@@ -117,13 +124,13 @@ def best_continuations_on_gpu(log_probs_SKV: Tensor, scores_SK: Tensor, count: i
     blocks = maxima_SKN.shape[2]
     found_SC = scores_SK.new_empty(slots, count)
     # Allocated separately: for tensors with an unaligned start, the kernel would be compiled once more.
-    places_SC, tokens_SC = (torch.empty_like(found_SC, dtype=torch.int64) for _ in range(2))
-    tensors = (log_probs_SKV.contiguous(), maxima_SKN, scores_SK.contiguous(), found_SC, places_SC, tokens_SC)
+    found = Candidates(found_SC, *(torch.empty_like(found_SC, dtype=torch.int64) for _ in range(2)))
+    tensors = (log_probs_SKV.contiguous(), maxima_SKN, scores_SK.contiguous(), *found)
     gpu_search_kernels.best_of_blocks[(slots,)](
         *tensors, K=width, V=vocabulary, N=blocks, SIZE=BLOCK, COUNT=count,
         P=gpu.power_of_two(width * blocks), PC=gpu.power_of_two(count), num_warps=8,
     )  # fmt: skip
-    return found_SC, places_SC, tokens_SC
+    return found
 
 
 def block_maxima(scores_SKV: Tensor) -> Tensor:
@@ -136,7 +143,7 @@ def block_maxima(scores_SKV: Tensor) -> Tensor:
 
 
 def block_maxima_on_gpu(scores_SKV: Tensor) -> Tensor:
-    """The same by our kernel."""
+    """`block_maxima` by our kernel."""
     from seq2seq.ops import gpu_search_kernels
 
     slots, width, vocabulary = scores_SKV.shape

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +16,10 @@ from seq2seq.config.search import SearchConfig
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.sequences import extended
 from seq2seq.ops.topk import Candidates, best_continuations, highest
-from seq2seq.search.constraints import RequiredPhrases
 from seq2seq.search.diversity import Diversity, joined, repeated
 from seq2seq.search.finished import Finished
-from seq2seq.search.hypotheses import Constraints, Hypothesis, SearchModel
+from seq2seq.search.interfaces import Constraints, Hypothesis, SearchModel, Slots
+from seq2seq.search.phrases import RequiredPhrases
 from seq2seq.search.rules import Rules
 from seq2seq.search.sampling import draw, uniforms
 
@@ -69,9 +68,9 @@ class BeamSearch:
     @torch.inference_mode()
     def steps(
         self, model: SearchModel, source: Tensor, layout: Layout, constraints: Sequence[Constraints]
-    ) -> Iterator[_Beams]:
+    ) -> Iterator[Beams]:
         """The state of search after each step; the results are complete after the last."""
-        beams = _Beams(self, source, layout, constraints)
+        beams = Beams(self, source, layout, constraints)
         state = model.start(model.encode(source, layout))
         while True:
             beams.advance(model, model.step(state, beams.tokens, beams.parents))
@@ -92,17 +91,24 @@ class BeamSearch:
         """The share of sentences that must be done before they are removed, which on a GPU takes copies and waits."""
         return 1 / 4 if device.type == "cuda" else 0.0
 
-    def limits(self, lengths_S: Tensor) -> Tensor:
-        """The longest output [S], eos counted, for sources of these lengths."""
-        limits_S = (lengths_S * self.config.max_length_ratio).long() + self.config.max_length_offset
-        for most in (self.config.max_length, self.max_length):
-            if most is not None:
-                limits_S = limits_S.clamp(max=most)
-        return limits_S
+
+def longest_outputs(config: SearchConfig, max_length: int | None, lengths_S: Tensor) -> Tensor:
+    """The longest output [S], eos counted, for sources of these lengths by a model of this maximum."""
+    limits_S = (lengths_S * config.max_length_ratio).long() + config.max_length_offset
+    for most in (config.max_length, max_length):
+        if most is not None:
+            limits_S = limits_S.clamp(max=most)
+    return limits_S
 
 
-class _Beams:
-    """The live hypotheses of all unfinished sentences, and the finished ones of each."""
+class Beams:
+    """The live hypotheses of all unfinished sentences, and the finished ones of each.
+
+    `tokens`, `parents` and `scores` [S, K] are those of the last step, `prefixes` [S, K, T] all tokens so far, the best
+    hypothesis first; `sentences` [S] are the numbers of the slots' sentences, `ended` [S] counts ended hypotheses,
+    `last_penalties` [S] are the length penalties at the longest output, `uniforms` [S, K, L] the draws of sampling.
+    `results` [sentence] are the hypotheses of the sentences that are done.
+    """
 
     def __init__(self, search: BeamSearch, source: Tensor, layout: Layout, constraints: Sequence[Constraints]) -> None:
         slots, device, config = layout.batch_size, source.device, search.config
@@ -124,7 +130,7 @@ class _Beams:
         # At most one candidate of each hypothesis ends in eos, so twice the beam always leaves a full beam of others.
         # Greedy search looks at the best candidate only: an eos in second place ends nothing.
         self.count = 1 if self.beam == 1 else 2 * self.beam
-        limits_S = search.limits(layout.lengths)
+        limits_S = longest_outputs(config, search.max_length, layout.lengths)
         minima_S = (layout.lengths * config.min_length_ratio).long().clamp(min=config.min_length)
         self.rules = Rules(
             config,
@@ -148,55 +154,56 @@ class _Beams:
 
     def advance(self, model: SearchModel, hidden: Tensor) -> None:
         """Extend all live hypotheses by one token."""
-        scores_SC, places_SC, tokens_SC = self._candidates(model, hidden)
+        candidates = self._candidates(model, hidden)
+        scores_SC, parents_SC, tokens_SC = candidates
         ends_SC = tokens_SC == self.search.eos
         # On a GPU, checking whether any ended would mean waiting for it.
         if ends_SC.is_cuda or ends_SC.any():
-            self.finished.add(scores_SC, ends_SC, extended(self.prefixes, places_SC, tokens_SC))
+            self.finished.add(scores_SC, ends_SC, extended(self.prefixes, parents_SC, tokens_SC))
             if self.search.config.stop == "beam":
                 self.ended += (ends_SC & (scores_SC > -math.inf))[:, : self.beam].sum(1)
             scores_SC.masked_fill_(ends_SC, -math.inf)
 
         if self.phrases:
-            prefixes_SCT = extended(self.prefixes, places_SC, tokens_SC)
-            kept_SK = self.phrases.choose(scores_SC, prefixes_SCT, places_SC, self.beam)
-            kept = scores_SC.gather(1, kept_SK), places_SC.gather(1, kept_SK), tokens_SC.gather(1, kept_SK)
+            prefixes_SCT = extended(self.prefixes, parents_SC, tokens_SC)
+            kept_SK = self.phrases.choose(scores_SC, prefixes_SCT, parents_SC, self.beam)
+            kept = Candidates(*(x.gather(1, kept_SK) for x in candidates))
         else:
-            kept = highest((scores_SC, places_SC, tokens_SC), min(self.beam, scores_SC.shape[1]))
+            kept = highest(candidates, min(self.beam, scores_SC.shape[1]))
         self.scores, self.parents, self.tokens = kept
         self.prefixes = extended(self.prefixes, self.parents, self.tokens)
 
     def _candidates(self, model: SearchModel, hidden: Tensor) -> Candidates:
         """The continuations of each slot that may be kept."""
         # On a CPU, only as many slots at a time as fit its cache: the log-probabilities of all never exist together.
-        slots = hidden.shape[0] if hidden.is_cuda else -(-ROWS // hidden.shape[1])
-        parts: list[Any] = [slice(start, start + slots) for start in range(0, hidden.shape[0], slots)]
+        at_once = hidden.shape[0] if hidden.is_cuda else -(-ROWS // hidden.shape[1])
+        parts: Sequence[Slots] = [slice(start, start + at_once) for start in range(0, hidden.shape[0], at_once)]
         if self.diversity:
-            parts = self.diversity.parts(self.sentences, slots)
+            parts = self.diversity.parts(self.sentences, at_once)
         elif not hidden.is_cuda and not self.search.config.sampling:
-            found = self._without_logits(model, hidden, slots)
+            found = self._without_logits(model, hidden, at_once)
             if found:
                 return found
         return _in_order([self._by_logits(model, hidden, part) for part in parts], parts)
 
-    def _without_logits(self, model: SearchModel, hidden: Tensor, slots: int) -> Candidates | None:
-        """The same, without logits for slots whose tokens no rule forbids; None if there are none or the model cannot.
+    def _without_logits(self, model: SearchModel, hidden: Tensor, at_once: int) -> Candidates | None:
+        """The candidates, found without logits in unrestricted slots; None if there are none or the model cannot.
 
-        Logits of the other slots are computed for `slots` of them at a time. The way is chosen slot by slot, so that a
-        slot's bits do not depend on the others in the batch.
+        Logits of the other slots are computed for `at_once` of them at a time. The choice is made slot by slot, so that
+        a slot's bits do not depend on the others in the batch.
         """
-        plain_S, never = self.rules.plain(self.prefixes.shape[2] + 1), self.rules.never_generated
-        if isinstance(plain_S, bool):
-            return model.best(hidden, self.scores, self.count, never) if plain_S else None
-        plain, rest = plain_S.nonzero()[:, 0], (~plain_S).nonzero()[:, 0]
-        best = model.best(hidden[plain], self.scores[plain], self.count, never) if len(plain) else None
+        free_S, never = self.rules.unrestricted(self.prefixes.shape[2] + 1), self.rules.never_generated
+        if isinstance(free_S, bool):
+            return model.best(hidden, self.scores, self.count, never) if free_S else None
+        free, rest = free_S.nonzero()[:, 0], (~free_S).nonzero()[:, 0]
+        best = model.best(hidden[free], self.scores[free], self.count, never) if len(free) else None
         if best is None:
             return None
-        parts = rest.split(slots) if len(rest) else ()
-        return _in_order([best, *(self._by_logits(model, hidden, part) for part in parts)], [plain, *parts])
+        parts = rest.split(at_once) if len(rest) else ()
+        return _in_order([best, *(self._by_logits(model, hidden, part) for part in parts)], [free, *parts])
 
-    def _by_logits(self, model: SearchModel, hidden: Tensor, part: Any) -> Candidates:
-        """The same for some slots, from the logits of all continuations."""
+    def _by_logits(self, model: SearchModel, hidden: Tensor, part: Slots) -> Candidates:
+        """The candidates of some slots, from the logits of all continuations."""
         logits_SKV = model.logits(hidden[part])
         scores_SKV, sums_SK = self.rules.log_probabilities(logits_SKV, self.prefixes[part], part)
         found = self._choices(scores_SKV, self.scores[part] + sums_SK, part)
@@ -206,8 +213,8 @@ class _Beams:
             self.diversity.chosen(scores_SC, tokens_SC, goes_on_SC, self.beam, self.sentences[part])
         return found
 
-    def _choices(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> Candidates:
-        """The candidates of some slots."""
+    def _choices(self, scores_SKV: Tensor, totals_SK: Tensor, part: Slots) -> Candidates:
+        """The candidates among these scored continuations, as sampling, diversity or phrases require."""
         if self.search.config.sampling:
             return self._drawn(scores_SKV, totals_SK, part)
         if self.diversity:
@@ -218,17 +225,17 @@ class _Beams:
             return self.phrases.candidates(scores_SKV, totals_SK, self.prefixes[part], part, best)
         return best
 
-    def _drawn(self, scores_SKV: Tensor, totals_SK: Tensor, part: Any) -> Candidates:
+    def _drawn(self, scores_SKV: Tensor, totals_SK: Tensor, part: Slots) -> Candidates:
         """One drawn continuation of each sample."""
         config = self.search.config
-        places_K = torch.arange(self.beam, device=scores_SKV.device)
+        parents_K = torch.arange(self.beam, device=scores_SKV.device)
         if scores_SKV.shape[1] < self.beam:
-            places_K = places_K.new_zeros(self.beam)
-        scores_SKV, totals_SK = scores_SKV[:, places_K], totals_SK[:, places_K]
+            parents_K = parents_K.new_zeros(self.beam)
+        scores_SKV, totals_SK = scores_SKV[:, parents_K], totals_SK[:, parents_K]
         uniforms_SK = self.uniforms[part, :, self.prefixes.shape[2]]
         tokens_SK = draw(scores_SKV, uniforms_SK, config.temperature, config.top_k, config.top_p)
         scores_SK = totals_SK + scores_SKV.gather(2, tokens_SK[:, :, None])[..., 0]
-        return scores_SK, places_K.expand_as(tokens_SK), tokens_SK
+        return Candidates(scores_SK, parents_K.expand_as(tokens_SK), tokens_SK)
 
     @property
     def none_decided(self) -> bool:
@@ -257,22 +264,25 @@ class _Beams:
         for sentence, hypotheses in zip(self.sentences[done_S].tolist(), found, strict=True):
             self.results[sentence] = hypotheses
         slots = _closed_up(~done_S)
-        for name in ("sentences", "uniforms", "tokens", "parents", "scores", "ended", "prefixes", "last_penalties"):
-            setattr(self, name, getattr(self, name)[slots])
+        self.sentences, self.uniforms = self.sentences[slots], self.uniforms[slots]
+        self.scores, self.parents, self.tokens = self.scores[slots], self.parents[slots], self.tokens[slots]
+        self.prefixes, self.ended = self.prefixes[slots], self.ended[slots]
+        self.last_penalties = self.last_penalties[slots]
         self.finished.keep(slots)
         self.rules.keep(slots)
         return slots
 
 
-def _in_order(found: Sequence[Candidates], parts: list[Any]) -> Candidates:
-    """The candidates of all slots, found part by part."""
+def _in_order(found: Sequence[Candidates], parts: Sequence[Slots]) -> Candidates:
+    """The candidates of all slots, found part by part: ranges in order, or numbered slots in any."""
     if len(found) == 1:
         return found[0]
-    scores_SC, places_SC, tokens_SC = (torch.cat(of_parts) for of_parts in zip(*found, strict=True))
-    if isinstance(parts[0], slice):
-        return scores_SC, places_SC, tokens_SC
-    order = torch.cat(parts).argsort()
-    return scores_SC[order], places_SC[order], tokens_SC[order]
+    every = Candidates(*(torch.cat(of_parts) for of_parts in zip(*found, strict=True)))
+    numbers = [part for part in parts if isinstance(part, Tensor)]
+    if not numbers:
+        return every
+    order = torch.cat(numbers).argsort()
+    return Candidates(*(x[order] for x in every))
 
 
 def _closed_up(live_S: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from seq2seq.ops.packing import Layout
-from seq2seq.search.hypotheses import Constraints, Hypothesis
+from seq2seq.search.interfaces import Constraints, Hypothesis
 
 
 def repeated(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seq2seq.config.search import SearchConfig
 from seq2seq.ops.sequences import pick
-from seq2seq.search.hypotheses import Hypothesis
+from seq2seq.search.interfaces import Hypothesis
 from seq2seq.search.penalties import Length, length_penalty
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from seq2seq.config.search import SearchConfig
 from seq2seq.ops.topk import log_probabilities
-from seq2seq.search.constraints import RequiredPhrases
+from seq2seq.search.interfaces import Slots
+from seq2seq.search.phrases import RequiredPhrases
 
 
 class Rules:
@@ -47,27 +47,34 @@ class Rules:
         padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in forced]
         self.forced = torch.tensor(padded, dtype=torch.int64, device=limits.device)
 
-    def plain(self, length: int) -> Tensor | bool:
+    def _forces(self, length: int) -> bool:
+        return length <= self.forced.shape[1]
+
+    def _any_too_short(self, length: int) -> bool:
+        return length < self.last_minimum
+
+    def _any_at_limit(self, length: int) -> bool:
+        return self.first_limit <= length
+
+    def unrestricted(self, length: int) -> Tensor | bool:
         """The slots [S] for which `never_generated` alone is forbidden as token number `length`, counted from 1.
 
-        True: all of them; False: none.
+        True: all of them; False: none. In the others, `log_probabilities` has more to forbid.
         """
         if self.looks_back:
             return False
-        forcing = length <= self.forced.shape[1]
-        if self.last_minimum <= length < self.first_limit and not forcing:
+        if not (self._forces(length) or self._any_too_short(length) or self._any_at_limit(length)):
             return True
-        plain_S = (self.minima <= length) & (self.limits > length)
-        return plain_S & (self.forced[:, length - 1] < 0) if forcing else plain_S
+        free_S = (self.minima <= length) & (self.limits > length)
+        return free_S & (self.forced[:, length - 1] < 0) if self._forces(length) else free_S
 
-    def log_probabilities(self, logits_SKV: Tensor, prefixes_SKT: Tensor, part: Any) -> tuple[Tensor, Tensor]:
+    def log_probabilities(self, logits_SKV: Tensor, prefixes_SKT: Tensor, part: Slots) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the next token of these slots, −∞ where forbidden: two summands as in `ops.topk`."""
         length = prefixes_SKT.shape[2] + 1
         if self.config.repetition_penalty != 1:
             penalize_repetition(logits_SKV, prefixes_SKT, self.config.repetition_penalty)
         scores_SKV, sums_SK = log_probabilities(logits_SKV)
-        forcing = length <= self.forced.shape[1]
-        free_SKV = scores_SKV.clone() if forcing else scores_SKV
+        free_SKV = scores_SKV.clone() if self._forces(length) else scores_SKV
         scores_SKV.index_fill_(2, self.never_generated, -math.inf)
         if self.config.no_repeat_ngram:
             forbid_repeated(scores_SKV, prefixes_SKT, self.config.no_repeat_ngram)
@@ -75,11 +82,11 @@ class Rules:
             forbid(scores_SKV, prefixes_SKT, phrase)
         if self.phrases:
             self.phrases.forbid_end(scores_SKV, part, self.eos)
-        if length < self.last_minimum:
+        if self._any_too_short(length):
             scores_SKV[:, :, self.eos].masked_fill_((self.minima[part] > length)[:, None], -math.inf)
-        if forcing:
+        if self._forces(length):
             force(scores_SKV, free_SKV, self.forced[part, length - 1])
-        if self.first_limit <= length:
+        if self._any_at_limit(length):
             only_eos_V = torch.full_like(scores_SKV[0, 0], -math.inf)
             only_eos_V[self.eos] = 0.0
             scores_SKV[self.limits[part] <= length] += only_eos_V

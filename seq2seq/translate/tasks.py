@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from seq2seq.data.tokenizer import EOS, Tokenizer
-from seq2seq.search.hypotheses import Constraints
+from seq2seq.search.interfaces import Constraints
 from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.splitting import split
 

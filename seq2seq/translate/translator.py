@@ -22,8 +22,8 @@ from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.batch_invariance import batch_invariant
 from seq2seq.ops.packing import Layout
-from seq2seq.search.beam import BeamSearch
-from seq2seq.search.hypotheses import Constraints, Hypothesis
+from seq2seq.search.beam import Beams, BeamSearch, longest_outputs
+from seq2seq.search.interfaces import Constraints, Hypothesis
 from seq2seq.search.penalties import coverage_penalty
 from seq2seq.support.devices import choose_device, choose_format
 from seq2seq.support.errors import RunError, UserError, nearest
@@ -186,12 +186,13 @@ class Translator:
         """The translation of a text as it is found, a few characters at a time, by greedy search or sampling.
 
         Raises UserError for a beam of several hypotheses; for a glossary, which needs such a beam; and, before anything
-        is found, for a prefix that is too long (`too_long`).
+        is found, for a prefix that is too long (`why_too_long`).
         """
         self.require_streaming()
-        if why := self.too_long(text, prefix):
+        tasks = self._tasks_of([text], [prefix])[0]
+        for why in filter(None, map(self._no_room, tasks)):
             raise UserError(why)
-        for place, task in enumerate(self._tasks_of([text], [prefix])[0]):
+        for place, task in enumerate(tasks):
             if place:
                 yield " "
             told = shown = ""
@@ -208,7 +209,7 @@ class Translator:
             if not results[0]:
                 raise RunError(NOT_FINITE)
 
-    def too_long(self, text: str, prefix: str) -> str:
+    def why_too_long(self, text: str, prefix: str) -> str:
         """Why no translation of a text can begin with this prefix; empty where one can."""
         return next((self._no_room(task) for task in self._tasks_of([text], [prefix])[0]), "")
 
@@ -227,7 +228,7 @@ class Translator:
         tasks = iter(tasks_of(list(chain.from_iterable(parts)), starts, self.tokenizer, self.glossary))
         return [[next(tasks) for _ in of_text] for of_text in parts]
 
-    def _steps(self, task: Task) -> Iterator[Any]:
+    def _steps(self, task: Task) -> Iterator[Beams]:
         """The state of search for one text after each step."""
         steps = self._beam_search().steps(self._together(), *self._packed([task]), [task.constraints])
         while True:
@@ -243,11 +244,11 @@ class Translator:
         search = self.search
         size, name = (search.n_best, "n_best") if search.sampling else (search.beam_size, "beam_size")
         if size > 1 or self.glossary:
-            what = f"{size} hypotheses" if size > 1 else "a glossary, which needs several hypotheses"
-            way_out = f"set {name}=1 (--{name.replace('_', '-')} 1), no glossary"
-            raise UserError(f"streaming with {what}: it is for one alone; {way_out}")
+            given = str(size) if size > 1 else "with a glossary, which needs several"
+            remedy = f"set {name}=1 (--{name.replace('_', '-')} 1), no glossary"
+            raise UserError(f"streaming is for a single hypothesis, not {given}: {remedy}")
         if self.devices:
-            raise UserError("streaming is by one device: leave the others out (--device cuda:0)")
+            raise UserError("streaming uses one device: name only one (--device cuda:0)")
 
     def _search(self, tasks: list[Task]) -> list[list[Hypothesis]]:
         """The hypotheses of each task, searched in batches of similar length; none where constraints were not met."""
@@ -256,11 +257,13 @@ class Translator:
         workers = len(self.devices) or min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
         # A GPU's memory may have nothing to spare.
         room = self.batch_tokens if self.devices else self.batch_tokens * 3 // 2
-        runs = batches(lengths, widths, workers, self.batch_tokens, room)
         if self.deterministic and not self._can_be_batch_invariant():
             runs = list(np.argsort(-lengths)[:, None])
+        else:
+            runs = batches(lengths, widths, workers, self.batch_tokens, room)
         results: list[list[Hypothesis]] = [[] for _ in tasks]
-        mapped = self._map([methodcaller("_search_batch", [tasks[index] for index in run]) for run in runs], workers)
+        jobs = [methodcaller("_search_batch", [tasks[index] for index in run]) for run in runs]
+        mapped = self._map(jobs, workers)
         # Whatever ends this, even between two results, ends the workers: nobody would read what they still send.
         with bar("translating", len(tasks)) as progress, closing(mapped):
             for done, found in mapped:
@@ -312,7 +315,7 @@ class Translator:
         if not self.search.coverage_penalty:
             return found
         pairs = [(task.source[:-1], one.tokens) for task, of_one in zip(tasks, found, strict=True) for one in of_one]
-        attended = iter(score_pairs(self.model, pairs, self.batch_tokens, attention=True))
+        attended = iter(self._score(pairs, attention=True))
         return [self._covered([(one, next(attended).attention) for one in of_one]) for of_one in found]
 
     def _covered(self, found: list[tuple[Hypothesis, torch.Tensor | None]]) -> list[Hypothesis]:
@@ -376,13 +379,13 @@ class Translator:
         """Why nothing was found for a task."""
         phrases = self.tokenizer.decode(task.constraints.phrases)
         held = ", ".join(map(repr, phrases)) or "the prefix"
-        return self._no_room(task) or f"no output of at most {self._most(task)} pieces holds all of {held}"
+        return self._no_room(task) or f"no output of at most {self._most(task)} pieces contains all of {held}"
 
     def _no_room(self, task: Task) -> str:
         """Why the prefix of a task does not fit; empty where it does."""
         pieces, most = len(task.constraints.prefix), self._most(task)
-        return f"the prefix has {pieces} pieces, and the output may have {most}" if pieces > most else ""
+        return f"the prefix has {pieces} pieces, but the output may have only {most}" if pieces > most else ""
 
     def _most(self, task: Task) -> int:
         """The most pieces that the output of a task may have."""
-        return int(self._beam_search().limits(torch.tensor(len(task.source)))) - 1
+        return int(longest_outputs(self.search, self.longest_output, torch.tensor(len(task.source)))) - 1

@@ -248,10 +248,10 @@ def test_a_piece_is_printed_before_the_next_is_found(
 
 def test_streaming_is_of_one_hypothesis_and_text_alone(run: Any, tiny_model: Path) -> None:
     model = ("--model", tiny_model, "--device", "cpu", "--stream")
-    run(main, *model, stdin=b"the dog\n").refused("seq2seq-translate", "streaming with 4 hypotheses")
+    run(main, *model, stdin=b"the dog\n").refused("seq2seq-translate", "streaming is for a single hypothesis, not 4")
     run(main, *model, "--jsonl", stdin=b"the dog\n").refused("seq2seq-translate", "--stream prints text alone")
     sampled = run(main, *model, "--sampling", "--n-best", "2", stdin=b"the dog\n")
-    sampled.refused("seq2seq-translate", "streaming with 2 hypotheses: it is for one alone; set n_best=1 (--n-best 1)")
+    sampled.refused("seq2seq-translate", "streaming is for a single hypothesis, not 2: set n_best=1 (--n-best 1)")
 
 
 def test_streaming_goes_on_after_a_prefix_that_cannot_be_had(run: Any, tiny_model: Path, tmp_path: Path) -> None:

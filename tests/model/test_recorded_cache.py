@@ -18,7 +18,7 @@ from seq2seq.model.row_cache import RowCache
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops import gpu, native, topk
 from seq2seq.ops.packing import Layout
-from seq2seq.search.hypotheses import Constraints, Hypothesis
+from seq2seq.search.interfaces import Constraints, Hypothesis
 from tests.kernels import DEVICE, model_and_search
 
 pytest.importorskip("triton", reason="Triton is not installed here")
@@ -36,7 +36,7 @@ def batch_of(*lengths: int) -> tuple[Tensor, Layout]:
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(native, "library", lambda: None)
-    monkeypatch.setattr(topk, "FEW", 0)
+    monkeypatch.setattr(topk, "MAX_SINGLE_TOPK", 0)
     return monkeypatch
 
 

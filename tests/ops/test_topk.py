@@ -10,6 +10,7 @@ import torch
 from seq2seq.ops import native, topk
 from seq2seq.ops.topk import (
     BLOCK,
+    Candidates,
     best_continuations,
     best_continuations_reference,
     highest,
@@ -26,7 +27,7 @@ def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
             pytest.skip("no C++ compiler here")
         return
     monkeypatch.setattr(native, "library", lambda: None)
-    monkeypatch.setattr(topk, "FEW", 0 if request.param == "two stages" else topk.FEW)
+    monkeypatch.setattr(topk, "MAX_SINGLE_TOPK", 0 if request.param == "two stages" else topk.MAX_SINGLE_TOPK)
 
 
 @pytest.mark.parametrize("vocabulary", [7, BLOCK, BLOCK + 1, 20 * BLOCK - 1, 20 * BLOCK, 20 * BLOCK + 3])
@@ -109,15 +110,15 @@ def test_the_highest_candidates_are_those_of_one_topk(slots: int, candidates: in
     # As where some have ended: as many as are wanted go on.
     if candidates == 2 * count:
         scores_SC[:, 1::2] = -math.inf
-    places_SC = torch.randint(4, (slots, candidates), generator=generator)
+    parents_SC = torch.randint(4, (slots, candidates), generator=generator)
     tokens_SC = torch.arange(slots * candidates).view(slots, candidates)
     # A part of more, as search may have them.
-    given = torch.cat((scores_SC, scores_SC), 1)[:, :candidates], places_SC, tokens_SC
+    given = Candidates(torch.cat((scores_SC, scores_SC), 1)[:, :candidates], parents_SC, tokens_SC)
     for found, wanted in zip(highest(given, count), highest_reference(given, count), strict=True):
         assert torch.equal(found, wanted)
 
 
 def test_a_candidate_that_there_is_not_has_no_score() -> None:
     scores_SC = torch.tensor([[-math.inf, -1.0, -math.inf, -math.inf]])
-    scores, _, tokens = highest((scores_SC, torch.zeros(1, 4, dtype=torch.int64), torch.arange(4)[None]), 2)
+    scores, _, tokens = highest(Candidates(scores_SC, torch.zeros(1, 4, dtype=torch.int64), torch.arange(4)[None]), 2)
     assert scores.tolist() == [[-1.0, -math.inf]] and int(tokens[0, 0]) == 1

@@ -206,7 +206,7 @@ def test_stopping_early_does_not_change_the_result(
     config = SearchConfig(beam_size=beam_size, length_penalty=alpha, max_length_offset=8, n_best=n_best)
     model, patient = ToyModel(seed), ToyModel(seed)
     found = run(model, SOURCES, config)
-    monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.rules.limits <= beams.prefixes.shape[2])
+    monkeypatch.setattr(module.Beams, "decided", lambda beams: beams.rules.limits <= beams.prefixes.shape[2])
     assert run(patient, SOURCES, config) == found
     assert model.state is not None
     assert patient.state is not None
@@ -217,7 +217,7 @@ def test_stopping_early_saves_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = []
     for patient in (False, True):
         if patient:
-            monkeypatch.setattr(module._Beams, "decided", lambda beams: beams.rules.limits <= beams.prefixes.shape[2])
+            monkeypatch.setattr(module.Beams, "decided", lambda beams: beams.rules.limits <= beams.prefixes.shape[2])
         model = ToyModel(1)
         run(model, SOURCES, SearchConfig(beam_size=2, max_length_offset=8))
         assert model.state is not None

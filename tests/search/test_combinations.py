@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from seq2seq.config.search import SearchConfig
 from seq2seq.search.beam import BeamSearch
-from seq2seq.search.hypotheses import Constraints
+from seq2seq.search.interfaces import Constraints
 from tests.search.toy import SOURCES, WORDS, ToyModel, holds, limit_of, run
 
 WORD = st.sampled_from(WORDS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from seq2seq.config.search import SearchConfig
-from seq2seq.search.hypotheses import Constraints
+from seq2seq.search.interfaces import Constraints
 from seq2seq.search.rules import forbid, forbid_repeated, penalize_repetition
 from tests.search.toy import (
     EOS,

@@ -17,7 +17,7 @@ from torch import Tensor
 from seq2seq.config.search import SearchConfig
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
-from seq2seq.search.hypotheses import Constraints, Hypothesis, SearchModel
+from seq2seq.search.interfaces import Constraints, Hypothesis, SearchModel
 
 BOS, EOS, NEVER = 2, 3, [0, 1, 2]
 FREE = 3

@@ -16,7 +16,7 @@ from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.translation import build_model
 from seq2seq.ops.batch_invariance import is_batch_invariant
 from seq2seq.ops.packing import Layout
-from seq2seq.search.beam import _Beams
+from seq2seq.search.beam import Beams
 from seq2seq.support.errors import OutOfMemory, UserError
 from seq2seq.translate import translator as translator_module
 from seq2seq.translate.glossary import Glossary
@@ -56,10 +56,10 @@ def test_what_cannot_be_had_is_left_out_and_told(tiny_model: Path) -> None:
     plain = Translator.load(tiny_model, device="cpu", max_length_ratio=0.0, max_length_offset=6).translate(["the dog"])
     (found,) = translator.translate_n_best(["the dog"])
     assert "unmet" in found.flags and found.texts == plain
-    assert found.unmet == "no output of at most 5 pieces holds all of 'x y z u v w x y z'"
+    assert found.unmet == "no output of at most 5 pieces contains all of 'x y z u v w x y z'"
     (found,) = translator.translate_n_best(["the man"], ["das das das das das das"])
     assert "unmet" in found.flags
-    assert "the prefix has 6 pieces, and the output may have 5" in found.unmet
+    assert "the prefix has 6 pieces, but the output may have only 5" in found.unmet
 
 
 def test_forbidden_texts_do_not_appear(tiny_model: Path) -> None:
@@ -171,9 +171,9 @@ def test_streaming_gives_the_same_text_bit_by_bit(tiny_model: Path, sentences: l
     alone.deterministic = True
     assert ["".join(alone.stream(text)) for text in sentences] == alone.translate(sentences)
     assert not is_batch_invariant()
-    with pytest.raises(UserError, match=r"the prefix has .* pieces, and the output may have 3"):
+    with pytest.raises(UserError, match=r"the prefix has .* pieces, but the output may have only 3"):
         list(loaded(tiny_model, beam_size=1, max_length=4).stream("the dog", "das das das das das"))
-    with pytest.raises(UserError, match="streaming with 4 hypotheses"):
+    with pytest.raises(UserError, match="streaming is for a single hypothesis, not 4"):
         list(loaded(tiny_model).stream("the dog"))
 
 
@@ -199,7 +199,7 @@ def test_devices_explain_in_their_format(tiny_model: Path, sentences: list[str])
     assert two._started is not None
     two._started.close()
     two.search.beam_size = 1
-    with pytest.raises(UserError, match=r"streaming is by one device: .*--device cuda:0"):
+    with pytest.raises(UserError, match=r"streaming uses one device: .*--device cuda:0"):
         list(two.stream("the dog"))
 
 
@@ -210,7 +210,7 @@ def test_what_does_not_fit_the_memory_is_told_with_what_would(
     def full(*_: object) -> NoReturn:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(_Beams, "advance", full)
+    monkeypatch.setattr(Beams, "advance", full)
     monkeypatch.setattr(translator_module, "TOKENS_OF_A_WORKER", 1)
     translator = loaded(tiny_model, beam_size=1)
     translator.workers = workers

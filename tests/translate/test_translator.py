@@ -23,7 +23,7 @@ from seq2seq.model import directory
 from seq2seq.model.translation import build_model
 from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
-from seq2seq.search.hypotheses import Hypothesis
+from seq2seq.search.interfaces import Hypothesis
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import read_json
 from seq2seq.translate.scoring import Scorer

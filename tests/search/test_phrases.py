@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from seq2seq.config.search import SearchConfig
-from seq2seq.search.constraints import RequiredPhrases
-from seq2seq.search.hypotheses import Constraints
+from seq2seq.search.interfaces import Constraints
+from seq2seq.search.phrases import RequiredPhrases
 from tests.search.toy import FREE, SOURCES, WORDS, ToyModel, all_outputs, assert_same, holds, run
 
 A, B, C = WORDS

@@ -11,12 +11,12 @@ Shapes: S slots, K hypotheses of each, V vocabulary, T tokens so far, N candidat
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from seq2seq.ops.topk import Candidates
+from seq2seq.search.interfaces import Slots
 
 
 class RequiredPhrases:
@@ -37,7 +37,7 @@ class RequiredPhrases:
         self.phrases_SJP, self.lengths_SJ = self.phrases_SJP[slots], self.lengths_SJ[slots]
         self.held_SKJ = self.held_SKJ[slots]
 
-    def matched(self, prefixes_SKT: Tensor, part: Any) -> Tensor:
+    def matched(self, prefixes_SKT: Tensor, part: Slots) -> Tensor:
         """How many leading tokens of each phrase, up to all of them, each prefix ends in, [S, K, J]."""
         phrases_SJP = self.phrases_SJP[part]
         matched_SKJ = prefixes_SKT.new_zeros(*prefixes_SKT.shape[:2], phrases_SJP.shape[1])
@@ -46,12 +46,12 @@ class RequiredPhrases:
             matched_SKJ.masked_fill_(ends_SKJ, count)
         return matched_SKJ
 
-    def forbid_end(self, scores_SKV: Tensor, part: Any, eos: int) -> None:
+    def forbid_end(self, scores_SKV: Tensor, part: Slots, eos: int) -> None:
         """Forbid eos, in place, where a phrase is missing."""
         scores_SKV[:, :, eos].masked_fill_(~self.held_SKJ[part].all(2), -math.inf)
 
     def candidates(
-        self, scores_SKV: Tensor, totals_SK: Tensor, prefixes_SKT: Tensor, part: Any, best: Candidates
+        self, scores_SKV: Tensor, totals_SK: Tensor, prefixes_SKT: Tensor, part: Slots, best: Candidates
     ) -> Candidates:
         """The `best` candidates and those that phrases need.
 
@@ -64,17 +64,17 @@ class RequiredPhrases:
         tokens_SKN = torch.cat((next_SKJ.clamp(min=0), scores_SKV.argmax(2, keepdim=True)), 2)
         sums_SKN = totals_SK[:, :, None] + scores_SKV.gather(2, tokens_SKN)
         sums_SKN[..., :-1].masked_fill_(held_SKJ, -math.inf)
-        places_SKN = torch.arange(width, device=tokens_SKN.device)[:, None].expand_as(tokens_SKN)
-        sums_SN, places_SN, tokens_SN = (
+        parents_SKN = torch.arange(width, device=tokens_SKN.device)[:, None].expand_as(tokens_SKN)
+        sums_SN, parents_SN, tokens_SN = (
             torch.cat((of_best, more_SKN.flatten(1)), 1)
-            for of_best, more_SKN in zip(best, (sums_SKN, places_SKN, tokens_SKN), strict=True)
+            for of_best, more_SKN in zip(best, (sums_SKN, parents_SKN, tokens_SKN), strict=True)
         )
-        flat_SN = places_SN * scores_SKV.shape[2] + tokens_SN
+        flat_SN = parents_SN * scores_SKV.shape[2] + tokens_SN
         same_SNN = (flat_SN[:, :, None] == flat_SN[:, None]) & (sums_SN > -math.inf)[:, None]
-        return sums_SN.masked_fill(same_SNN.tril(-1).any(2), -math.inf), places_SN, tokens_SN
+        return Candidates(sums_SN.masked_fill(same_SNN.tril(-1).any(2), -math.inf), parents_SN, tokens_SN)
 
     def choose(self, scores_SN: Tensor, prefixes_SNT: Tensor, parents_SN: Tensor, width: int) -> Tensor:
-        """The places [S, K] of candidates to keep, best first: chosen are the banks' best, then their second best, …"""
+        """The places [S, K] of candidates to keep, best first: each bank's best, then each bank's second best, …"""
         matched_SNJ = self.matched(prefixes_SNT, slice(None))
         before_SNJ = self.held_SKJ.gather(1, parents_SN[:, :, None].expand_as(matched_SNJ))
         held_SNJ = before_SNJ | (matched_SNJ == self.lengths_SJ[:, None])

@@ -10,6 +10,9 @@ from torch import Tensor
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.topk import Candidates
 
+Slots = slice | Tensor
+"""Some of the slots: a range of them, or their numbers [S]."""
+
 
 class SearchModel(Protocol):
     """All that search requires of a model: six methods, for S slots with K hypotheses each.
