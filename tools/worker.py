@@ -58,7 +58,7 @@ class JsonProcess:
 
     def _ended(self) -> RunError:
         return RunError(
-            f"ended with code {self._process.wait()}, its words are above; where memory ran out (code -9) give it less"
+            f"ended with code {self._process.wait()}, its output is above; code -9: out of memory, make it smaller"
         )
 
 

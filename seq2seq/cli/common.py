@@ -20,7 +20,7 @@ from seq2seq.support.streams import make_dependable
 if TYPE_CHECKING:
     from seq2seq.translate.translator import Translator
 
-UNMET = "lines that could not be translated as asked, and were translated without"
+UNMET = "lines were translated without the prefix or terms asked for; the first"
 MOST_THREADS = 16
 """Threads for each processor beyond which a number is taken for a mistake: some systems cannot start as many."""
 
@@ -67,13 +67,13 @@ def add_device_options(options: argparse.ArgumentParser, devices: str = "auto, c
     options.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "int8"), help="number format (default: float32)"
     )
-    options.add_argument("--threads", type=int, metavar="N", help="processor threads, in one process (default: all)")
+    options.add_argument("--threads", type=int, metavar="N", help="CPU threads, in a single process (default: all)")
     options.add_argument(
         "--batch-tokens",
         type=int,
         metavar="N",
-        help="source tokens worked on at once (default: 8192, on GPUs 32768; in scoring 4096); of several "
-        "workers one may get up to half as many more, so that all end together",
+        help="source tokens per batch (default: 8192, on GPUs 32768; in scoring 4096); with several workers up to "
+        "half as many more, so that all end together",
     )
 
 
@@ -96,7 +96,7 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--deterministic",
         action="store_true",
-        help="scores are the same to the last bit in any company; on GPUs line by line, many times slower",
+        help="bitwise the same scores whatever else is translated; on GPUs line by line, many times slower",
     )
     options.add_argument(
         "--glossary",
@@ -104,7 +104,7 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="terms, one pair a line (source, tab, target): where the source has one, the output has the other",
     )
-    options.add_argument("--forbid", type=Path, metavar="FILE", help="words and phrases, one a line, not to be used")
+    options.add_argument("--forbid", type=Path, metavar="FILE", help="words and phrases not to be used, one per line")
     add_search_options(options)
 
 
@@ -155,7 +155,7 @@ def load_translator(arguments: argparse.Namespace) -> Translator:
         translator.forbidden = [line for line in read_lines(arguments.forbid) if line]
     one_process = bool(arguments.threads) or translator.model.device.type == "cuda" or bool(translator.devices)
     if arguments.workers and one_process:
-        raise UserError("--workers is for processes of one thread on the CPU; leave it, or --threads and --device, out")
+        raise UserError("--workers is for processes of one thread on the CPU: drop it, or drop --threads and --device")
     if not one_process:
         # Elsewhere the state of the system's libraries may not survive a fork.
         default = available_processors() if sys.platform.startswith("linux") else 1

@@ -40,7 +40,7 @@ def options() -> argparse.ArgumentParser:
     """The command's options."""
     made = parser("seq2seq-evaluate", SUMMARY, EXAMPLES)
     add_model_options(made)
-    made.add_argument("--source", type=Path, metavar="FILE", help="test sentences, one a line")
+    made.add_argument("--source", type=Path, metavar="FILE", help="test sentences, one per line")
     made.add_argument("--reference", type=Path, metavar="FILE", help="their reference translations")
     made.add_argument(
         "--test-set",
@@ -101,7 +101,7 @@ def _translated(translator: Translator, texts: Sequence[str]) -> list[str]:
     found = translator.translate_n_best(texts)
     unmet = [translation.unmet for translation in found if translation.unmet]
     if unmet:
-        say(f"{UNMET}: {len(unmet)}; the first: {unmet[0]}")
+        say(f"{len(unmet):,} {UNMET}: {unmet[0]}")
     return [translation.texts[0] for translation in found]
 
 

@@ -63,7 +63,7 @@ def launch(config: Config) -> None:
         try:
             elastic_launch(settings, sys.executable)("-m", "seq2seq.cli.rank", str(stored))
         except SignalException as stop:
-            message = f"stopped by {stop.sigval.name} before more was saved; the same command goes on"
+            message = f"stopped by {stop.sigval.name} before more was saved; rerun the same command to resume"
             raise _first_failure(Path(name), {}, Elsewhere(message, 128 + int(stop.sigval))) from None
         except ChildFailedError as failed:
             exit_codes = {rank: found.exitcode for rank, found in failed.failures.items()}
@@ -76,7 +76,8 @@ def _first_failure(logs: Path, exit_codes: dict[int, int], otherwise: Elsewhere)
     files = sorted(logs.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
     errors: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     killed = [
-        f"rank {rank} was killed by {signal.Signals(-code).name}; the same command goes on from the last checkpoint"
+        f"rank {rank} was killed by {signal.Signals(-code).name}; rerun the same command to resume from the last "
+        "checkpoint"
         for rank, code in exit_codes.items()
         if code < 0 and code != -signal.SIGTERM
     ]

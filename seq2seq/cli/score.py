@@ -17,9 +17,9 @@ from seq2seq.support.progress import say
 if TYPE_CHECKING:
     from seq2seq.translate.scoring import PairScore, Scorer
 
-SUMMARY = "Score given translations: print the log-probability of each target, given its source, and its mean by token."
+SUMMARY = "Score given translations: print the log-probability of each target given its source, and its mean per token."
 EXAMPLES = """Pairs are the lines of two files, or of standard input: source, tab, target. Each gives a line of output:
-log-probability (natural, eos counted), tab, mean by token; with --tokens, tab, that of each token and of eos; with
+log-probability (natural, eos counted), tab, the mean per token; with --tokens, tab, that of each token and of eos; with
 --align, tab, word alignment. The last line on standard error has the perplexity, exp(-sum / tokens).
 
 examples:
@@ -34,7 +34,7 @@ Window = tuple[int, list[tuple[str, str]]]
 def options() -> argparse.ArgumentParser:
     """The command's options."""
     made = parser("seq2seq-score", SUMMARY, EXAMPLES)
-    made.add_argument("--source", type=Path, metavar="FILE", help="source sentences, one a line (also .gz, .xz, …)")
+    made.add_argument("--source", type=Path, metavar="FILE", help="source sentences, one per line (also .gz, .xz, …)")
     made.add_argument("--target", type=Path, metavar="FILE", help="their translations, line by line")
     add_device_options(made)
     made.add_argument("--tokens", action="store_true", help="also the log-probability of each token, eos last")

@@ -32,7 +32,7 @@ def options() -> argparse.ArgumentParser:
     made = parser("seq2seq-translate", SUMMARY, EXAMPLES)
     add_model_options(made)
     made.add_argument(
-        "--prefix", type=Path, metavar="FILE", help="what each output must begin with, one a line; an empty line: any"
+        "--prefix", type=Path, metavar="FILE", help="what each output must begin with, one per line; empty: anything"
     )
     made.add_argument(
         "--scores", action="store_true", help="print the score (log-probability / length penalty), tab, text"
@@ -48,7 +48,7 @@ def options() -> argparse.ArgumentParser:
         choices=("pharaoh", "matrix"),
         help="with --jsonl: also word alignments by attention, source-target from 0 (0-0 2-1); matrix: and all weights",
     )
-    made.add_argument("--stream", action="store_true", help="print each output while it is found (--beam-size 1)")
+    made.add_argument("--stream", action="store_true", help="print each translation as it is generated (--beam-size 1)")
     return made
 
 
@@ -99,7 +99,7 @@ def translate(arguments: argparse.Namespace) -> None:
         )
     prefixes.require_end()
     if unmet:
-        raise UserError(f"{UNMET}: {unmet}; the first is {first_unmet}")
+        raise UserError(f"{unmet:,} {UNMET}: {first_unmet}")
 
 
 def _stream(translator: Translator, text: str, prefix: str) -> str:

@@ -10,13 +10,17 @@ from seq2seq.support.errors import UserError
 def at_least(key: str, value: float | None, limit: float) -> None:
     """Raise UserError for a value below `limit`, or one that is not finite."""
     if value is not None and not limit <= value < math.inf:
-        raise UserError(f"{key}={value}: must be at least {limit}, and finite")
+        raise UserError(f"{key}={value}: must be at least {limit}{_and_finite(value)}")
 
 
 def above(key: str, value: float | None, limit: float) -> None:
     """Raise UserError for a value that is not above `limit`, or not finite."""
     if value is not None and not limit < value < math.inf:
-        raise UserError(f"{key}={value}: must be greater than {limit}, and finite")
+        raise UserError(f"{key}={value}: must be greater than {limit}{_and_finite(value)}")
+
+
+def _and_finite(value: float) -> str:
+    return "" if math.isfinite(value) else ", and finite"
 
 
 def valid_seed(key: str, value: int) -> None:

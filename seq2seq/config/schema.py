@@ -345,6 +345,6 @@ class Config:
             limit = getattr(self.model, side).max_length
             if limit is not None and (pieces is None or pieces >= limit):
                 raise UserError(
-                    f"data.cleaning.max_pieces={'null' if pieces is None else pieces}: with eos too long for "
+                    f"data.cleaning.max_pieces={'null' if pieces is None else pieces}: too long, eos counted, for "
                     f"model.{side}.max_positions={limit}; set data.cleaning.max_pieces={limit - 1} or more positions"
                 )

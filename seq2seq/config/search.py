@@ -27,21 +27,21 @@ class SearchConfig:
 
     beam_size: int = option(4, "hypotheses kept at each step; 1 is greedy")
     length_penalty: float = option(0.6, "GNMT's α: above 0 favours longer outputs")
-    max_length_ratio: float = option(1.0, "longest output: this times the source's length, plus the offset")
-    max_length_offset: int = option(50, "longest output, see above")
+    max_length_ratio: float = option(1.0, "longest output: this times the source's length, plus --max-length-offset")
+    max_length_offset: int = option(50, "added to --max-length-ratio times the source's length")
     n_best: int = option(1, "hypotheses given for each sentence")
     length_normalization: str = option("gnmt", "what scores are divided by: gnmt, average (the length) or none")
     stop: str = option(
-        "exact", "when a text is done: exact (nothing better can come) or beam (as many ended as it holds)"
+        "exact", "when a text is done: exact (nothing better can come) or beam (beam_size hypotheses have ended)"
     )
-    coverage_penalty: float = option(0.0, "GNMT's β: above 0, source words that got little attention cost")
+    coverage_penalty: float = option(0.0, "GNMT's β: above 0 penalizes outputs that leave source words unattended")
     max_length: int | None = option(None, "longest output in pieces, eos counted")
     min_length: int = option(0, "shortest output in pieces, eos counted")
     min_length_ratio: float = option(0.0, "shortest output: this times the source's length")
     no_repeat_ngram: int = option(0, "no sequence of N pieces twice in an output; 0: off")
     repetition_penalty: float = option(1.0, "above 1: pieces already in the output become less likely")
-    diversity_groups: int = option(1, "diverse beam search: parts of the beam that keep away from one another")
-    diversity_penalty: float = option(0.5, "what a piece costs that another group has chosen in the same step")
+    diversity_groups: int = option(1, "diverse beam search: number of groups that the beam is split into")
+    diversity_penalty: float = option(0.5, "diverse beam search: cost of a piece that another group chose in this step")
     sampling: bool = option(False, "draw outputs at random instead of searching for the best")
     temperature: float = option(1.0, "sampling: below 1 sharpens the distribution")
     top_k: int = option(0, "sampling: draw from the K likeliest pieces; 0: all")

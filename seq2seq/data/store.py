@@ -91,7 +91,7 @@ class Store:
             recorded = read_json(directory / CHECKSUMS)
             files = recorded["files"]
             if recorded["sha256"] != sha256_of_json(files):
-                raise ValueError(f"{CHECKSUMS} has not the hash that it says")
+                raise ValueError(f"{CHECKSUMS} does not match the hash that it records")
             self._tokens, offsets, lengths = (
                 [CheckedArray(directory / name, files[name]) for name in (f"{side}.{kind}.npy" for side in SIDES)]
                 for kind in ("tokens", "offsets", "lengths")

@@ -91,7 +91,7 @@ def _files(name: str, pair: str) -> tuple[Path, list[Path]]:
         else:
             way_out = f"type rm -r {folder} and try again"
         raise UserError(
-            f"--test-set {name} ({pair}) cannot be had: {' '.join(said.split())}; {way_out}, "
+            f"--test-set {name} ({pair}) is not available: {' '.join(said.split())}; {way_out}, "
             "or give --source FILE --reference FILE"
         ) from None
     finally:

@@ -73,7 +73,7 @@ class Compiler:
             # If the error is the function's own, it is raised again here.
             result = function(*arguments)
             self.works = False
-            say(f"this model runs uncompiled: the compiler fails ({_cause(error)}); trainer.compile=false omits it")
+            say(f"compiling failed ({_cause(error)}): the model runs uncompiled; trainer.compile=false skips this")
             return result
 
 

@@ -49,6 +49,6 @@ def _works(device: torch.device) -> bool:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        say(f"no kernels of our own on {device} ({first_line(error)}); going on with PyTorch's, which are slower")
+        say(f"our kernels do not run on {device} ({first_line(error)}); falling back to PyTorch's, which are slower")
         return False
     return True

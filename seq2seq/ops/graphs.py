@@ -38,7 +38,7 @@ class Recorded(Generic[Result]):
         try:
             self.graph = self._recorded(device, pool, try_first)
         except RuntimeError as error:
-            say(f"a step is not recorded on {device} ({first_line(error)}): its kernels are launched one by one")
+            say(f"CUDA graph capture failed on {device} ({first_line(error)}); launching its kernels one by one")
 
     @property
     def is_recorded(self) -> bool:

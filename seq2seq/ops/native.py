@@ -115,7 +115,7 @@ def library() -> ctypes.CDLL | None:
         name, *options = shlex.split(given)
         compiler = shutil.which(name)
         if compiler is None:
-            say(f"no C++ compiler ({name}): computing on this processor is slower without; install g++, or set CXX")
+            say(f"no C++ compiler ({name}), so this CPU will compute more slowly; install g++ or set CXX")
             return None
         for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
             # One thread pool for PyTorch and these functions: a second would compete with it.
@@ -124,7 +124,7 @@ def library() -> ctypes.CDLL | None:
         return (folder and _kept(folder, identity)) or _compiled(compiler, options, folder, identity)
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         why = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        say(f"{given} cannot compile {SOURCE.name} ({why}): computing on this processor is slower without")
+        say(f"{given} cannot compile {SOURCE.name} ({why}), so this CPU will compute more slowly")
         return None
 
 

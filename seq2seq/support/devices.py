@@ -35,7 +35,7 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"device={name}: no such device; type auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        say(f"no device {name} here (GPUs found: {torch.cuda.device_count()}); going on with the CPU")
+        say(f"no device {name} here (GPUs found: {torch.cuda.device_count()}); falling back to the CPU")
         return torch.device("cpu")
     return device
 
@@ -89,7 +89,7 @@ def _has_gpu() -> bool:
         warnings.simplefilter("always")
         found = torch.cuda.is_available()
     for warning in caught:
-        say(f"{str(warning.message).partition(chr(10))[0].partition(' (Triggered')[0]}; going on with the CPU")
+        say(f"{str(warning.message).partition(chr(10))[0].partition(' (Triggered')[0]}; falling back to the CPU")
     return found
 
 

@@ -111,7 +111,7 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """The exit code for an error, and what to tell the user: one line, except for a defect of ours."""
+    """The exit code for an error, and what to tell the user: one line, except for a bug of ours."""
     if isinstance(error, Explained):
         # A defect of another process comes with its trace, at whose end is what matters.
         return error.exit_code, str(error) if error.exit_code == 1 else one_line(str(error))
@@ -123,7 +123,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return UserError.exit_code, f"{error.filename}: {error.strerror}"
     if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which takes long to import.
         return RunError.exit_code, (
-            f"the device's memory is full ({first_line(error)}); wait for who else is on it, or take a smaller model"
+            f"the device's memory is full ({first_line(error)}); wait until other processes on it have finished, or "
+            "use a smaller model"
         )
     trace = "".join(traceback.format_exception(error))
-    return 1, f"{trace}this is a defect of ours, not yours; please report the lines above"
+    return 1, f"{trace}this is a bug in seq2seq; please report the lines above"

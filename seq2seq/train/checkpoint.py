@@ -83,7 +83,7 @@ class Checkpoints:
         if faults and len(faults) == len(self.all()):
             found = "; ".join(f"{folder.name}/{fault}" for folder, fault in faults.items())
             raise UserError(
-                f"{self.directory}: no checkpoint is whole ({found}); bring one back from a copy, or take another "
+                f"{self.directory}: no checkpoint is intact ({found}); restore one from a backup, or take another "
                 "run_dir=DIR"
             )
         for damaged, fault in faults.items():
@@ -91,7 +91,7 @@ class Checkpoints:
             if aside.exists():
                 remove_directory(aside)
             damaged.replace(aside)
-            say(f"{damaged}/{fault}; set aside as {aside.name}, the checkpoint before is taken")
+            say(f"{damaged}/{fault}; renamed to {aside.name}; using the checkpoint before it")
 
     def drop_since(self, step: int) -> None:
         """Delete the checkpoints of this step and later ones."""
@@ -154,7 +154,7 @@ class Checkpoints:
             return None
         folder = self.all()[-1]
         if fault := damage(folder):
-            raise UserError(f"{folder}/{fault}; the same command goes on from the checkpoint before, if there is one")
+            raise UserError(f"{folder}/{fault}; rerun the same command to resume from the one before, if there is one")
         self.require_same_settings(config)
         fill(model, load_weights(folder / "model.safetensors"), folder)
         _fill_optimizer(model, optimizer, folder / "optimizer.safetensors")
@@ -222,4 +222,4 @@ def _read_progress(path: Path) -> Progress:
             return Progress(**found)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise UserError(f"{path}: not the progress of a run; bring it back from a copy, or take another run_dir=DIR")
+    raise UserError(f"{path}: not the progress of a run; restore it from a backup, or take another run_dir=DIR")

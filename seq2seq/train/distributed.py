@@ -161,7 +161,7 @@ def joined(config: Config) -> Iterator[World]:
     except RuntimeError as error:
         if "out of memory" in str(error) or not LOST.search(str(error)):
             raise
-        advice = "the same command goes on from the last checkpoint"
+        advice = "rerun the same command to resume from the last checkpoint"
         if "timed out" in str(error).lower():
             minutes = config.trainer.timeout_minutes
             raise RunError(

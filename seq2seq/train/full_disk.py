@@ -37,7 +37,7 @@ class FullDisk:
                 f"needed, {free:,} are free"
             )
             if self._policy == "stop":
-                raise RunError(f"{message}; what was saved before stands, and the same command goes on") from None
+                raise RunError(f"{message}; what was saved before stands; rerun the same command to resume") from None
             say(f"{message}; the next save tries again (trainer.on_full_disk=retry)")
             self._unsaved[what] = message
 
@@ -48,4 +48,4 @@ class FullDisk:
     def error(self) -> RunError | None:
         """The error of a run that ends with something unsaved, or None."""
         unsaved = "; ".join(self._unsaved.values())
-        return RunError(f"{unsaved}; free some space, and the same command goes on") if unsaved else None
+        return RunError(f"{unsaved}; free some space and rerun the same command to resume") if unsaved else None

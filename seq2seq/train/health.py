@@ -45,7 +45,7 @@ class Health:
             f"(its lines: {shown}; all {len(lines)} in log.jsonl)"
         )
         if progress.skipped >= most:
-            raise RunError(f"{message}; {most} in a row are trainer.max_skipped. {REMEDY}")
+            raise RunError(f"{message}; {most} in a row, the limit of trainer.max_skipped. {REMEDY}")
         say(f"{message}; going on ({progress.skipped} in a row, trainer.max_skipped={most})")
         return False
 

@@ -87,7 +87,7 @@ class Trainer:
             say(f"this run is finished (step {self.progress.step:,}); its model: {self.run_dir / 'model'}")
             return
         if found:
-            say(f"going on from step {found.step:,}")
+            say(f"resuming from step {found.step:,}")
         else:
             self._require_same_state({})
             say(
@@ -221,7 +221,7 @@ class Trainer:
     def _stopped(self, number: int) -> Explained:
         name, step = signal.Signals(number).name, self.progress.step
         return self.full_disk.error() or Stopped(
-            number, f"stopped by {name} at step {step:,}, saved; the same command goes on"
+            number, f"stopped by {name} at step {step:,}, saved; rerun the same command to resume"
         )
 
     def _update(self, update: Update) -> int:
@@ -284,7 +284,8 @@ class Trainer:
         self.report.record("valid", progress.step, values)
         say(f"validation at step {progress.step:,}: perplexity {values['perplexity']:.2f}, BLEU {values['bleu']:.2f}")
         for sample in values["samples"]:
-            say(f"    {sample['source']}\n  = {sample['hypothesis']}\n  ~ {sample['reference']}")
+            for side in ("source", "hypothesis", "reference"):
+                say(f"    {side + ':':12}{sample[side]}")
         progress.validations_since_best += 1
         if values["bleu"] > progress.best_bleu and self._save_model(model, values):
             progress.best_bleu, progress.best_step, progress.validations_since_best = values["bleu"], progress.step, 0

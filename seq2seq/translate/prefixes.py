@@ -23,7 +23,7 @@ class Prefixes:
         self.taken += len(found)
         if len(found) < count:
             raise UserError(
-                f"{self.path}: {self.taken} lines, and the input has more: give a line for each, an empty one for none"
+                f"{self.path}: only {self.taken} lines, fewer than the input: give one per line, empty for no prefix"
             )
         return found
 

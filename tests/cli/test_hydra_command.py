@@ -103,7 +103,7 @@ def test_errors_of_the_task_keep_their_codes(error: Exception, code: int, run: A
 def test_a_defect_shows_its_trace(run: Any) -> None:
     code, out, err = run(command(ZeroDivisionError()), "+recipe=quickstart")
     assert (code, out) == (1, "")
-    assert "Traceback" in err and "in task" in err and "defect of ours" in err
+    assert "Traceback" in err and "in task" in err and "this is a bug in seq2seq" in err
 
 
 def test_an_interrupt_before_training(run: Any) -> None:

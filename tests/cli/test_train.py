@@ -145,18 +145,20 @@ def test_a_stopped_run_is_saved_and_goes_on(run: Any, overrides: list[str], tmp_
         found, err = stopped([*command, "trainer.max_steps=100000"], number)
         assert found == code, err
         assert "Traceback" not in err
-        assert (f"going on from step {done:,}\n" in err) == (done > 0)
+        assert (f"resuming from step {done:,}\n" in err) == (done > 0)
         reached = checkpoints(run_dir)[-1]
         assert reached >= done + 2
         last = err.rstrip("\n").rpartition("\n")[2]
-        assert last == (f"seq2seq-train: stopped by {number.name} at step {reached:,}, saved; the same command goes on")
+        assert last == (
+            f"seq2seq-train: stopped by {number.name} at step {reached:,}, saved; rerun the same command to resume"
+        )
     assert not (run_dir / "model").exists()
     run(average.main, run_dir, "--last", "1", "--output", tmp_path / "averaged").refused(
         "seq2seq-average", "not there before the run's first validation"
     )
     code, out, err = run(train.main, *command, f"trainer.max_steps={reached + 2}")
     assert (code, out) == (0, "")
-    assert f"going on from step {reached:,}\n" in err
+    assert f"resuming from step {reached:,}\n" in err
     assert checkpoints(run_dir)[-1] == reached + 2
 
 

@@ -160,7 +160,7 @@ def test_a_missing_gpu_is_told(run: Any, tiny_model: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     code, out, err = run(main, "--model", tiny_model, "--device", "cuda", stdin=b"the dog\n")
     assert (code, out.count("\n")) == (0, 1)
-    assert err == "no device cuda here (GPUs found: 0); going on with the CPU\n"
+    assert err == "no device cuda here (GPUs found: 0); falling back to the CPU\n"
 
 
 def test_terms_prefixes_and_what_is_forbidden(run: Any, tiny_model: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_terms_prefixes_and_what_is_forbidden(run: Any, tiny_model: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("count", "message"), [(1, "1 lines, and the input has more"), (3, "more lines than the input")]
+    ("count", "message"), [(1, "only 1 lines, fewer than the input"), (3, "more lines than the input")]
 )
 def test_a_prefix_for_each_line(run: Any, tiny_model: Path, tmp_path: Path, count: int, message: str) -> None:
     (tmp_path / "prefixes").write_text("Zwei\n" * count, encoding="utf-8")

@@ -173,7 +173,7 @@ def test_the_longest_sentence_must_have_learned_positions(side: str) -> None:
         with pytest.raises(UserError) as caught:
             config(pieces)
         assert str(caught.value) == (
-            f"data.cleaning.max_pieces={shown}: with eos too long for model.{side}.max_positions=251; "
+            f"data.cleaning.max_pieces={shown}: too long, eos counted, for model.{side}.max_positions=251; "
             "set data.cleaning.max_pieces=250 or more positions"
         )
     Config(data=DataConfig(cleaning=CleaningConfig(max_pieces=None)))

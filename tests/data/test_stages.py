@@ -50,7 +50,9 @@ def test_what_is_no_stage_stays(tmp_path: Path, toy_pairs: list[tuple[str, str]]
     own = Path(settings.data.prepared_dir) / name / "theirs.txt"
     own.parent.mkdir(parents=True)
     own.write_text("years of work", encoding="utf-8")
-    with pytest.raises(UserError, match=rf"{name}: there already, and not made by seq2seq; .*data\.prepared_dir=DIR"):
+    with pytest.raises(
+        UserError, match=rf"{name}: already exists and was not created by seq2seq; .*data\.prepared_dir=DIR"
+    ):
         prepare(settings)
     assert own.read_text(encoding="utf-8") == "years of work"
     assert [path.name for path in own.parent.parent.iterdir() if not path.name.startswith(".")] == [name]

@@ -101,7 +101,7 @@ def test_a_pair_that_the_set_does_not_have() -> None:
 
 def test_without_a_network_it_says_what_to_type(folder: Path) -> None:
     message = refused("wmt13")
-    assert message.startswith("--test-set wmt13 (en-de) cannot be had: URLError: <urlopen error ")
+    assert message.startswith("--test-set wmt13 (en-de) is not available: URLError: <urlopen error ")
     assert "where there is a network type sacrebleu -t wmt13 -l en-de --echo src" in message
     assert f"copy its ~/.sacrebleu/wmt13 to {folder}" in message
     assert message.endswith("or give --source FILE --reference FILE")
@@ -113,15 +113,15 @@ def test_a_damaged_download_says_what_to_remove(
     way_out = f"; type rm -r {folder} and try again, or give --source FILE --reference FILE"
     monkeypatch.setattr(urllib.request, "urlopen", lambda _: io.BytesIO(b"no archive"))
     message = refused("wmt13")
-    assert "(en-de) cannot be had: Fatal: MD5 sum of downloaded file was incorrect (got " in message
+    assert "(en-de) is not available: Fatal: MD5 sum of downloaded file was incorrect (got " in message
     assert message.endswith(way_out)
     assert capfd.readouterr().err.count("\n") == 1, "the notice of the download alone"
     message = refused("wmt13")
-    assert "cannot be had: FileNotFoundError: " in message and message.endswith(way_out)
+    assert "is not available: FileNotFoundError: " in message and message.endswith(way_out)
     shutil.rmtree(folder)
     download(monkeypatch, b"no archive")
     message = refused("wmt13")
-    assert "cannot be had: ReadError: " in message and message.endswith(way_out)
+    assert "is not available: ReadError: " in message and message.endswith(way_out)
 
 
 def test_a_full_disk_is_not_the_users_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

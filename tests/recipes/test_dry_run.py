@@ -78,7 +78,7 @@ def test_from_nothing_to_the_score_table(tmp_path: Path, this_checkout: dict[str
     assert again.returncode == 0, again.stderr
     after = steps_of(run_dir)[len(before) :]
     assert after == list(range(after[0], STEPS + 1))
-    assert after[0] > KILLED_FROM - SAVE_EVERY and f"going on from step {after[0] - 1}\n" in again.stderr
+    assert after[0] > KILLED_FROM - SAVE_EVERY and f"resuming from step {after[0] - 1}\n" in again.stderr
     assert [line["checkpoints"] for line in log_of(run_dir) if line["kind"] == "average"] == [5]
     scores = json.loads((run_dir / "scores" / "test.json").read_text(encoding="utf-8"))
     head, _, *rows = again.stdout.split("\n")[:-1]

@@ -69,7 +69,7 @@ def test_a_gpu_that_cannot_be_used_is_told_in_one_line(
     monkeypatch.setattr(torch.cuda, "is_available", old_driver)
     assert choose_device("auto") == CPU
     reason = "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)."
-    assert capsys.readouterr().err == f"{reason}; going on with the CPU\n"
+    assert capsys.readouterr().err == f"{reason}; falling back to the CPU\n"
 
 
 def test_what_the_hardware_lacks_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ def test_a_defect_shows_its_trace(error: Exception, capsys: pytest.CaptureFixtur
     assert ended(error) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and "test_errors.py" in err
-    assert "defect of ours" in err.rstrip("\n").rpartition("\n")[2]
+    assert "this is a bug in seq2seq" in err.rstrip("\n").rpartition("\n")[2]
 
 
 def test_nothing_raised_is_success(capsys: pytest.CaptureFixture[str]) -> None:

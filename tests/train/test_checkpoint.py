@@ -323,7 +323,7 @@ def test_of_a_damaged_newest_checkpoint_the_one_before_is_taken(
         assert loaded(tmp_path, states) == 10
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"{newest}/{name}: ")
-        assert line.endswith("; set aside as step-20.damaged, the checkpoint before is taken")
+        assert line.endswith("; renamed to step-20.damaged; using the checkpoint before it")
         shutil.copytree(tmp_path / "whole", newest)
     assert loaded(tmp_path, states) == 20
 
@@ -346,7 +346,7 @@ def test_when_none_is_whole_nothing_is_touched_and_all_are_named(tmp_path: Path)
         save(tmp_path, states[step], step)
         (tmp_path / "checkpoints" / f"step-{step}" / "optimizer.safetensors").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"no checkpoint is whole \(step-20/optimizer\..*; step-10/optimizer\..*run_dir="
+        UserError, match=r"no checkpoint is intact \(step-20/optimizer\..*; step-10/optimizer\..*run_dir="
     ):
         Checkpoints(tmp_path).set_aside_damaged()
     assert names(tmp_path) == ["step-10", "step-20"]

@@ -114,10 +114,10 @@ def test_of_a_damaged_newest_checkpoint_all_ranks_take_the_one_before(
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if "step-30" in line]
     assert told == [
-        f"{damaged}: damaged, its SHA-256 is not that of the manifest; set aside as step-30.damaged, "
-        "the checkpoint before is taken"
+        f"{damaged}: damaged, its SHA-256 is not that of the manifest; renamed to step-30.damaged; "
+        "using the checkpoint before it"
     ]
-    assert "going on from step 15" in done.stderr
+    assert "resuming from step 15" in done.stderr
     lines = log(tmp_path / "run", "train")
     assert [line["step"] for line in lines] == [*range(1, 31), *range(16, STEPS + 1)]
     last = {line["step"]: line["loss"] for line in lines}
@@ -283,7 +283,7 @@ def test_a_nan_on_one_rank_again_and_again_ends_all(
     started += ranks(tmp_path, command(*own), breaking(*own, steps="4,5,6"))
     assert [process.wait(120) for process in started] == [3, 3]
     assert "step 6: the loss is " in last_line(tmp_path, 0)
-    assert "3 in a row are trainer.max_skipped. Try a lower schedule.peak" in last_line(tmp_path, 0)
+    assert "3 in a row, the limit of trainer.max_skipped. Try a lower schedule.peak" in last_line(tmp_path, 0)
     step = Checkpoints(tmp_path / "run").all()[-1]
     assert step.name == "step-5"
     assert all(bool(x.isfinite().all()) for x in safetensors.torch.load_file(step / "model.safetensors").values())
@@ -372,7 +372,7 @@ def test_a_dead_rank_ends_the_others_and_is_named(launched: subprocess.Popen[str
     pids = children(launched)
     os.kill(pids[rank], signal.SIGKILL)
     assert launched.wait(60) == 3
-    told = f"rank {rank} was killed by SIGKILL; the same command goes on from the last checkpoint"
+    told = f"rank {rank} was killed by SIGKILL; rerun the same command to resume from the last checkpoint"
     assert told in last_line(tmp_path, 0)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
@@ -395,7 +395,7 @@ def test_a_signal_to_the_launcher_saves_once(
     step = max(line["step"] for line in log(tmp_path / "run", "train"))
     saved = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved[-1] == step, "the last update is saved"
-    told = f"seq2seq-train: stopped by {number.name} at step {step:,}, saved; the same command goes on"
+    told = f"seq2seq-train: stopped by {number.name} at step {step:,}, saved; rerun the same command to resume"
     assert last_line(tmp_path, 0) == told
 
 

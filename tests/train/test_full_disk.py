@@ -111,7 +111,7 @@ def test_a_run_whose_last_save_failed_does_not_end_well(
     small_disk: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filling(monkeypatch, small_disk, full={12})
-    with pytest.raises(RunError, match=rf"^step 12: {NEEDED}.*free some space, and the same command goes on$"):
+    with pytest.raises(RunError, match=rf"^step 12: {NEEDED}.*free some space and rerun the same command to resume$"):
         trainer_on(small_disk, corpus).run()
     assert steps_saved(small_disk / "run") == [9]
     assert not (small_disk / "run" / "model").exists()

@@ -79,7 +79,9 @@ def test_too_many_of_them_in_a_row_end_the_run(
 ) -> None:
     trainer = trainer_in(tmp_path / "run", corpus, "trainer.max_skipped=2", "trainer.save_every=2")
     breaking(trainer, monkeypatch, {2, 4, 5})
-    with pytest.raises(RunError, match=r"^step 5: .* not updated .*; 2 in a row are trainer.max_skipped\. Try a lower"):
+    with pytest.raises(
+        RunError, match=r"^step 5: .* not updated .*; 2 in a row, the limit of trainer.max_skipped\. Try a lower"
+    ):
         trainer.run()
     # Also over a stop: the count is a part of the state.
     assert steps_saved(tmp_path / "run") == [2, 4]
