@@ -52,8 +52,8 @@ def plain_path() -> Iterator[None]:
             _, mask = torch.ops.seq2seq.residual_norm(ones - ones, ones, norm.weight, norm.bias, seed, p, norm.eps)
         return cast(Tensor, norm(x + y * mask))
 
-    def projected(self: MultiHeadAttention, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self._heads(self.query(x_ND)), *self.keys_values(memory_MD)
+    def projected(self: MultiHeadAttention, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query(x_ND), self.key_value(memory_MD)
 
     with (
         mock.patch("seq2seq.model.attention.attention", attention),

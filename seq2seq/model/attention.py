@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al., 2017, section 3.2.2).
 
-Shapes: N packed rows of queries, M of keys; D d_model, H heads, E the width of one: d_k in queries and keys, d_v = D/H
-in values and outputs.
+Shapes: N packed rows that attend (x), M packed rows that are attended to (memory); D d_model, H heads, E the width of
+one: d_k in queries and keys, d_v = D/H in values and outputs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, d_model: int, num_heads: int, d_k: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        keys = d_model if d_k is None else num_heads * d_k
-        self.widths = (keys, d_model)
-        self.query = Linear(d_model, keys)
-        self.key_value = Linear(d_model, keys + d_model)
+        key_width = d_model if d_k is None else num_heads * d_k
+        self.widths = (key_width, d_model)
+        self.query = Linear(d_model, key_width)
+        self.key_value = Linear(d_model, key_width + d_model)
         self.output = Linear(d_model, d_model)
         # Keys and values are initialised apart: together they would get the scale of a matrix twice as wide.
         for weight in (self.query.weight, *self.key_value.weight.split(self.widths), self.output.weight):
@@ -38,32 +38,32 @@ class MultiHeadAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
+        self, x_ND: Tensor, layout: Layout, memory_MD: Tensor, memory_layout: Layout, *, causal: bool = False
     ) -> Tensor:
         """Attend from each row of `x` to the rows of `memory` in the same sentence, [N, D]."""
-        if not causal and suits_rows(x_ND, queries, keys):
-            rows_ME, seen = self.key_value(memory_MD), (keys.lists, queries.sentences)
-            return self.output(row_attention(self.query(x_ND), rows_ME, *seen, self.num_heads))
+        projected = self._projected(x_ND, memory_MD)
+        if not causal and suits_rows(x_ND, layout, memory_layout):
+            q_NE, rows_ME = projected
+            return self.output(row_attention(q_NE, rows_ME, memory_layout.lists, layout.sentences, self.num_heads))
         kind = Kind(self.num_heads, self.widths, causal)
-        if suits_sentences(x_ND, queries, keys, kind):
-            # Projected separately in translation, where these layers may be int8.
-            joined = memory_MD is x_ND and torch.is_grad_enabled()
-            rows = (self._joined(x_ND),) if joined else (self.query(x_ND), self.key_value(memory_MD))
-            return self.output(sentence_attention(rows, queries, keys, kind))
-        q_NHE, k_MHE, v_MHE = self._projected(x_ND, memory_MD)
-        return self.output(attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=causal).flatten(1))
+        if suits_sentences(x_ND, layout, memory_layout, kind):
+            return self.output(sentence_attention(projected, layout, memory_layout, kind))
+        *queries, rest = projected
+        split = rest.split(self.widths if queries else (self.widths[0], *self.widths), -1)
+        q_NHE, k_MHE, v_MHE = map(self._heads, (*queries, *split))
+        return self.output(attention(q_NHE, k_MHE, v_MHE, layout, memory_layout, causal=causal).flatten(1))
 
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether short sentences are computed, on this device in this dtype, by a kernel that allows empty ones."""
         return takes_short_sentences(device, dtype, *Kind(self.num_heads, self.widths, causal=False).head_widths)
 
     def weights(
-        self, x_ND: Tensor, queries: Layout, memory_MD: Tensor, keys: Layout, *, causal: bool = False
+        self, x_ND: Tensor, layout: Layout, memory_MD: Tensor, memory_layout: Layout, *, causal: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """`forward` by the textbook formula, with the attention weights of each sentence [H, L, S]."""
+        """`forward` by the textbook formula, with the attention weights [H, T, L] from each sentence's T rows to L."""
         k_MHE, v_MHE = self.keys_values(memory_MD)
         out_NHE, weights = attention_reference(
-            self._heads(self.query(x_ND)), k_MHE, v_MHE, queries, keys, causal=causal
+            self._heads(self.query(x_ND)), k_MHE, v_MHE, layout, memory_layout, causal=causal
         )
         return self.output(out_NHE.flatten(1)), weights
 
@@ -72,17 +72,14 @@ class MultiHeadAttention(nn.Module):
         keys, values = self.key_value(memory).split(self.widths, -1)
         return self._heads(keys), self._heads(values)
 
-    def _projected(self, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Projected separately in translation too, where these layers may be int8.
+    def _projected(self, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, ...]:
+        """Queries, then keys and values, of all heads side by side; all in one tensor in self-attention in training."""
+        # Separately in translation, where these layers may be int8.
         if memory_MD is not x_ND or not torch.is_grad_enabled():
-            return self._heads(self.query(x_ND)), *self.keys_values(memory_MD)
-        queries, keys, values = self._joined(x_ND).split((self.widths[0], *self.widths), -1)
-        return self._heads(queries), self._heads(keys), self._heads(values)
-
-    def _joined(self, x: Tensor) -> Tensor:
-        # Self-attention in training: one matrix multiplication for all three projections, which reads its input once.
+            return self.query(x_ND), self.key_value(memory_MD)
+        # One matrix multiplication for all three projections reads its input once.
         weight = torch.cat((self.query.weight, self.key_value.weight))
-        return linear(x, weight, torch.cat((self.query.bias, self.key_value.bias)))
+        return (linear(x_ND, weight, torch.cat((self.query.bias, self.key_value.bias))),)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))

@@ -32,7 +32,8 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, config: TransformerConfig, embedding: Embedding) -> None:
         super().__init__()
-        self._is_final, self._holder = False, Holder()
+        # Both from `finish` on.
+        self._holder: Holder | None = None
         self._native: NativeDecoder | None = None
         d_model = embedding.d_model
         self.input = PositionedEmbedding(embedding, config)
@@ -47,7 +48,7 @@ class TransformerDecoder(nn.Module):
         """Packed target tokens [M] to hidden rows [M, D]."""
         x_MD = self.input(tokens, layout.positions, layout.max_length)
         for layer in self._layers:
-            x_MD = layer.whole(x_MD, layout, memory.rows, memory.layout)
+            x_MD = layer(x_MD, layout, memory.rows, memory.layout)
         return self.norm(x_MD)
 
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
@@ -68,14 +69,14 @@ class TransformerDecoder(nn.Module):
         x_MD = self.input(tokens, layout.positions, layout.max_length)
         for number, module in enumerate(self._layers, 1):
             if number == chosen:
-                x_MD, weights = module.whole_with_weights(x_MD, layout, memory.rows, memory.layout)
+                x_MD, weights = module.forward_with_weights(x_MD, layout, memory.rows, memory.layout)
             else:
-                x_MD = module.whole(x_MD, layout, memory.rows, memory.layout)
+                x_MD = module(x_MD, layout, memory.rows, memory.layout)
         return self.norm(x_MD), [own_HTL.float().mean(0) for own_HTL in weights]
 
     def finish(self) -> None:
         """See `interfaces.Decoder`."""
-        self._is_final = True
+        self._holder = Holder()
         self._native = NativeDecoder.of(self.layers, self.input, self.norm)
 
     def start(self, memory: Memory) -> Cache:
@@ -84,7 +85,7 @@ class TransformerDecoder(nn.Module):
         first = self._layers[0].cross_attention
         if not can_attend(*sources):
             return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
-        if self._is_final and self._holder.is_free and not native.can_compute(*sources):
+        if self._holder and self._holder.is_free and not native.can_compute(*sources):
             return RecordedCache(sources, memory.layout, first.num_heads, self._holder)
         # Under autocast the rows may differ in dtype from the weights that the native decoder reads.
         alike = memory.rows.dtype is self.input.embedding.weight.dtype

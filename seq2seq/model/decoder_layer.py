@@ -34,9 +34,9 @@ class Steps(Protocol):
 
 
 class DecoderLayer(nn.Module):
-    """The three sub-layers with their residual connections; the caller decides what attends to what."""
+    """The three sub-layers with their residual connections."""
 
-    regions = ("whole",)
+    regions = ("forward",)
 
     def __init__(self, d_model: int, config: TransformerConfig) -> None:
         super().__init__()
@@ -47,31 +47,31 @@ class DecoderLayer(nn.Module):
         self.cross_residual = Residual(d_model, config.norm, config.dropout)
         self.feed_forward_residual = Residual(d_model, config.norm, config.dropout)
 
-    def forward(self, x: Tensor, attend_target: Attend, attend_source: Attend) -> Tensor:
-        """[..., D] to [..., D]."""
+    def _sublayers(self, x: Tensor, attend_target: Attend, attend_source: Attend) -> Tensor:
         x = self.self_residual(x, attend_target)
         x = self.cross_residual(x, attend_source)
         return self.feed_forward_residual(x, self.feed_forward)
 
-    def whole(self, x_MD: Tensor, layout: Layout, memory_ND: Tensor, source: Layout) -> Tensor:
+    def forward(self, x_MD: Tensor, layout: Layout, memory_ND: Tensor, source: Layout) -> Tensor:
         """All positions of packed sentences at once, each seeing itself and those before it: [M, D] to [M, D]."""
-        return self(
+        return self._sublayers(
             x_MD,
             lambda y: self.self_attention(y, layout, y, layout, causal=True),
             lambda y: self.cross_attention(y, layout, memory_ND, source),
         )
 
-    def whole_with_weights(
+    def forward_with_weights(
         self, x_MD: Tensor, layout: Layout, memory_ND: Tensor, source: Layout
     ) -> tuple[Tensor, list[Tensor]]:
-        """The same, with the cross-attention weights of each sentence, [H, T, L]."""
+        """`forward`, with the cross-attention weights of each sentence, [H, T, L]: T target and L source tokens."""
         weights: list[Tensor] = []
 
         def attend_source(y_MD: Tensor) -> Tensor:
             out_MD, weights[:] = self.cross_attention.weights(y_MD, layout, memory_ND, source)
             return out_MD
 
-        return self(x_MD, lambda y: self.self_attention(y, layout, y, layout, causal=True), attend_source), weights
+        out_MD = self._sublayers(x_MD, lambda y: self.self_attention(y, layout, y, layout, causal=True), attend_source)
+        return out_MD, weights
 
     def step(self, x_SKD: Tensor, cache: Attended, number: int) -> Tensor:
         """One new position of each hypothesis, [S, K, D] to [S, K, D]; `number` is this layer's index in the cache."""
@@ -84,4 +84,4 @@ class DecoderLayer(nn.Module):
             of = self.cross_attention
             return of.output(cache.attend_source(number, of.query(y_SKD)))
 
-        return self(x_SKD, attend_target, attend_source)
+        return self._sublayers(x_SKD, attend_target, attend_source)

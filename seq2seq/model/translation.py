@@ -29,11 +29,11 @@ SHAPES_OF_TRANSLATION = 160
 """Matrix multiplication shapes to keep code for: five matrices, up to 32 row counts (`ops.filled_rows.whole_steps`)."""
 ROWS = 4096
 """Source tokens that a CPU encodes together."""
-ENCODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
+ENCODERS: dict[str, Callable[[Any, Embedding], Encoder]] = {
     "transformer": TransformerEncoder,
     "recurrent": RecurrentEncoder,
 }
-DECODERS: dict[str, Callable[[Any, Embedding], nn.Module]] = {
+DECODERS: dict[str, Callable[[Any, Embedding], Decoder]] = {
     "transformer": TransformerDecoder,
     "recurrent": RecurrentDecoder,
 }
@@ -49,24 +49,17 @@ class TranslationModel(nn.Module):
         source_embedding = self.target_embedding
         if config.tie_embeddings != "all":
             source_embedding = Embedding(vocab_size, config.d_model)
-        self.encoder = ENCODERS[config.encoder.kind](config.encoder, source_embedding)
-        self.decoder = DECODERS[config.decoder.kind](config.decoder, self.target_embedding)
+        self.encoder: Encoder = ENCODERS[config.encoder.kind](config.encoder, source_embedding)
+        self.decoder: Decoder = DECODERS[config.decoder.kind](config.decoder, self.target_embedding)
+        self.output = self.target_embedding
         if config.tie_embeddings == "none":
             self.output = Embedding(vocab_size, config.d_model)
         self.projection: nn.Module | None = None
 
     @property
-    def _encoder(self) -> Encoder:
-        return cast(Encoder, self.encoder)
-
-    @property
-    def _decoder(self) -> Decoder:
-        return cast(Decoder, self.decoder)
-
-    @property
     def output_weight(self) -> nn.Parameter:
         """The matrix before the softmax, [V, D]; no bias (section 3.4)."""
-        return cast(Embedding, getattr(self, "output", self.target_embedding)).weight
+        return self.output.weight
 
     @property
     def device(self) -> torch.device:
@@ -76,45 +69,45 @@ class TranslationModel(nn.Module):
     @property
     def can_be_batch_invariant(self) -> bool:
         """Whether search can give a sentence bitwise the same result in any batch (`ops.batch_invariance`)."""
-        can = self._encoder.can_be_batch_invariant and self._decoder.can_be_batch_invariant
+        can = self.encoder.can_be_batch_invariant and self.decoder.can_be_batch_invariant
         return can and isinstance(self.projection, PanelLinear)
 
     def can_be_recorded(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether training on a GPU can be recorded as a graph of fixed shapes, in which some sentences are empty."""
-        return all(side.takes_empty_sentences(device, dtype) for side in (self._encoder, self._decoder))
+        return all(side.takes_empty_sentences(device, dtype) for side in (self.encoder, self.decoder))
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden rows [M, D], one for each target token to predict."""
-        memory = self._encoder(batch.source, batch.source_layout)
-        return self._decoder(batch.target_in, batch.target_layout, memory)
+        memory = self.encoder(batch.source, batch.source_layout)
+        return self.decoder(batch.target_in, batch.target_layout, memory)
 
     def with_attention(self, batch: Batch, layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The same, and each sentence's attention to its source [T, L]; see `interfaces.Decoder.with_attention`."""
+        """`forward`, and each sentence's attention to its source [T, L]; see `interfaces.Decoder.with_attention`."""
         memory = self.encode(batch.source, batch.source_layout)
-        return self._decoder.with_attention(batch.target_in, batch.target_layout, memory, layer)
+        return self.decoder.with_attention(batch.target_in, batch.target_layout, memory, layer)
 
     def encode(self, tokens: Tensor, layout: Layout) -> Memory:
         """The memory of packed source tokens [N]."""
         if tokens.is_cuda or torch.is_grad_enabled() or layout.filler or layout.total <= ROWS:
-            return self._encoder(tokens, layout)
+            return self.encoder(tokens, layout)
         # Part by part: intermediate results then stay in the caches of the CPU, and less padding is computed.
         parts = layout.parts(ROWS)
-        found = map(self._encoder, tokens.split([part.total for part in parts]), parts)
+        found = map(self.encoder, tokens.split([part.total for part in parts]), parts)
         return Memory(torch.cat([memory.rows for memory in found]), layout)
 
     def start(self, memory: Memory) -> Any:
         """The decoder's state before the first step of search."""
-        return self._decoder.start(memory)
+        return self.decoder.start(memory)
 
     def step(self, state: Any, tokens: Tensor, parents: Tensor) -> Tensor:
         """Hidden rows [S, K, D] after the tokens [S, K]; see `interfaces.Decoder.step`."""
-        return self._decoder.step(state, tokens, parents)
+        return self.decoder.step(state, tokens, parents)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows [..., D] to logits [..., V]."""
-        return (
-            F.linear(hidden, self.output_weight) if self.projection is None else cast(Tensor, self.projection(hidden))
-        )
+        if self.projection is None:
+            return F.linear(hidden, self.output_weight)
+        return cast(Tensor, self.projection(hidden))
 
     def best(self, hidden: Tensor, scores: Tensor, count: int, never: Tensor) -> Candidates | None:
         """The best continuations, found without logits; see `search.interfaces.SearchModel.best`."""
@@ -126,7 +119,7 @@ class TranslationModel(nn.Module):
 
     def keep(self, state: Any, slots: Tensor) -> None:
         """Keep only these slots; see `interfaces.Decoder.keep`."""
-        self._decoder.keep(state, slots)
+        self.decoder.keep(state, slots)
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> TranslationModel:
         """This model, placed there for translating and scoring: float32, bfloat16, or int8 on a CPU. Raises UserError.
@@ -146,8 +139,8 @@ class TranslationModel(nn.Module):
             self.quantize()
         else:
             raise UserError(f"int8 on {device}: it is for the CPU; type --device cpu or --dtype bfloat16")
-        self._encoder.finish()
-        self._decoder.finish()
+        self.encoder.finish()
+        self.decoder.finish()
         return self.eval()
 
     def pack(self) -> None:

@@ -34,7 +34,7 @@ def instantiated(config: ModelConfig) -> None:
     with torch.device("meta"):
         model = build_model(config, 300, 1)
     assert model.output_weight.shape == (300, config.d_model)
-    assert sum(parameter.numel() for parameter in model.encoder.parameters()) > 0
+    assert sum(parameter.numel() for parameter in model.get_submodule("encoder").parameters()) > 0
 
 
 def test_the_groups_are_the_ones_of_the_plan() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from seq2seq.model import recorded_cache
 from seq2seq.model.decoder import TransformerDecoder
-from seq2seq.model.interfaces import Decoder
 from seq2seq.model.recorded_cache import Arena, Holder, RecordedCache, grow_on_gpu, grow_reference
 from seq2seq.model.row_cache import RowCache
 from seq2seq.model.translation import TranslationModel
@@ -25,7 +24,9 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 
 
 def holder_of(model: TranslationModel) -> Holder:
-    return cast(TransformerDecoder, model.decoder)._holder
+    holder = cast(TransformerDecoder, model.decoder)._holder
+    assert holder
+    return holder
 
 
 def batch_of(*lengths: int) -> tuple[Tensor, Layout]:
@@ -56,7 +57,7 @@ def test_search_with_them_finds_what_it_finds_without(without_native: pytest.Mon
     plain = [search(model, *batch) for batch in batches]
     without_native.setattr(gpu, "can_compute", lambda *_: True)
     if is_final:
-        cast(Decoder, model.decoder).finish()
+        model.decoder.finish()
     with torch.no_grad():
         state = model.start(model.encode(*batches[0]))
     assert type(state) is (RecordedCache if is_final else RowCache)
@@ -95,7 +96,7 @@ def test_an_arena_that_is_too_small_makes_way_for_a_larger_one(without_native: p
     for name in ("STEPS", "ROWS"):
         without_native.setattr(recorded_cache, name, 1)
     without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).finish()
+    model.decoder.finish()
     assert alike(search(model, *batch_of(5, 7, 1)), expected)
     arena = holder_of(model).arena
     assert alike(search(model, *batch_of(5, 7, 1)), expected)
@@ -107,7 +108,7 @@ def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest
     batches = batch_of(5, 7, 1), batch_of(4, 4)
     expected = [search(model, *batch) for batch in batches]
     without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).finish()
+    model.decoder.finish()
     first, second = (search.steps(model, *batch, [Constraints()] * batch[1].batch_size) for batch in batches)
     found: list[Any] = [None, None]
     for beams in zip_longest(first, second):
@@ -119,7 +120,7 @@ def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest
 def test_a_copy_of_a_model_records_its_own_steps(without_native: pytest.MonkeyPatch) -> None:
     model, search = model_and_search()
     without_native.setattr(gpu, "can_compute", lambda *_: True)
-    cast(Decoder, model.decoder).finish()
+    model.decoder.finish()
     search(model, *batch_of(4, 4))
     other = copy.deepcopy(model)
     assert holder_of(other).arena is None and holder_of(model).arena is not None

@@ -137,7 +137,7 @@ def test_a_processor_encodes_part_by_part_what_it_does_at_once(
 ) -> None:
     model = exact_model_of(encoder, decoder, norm)
     tokens, layout = packed([[5, 6, 7], [8], [9, 10], [4, 4, 4, 4, 4], [11]])
-    counted = Mock(wraps=model.encoder.forward)
+    counted = Mock(wraps=model.get_submodule("encoder").forward)
     monkeypatch.setattr(translation, "ROWS", rows)
     monkeypatch.setattr(model.encoder, "forward", counted)
     with torch.no_grad():
@@ -240,8 +240,8 @@ def input_of(module: nn.Module) -> nn.Parameter:
 @pytest.mark.parametrize(("tie", "matrices"), [("all", 1), ("target", 2), ("none", 3)])
 def test_tying_shares_matrices(tie: str, matrices: int) -> None:
     model, tables, target, output = embeddings(tie)
-    source = input_of(model.encoder)
-    assert input_of(model.decoder) is target
+    source = input_of(model.get_submodule("encoder"))
+    assert input_of(model.get_submodule("decoder")) is target
     assert (source is target) == (tie == "all")
     assert (output is target) == (tie != "none")
     assert {id(source), id(target), id(output)} == tables

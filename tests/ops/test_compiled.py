@@ -173,13 +173,13 @@ def test_where_the_compiler_cannot_trace_the_code_its_place_is_told(
     compile_regions(model, "eager")
     model(batches(1)[0])
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"compiler fails \(.+, .+batch_invariance\.py:\d+\)", line)
+    assert re.search(r"compiling failed \(.+, .+batch_invariance\.py:\d+\)", line)
 
 
 def test_an_error_of_the_code_itself_is_not_taken_for_one_of_the_compiler(capsys: pytest.CaptureFixture[str]) -> None:
     model = build()
     compile_regions(model, "aot_eager")
-    model.encoder.get_submodule("layers.0.feed_forward").inner = Linear(7, 32)
+    model.get_submodule("encoder.layers.0.feed_forward").inner = Linear(7, 32)
     with pytest.raises(RuntimeError, match="shapes"):
         model(batches(1)[0])
     assert capsys.readouterr().err == ""

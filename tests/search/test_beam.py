@@ -294,4 +294,4 @@ def test_a_model_that_has_searched_can_be_trained_on() -> None:
     model.train()
     memory = model.encode(source, layout)
     model.decoder(source, layout, memory).sum().backward()
-    assert all(weight.grad is not None for weight in model.encoder.parameters())
+    assert all(weight.grad is not None for weight in model.get_submodule("encoder").parameters())
