@@ -23,7 +23,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from seq2seq.config.schema import Config, ModelConfig, OptimizerConfig, TrainerConfig, TransformerConfig
-from seq2seq.data.batches import Batch, Sampler, Updates, micro_batches
+from seq2seq.data.batches import Batch, Epoch, MicroBatch, Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.store import Store
 from seq2seq.model.translation import TranslationModel
@@ -38,7 +38,6 @@ from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
 from seq2seq.train.fitting import largest_part, worst_part
 from seq2seq.train.optimizer import build_optimizer
-from seq2seq.train.update import MicroBatch
 from seq2seq.train.updater import Updater
 from tools.contestants import CONTESTANTS, OURS, RANKS, SMOOTHING, Contestant, learnt_parameters
 from tools.flops import update_flops
@@ -80,7 +79,7 @@ class Ours:
         self._updater, self._step = Updater(model, config, world), 0
         self.ready = self._updater.ready
 
-    def start(self, store: Store, updates: Updates, micro_batches: int) -> None:
+    def start(self, store: Store, updates: Epoch, micro_batches: int) -> None:
         """What the trainer does before its first update."""
         if self._updater.device.type != "cpu":
             self._updater.try_out(worst_part(store, updates, micro_batches))
@@ -168,7 +167,7 @@ class TrainingRun:
         """The micro-batches of an update that this rank computes."""
         world, count = self.world, self.job.micro_batches * self.world.size
         batches = micro_batches(store, pairs, count, world.rank, world.size)
-        return [(index, self.updates.ready(batch), weight) for index, batch, weight in batches]
+        return [part._replace(batch=self.updates.ready(part.batch)) for part in batches]
 
 
 class MatrixProducts:
@@ -192,7 +191,7 @@ class MatrixProducts:
 
 
 @cache
-def opened(store: str, batch_tokens: int) -> tuple[Store, Updates]:
+def opened(store: str, batch_tokens: int) -> tuple[Store, Epoch]:
     """A store with the updates of its first epoch, the same in every process."""
     pairs = Store(Path(store))
     return pairs, Sampler(pairs, batch_tokens, seed=1).epoch(0)

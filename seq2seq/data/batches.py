@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,6 +82,14 @@ class Batch:
         )
 
 
+class MicroBatch(NamedTuple):
+    """A part of an update: its number, its pairs, and the weight of their loss."""
+
+    number: int
+    batch: Batch
+    weight: float
+
+
 class Sampler:
     """Cuts an epoch into updates of similarly long pairs, with at most `batch_tokens` tokens on each side.
 
@@ -94,7 +102,7 @@ class Sampler:
         self._batch_tokens = batch_tokens
         self._seed = seed
 
-    def epoch(self, epoch: int) -> Updates:
+    def epoch(self, epoch: int) -> Epoch:
         """The updates of an epoch (epochs are numbered from 0): the pairs of each."""
         rng = np.random.default_rng((self._seed, epoch))
         order = np.arange(len(self._lengths[0]), dtype=np.int32)
@@ -105,10 +113,10 @@ class Sampler:
             return [lengths[order[start:end]] for lengths in self._lengths]
 
         bounds = run_bounds(len(order), lengths_of, self._batch_tokens)
-        return Updates(order, bounds, rng.permutation(len(bounds) - 1))
+        return Epoch(order, bounds, rng.permutation(len(bounds) - 1))
 
 
-class Updates:
+class Epoch:
     """The updates of an epoch, in order: the pairs of each, int64, made on demand; until then, 4 bytes per pair."""
 
     def __init__(self, order: NDArray[np.int32], bounds: NDArray[np.int64], runs: NDArray[np.int64]) -> None:
@@ -177,18 +185,19 @@ def cut(order: NDArray[np.int64], lengths: Sequence[NDArray[np.integer[Any]]], l
 
 def micro_batches(
     store: Store, pairs: NDArray[np.int64], count: int, rank: int = 0, size: int = 1
-) -> Iterator[tuple[int, Batch, float]]:
+) -> Iterator[MicroBatch]:
     """An update in `count` parts of about equally many pairs; a rank gets parts rank, rank + size, and so on.
 
-    Yields (number, batch, weight), where the weight is 1. Parts without pairs are left out, but since ranks wait for
-    one another, a rank left with none gets one pair of the update with weight 0.
+    Their weight is 1. Parts without pairs are left out, but as ranks wait for one another, a rank left with none gets one
+    pair of the update with weight 0.
     """
     parts = list(enumerate(np.array_split(pairs, count)))[rank::size]
-    for index, part in parts:
+    for number, part in parts:
         if len(part):
-            yield index, Batch.of(store, part), 1.0
-    if not len(parts[0][1]):
-        yield parts[0][0], Batch.of(store, pairs[:1]), 0.0
+            yield MicroBatch(number, Batch.of(store, part), 1.0)
+    number, first = parts[0]
+    if not len(first):
+        yield MicroBatch(number, Batch.of(store, pairs[:1]), 0.0)
 
 
 def in_order(store: Store, batch_tokens: int) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seq2seq.data.batches import Batch, Updates
+from seq2seq.data.batches import Batch, Epoch
 from seq2seq.data.store import Store
 from seq2seq.ops.packing import Layout
 from seq2seq.support.errors import RunError
@@ -37,7 +37,7 @@ def fitting_parts(trial: Callable[[int], None], least: int, most: int) -> int:
             parts = min(2 * parts, least * -(-most // least))
 
 
-def largest_part(store: Store, updates: Updates, parts: int) -> Batch:
+def largest_part(store: Store, updates: Epoch, parts: int) -> Batch:
     """The part with the most tokens on both sides together."""
 
     def tokens(part: NDArray[np.int64]) -> int:
@@ -46,7 +46,7 @@ def largest_part(store: Store, updates: Updates, parts: int) -> Batch:
     return Batch.of(store, max((part for pairs in updates for part in np.array_split(pairs, parts)), key=tokens))
 
 
-def worst_part(store: Store, updates: Updates, parts: int) -> Batch:
+def worst_part(store: Store, updates: Epoch, parts: int) -> Batch:
     """A batch that needs at least as much memory as any part of `updates`.
 
     On each side it has at least as many tokens as the largest part, in sentences as long as the longest. One epoch's

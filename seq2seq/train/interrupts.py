@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -39,11 +40,16 @@ class Interrupts:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def all_is_saved(self, yes: bool) -> None:
-        """Say whether all is saved: then a signal ends the run at once; a long validation cut short is made up for."""
-        self._all_is_saved = yes
-        if yes and self.caught:
-            raise self._end(self.caught)
+    @contextmanager
+    def ending_the_run_at_once(self) -> Iterator[None]:
+        """A context in which all is saved, so that a signal need not wait: a validation cut short is made up for."""
+        self._all_is_saved = True
+        try:
+            if self.caught:
+                raise self._end(self.caught)
+            yield
+        finally:
+            self._all_is_saved = False
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         seconds = time.monotonic() - self._since

@@ -21,7 +21,7 @@ from seq2seq.ops.short_attention import LONGEST
 from seq2seq.support.progress import say
 
 Loss = Callable[[Batch], tuple[Tensor, Tensor]]
-"""Returns a batch's loss [], and figures on it."""
+"""Returns a batch's loss [], and its sums of loss and nll, [2]."""
 
 SHAPES = 256
 """The most passes that are recorded: each graph takes some of a GPU's memory."""
@@ -77,7 +77,7 @@ class RecordedPasses:
             weight.grad = gradient
 
     def __call__(self, batch: Batch, scale: float, *, adds: bool) -> Tensor:
-        """The figures of this batch, valid until the next call.
+        """The sums of this batch, valid until the next call.
 
         With `adds`, its gradients are added to the weights', otherwise written over them. The tensors of the weights'
         gradients must stay the same: never set them to None.
@@ -118,13 +118,13 @@ class RecordedPasses:
     def _compute(self, batch: Batch, *, adds: bool) -> Tensor:
         with torch.no_grad():
             _all_at_once(torch._foreach_copy_, self._copied)
-        loss, figures = self.loss(batch)
+        loss, sums = self.loss(batch)
         found = torch.autograd.grad(loss * self.scale, self._computed_with)
         keep = torch._foreach_add_ if adds else torch._foreach_copy_
         pairs = list(zip(self.gradients, found, strict=True))
         for dtype in {gradient.dtype for gradient in found}:
             _all_at_once(keep, [pair for pair in pairs if pair[1].dtype is dtype])
-        return figures
+        return sums
 
     def _record(self, batch: Batch, adds: bool) -> bool:
         """Record the pass for batches of this shape, if it was met before and there is room; returns whether it did."""

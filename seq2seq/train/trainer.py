@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from seq2seq.config.compose import to_yaml
 from seq2seq.config.schema import Config
-from seq2seq.data.batches import Sampler, Updates, micro_batches
+from seq2seq.data.batches import Epoch, Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
@@ -49,7 +49,7 @@ class Trainer:
     def __init__(self, config: Config, data: Prepared, world: World | None = None) -> None:
         self.config, self.data, self.world = config, data, world or World()
         self.run_dir = Path(config.run_dir)
-        self.end = self.run_dir / "end.json"
+        self.end_file = self.run_dir / "end.json"
         self.device = choose_device(config.trainer.device, self.world.local_rank if self.world.size > 1 else None)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -68,7 +68,7 @@ class Trainer:
         self.full_disk = FullDisk(self.run_dir, config.trainer.on_full_disk)
         self._spike: int | None = None
         self._pending: Pending | None = None
-        self._since = time.monotonic()
+        self._clock = time.monotonic()
 
     def run(self) -> None:
         """Train to the end and leave the final model in `run_dir/model`.
@@ -109,7 +109,8 @@ class Trainer:
                     self._validate()
                 else:
                     self._train()
-                self._finish()
+                with self.interrupts.ending_the_run_at_once():
+                    self._finish()
         except torch.OutOfMemoryError:
             raise self._too_large(self.progress.micro_batches) from None
         finally:
@@ -132,7 +133,7 @@ class Trainer:
                 f"{self.run_dir}: the training data are not those that this run was started with; "
                 "restore them, or take another run_dir=DIR"
             )
-        end = read_json(self.end) if self.end.is_file() else {"step": 0, "bleu": -1.0}
+        end = read_json(self.end_file) if self.end_file.is_file() else {"step": 0, "bleu": -1.0}
         self._require_same_state(end)
         # If the model was removed, the next one is the best there is.
         found.best_bleu = max(found.best_bleu, end["bleu"]) if has_model else -1.0
@@ -164,7 +165,7 @@ class Trainer:
             say(f"updates of {tokens:,} tokens a side are computed in {parts} parts (data.micro_batches={parts})")
         self.progress.micro_batches = parts
 
-    def _try_out(self, updates: Updates, parts: int) -> None:
+    def _try_out(self, updates: Epoch, parts: int) -> None:
         """See whether updates in so many parts fit the device. Raises torch.OutOfMemoryError."""
         self.updater.try_out(worst_part(self.data.train, updates, parts))
         self.updater.reserve(largest_part(self.data.train, updates, parts))
@@ -175,7 +176,7 @@ class Trainer:
         if progress.step and progress.validated < progress.step and self._is_due():
             self._validate()
         self._skip_pause()
-        with contextlib.closing(self._prepared()) as updates:
+        with contextlib.closing(self._updates()) as updates:
             while not self._finished():
                 stop = self._update(next(updates))
                 progress.update += 1
@@ -198,14 +199,14 @@ class Trainer:
             # Time ran out just when the run had gone back.
             self._validate()
 
-    def _prepared(self) -> Generator[Update]:
+    def _updates(self) -> Generator[Update]:
         """The updates from where the run stands, prepared ahead of time by a thread."""
         data, progress, world = self.data.train, self.progress, self.world
 
         def make(pairs: NDArray[np.int64]) -> Update:
             source, target = (int(lengths[pairs].sum()) for lengths in data.lengths)
             parts = micro_batches(data, pairs, progress.micro_batches, world.rank, world.size)
-            ready = [(index, self.updater.ready(batch), weight) for index, batch, weight in parts]
+            ready = [part._replace(batch=self.updater.ready(part.batch)) for part in parts]
             return Update(pairs.tolist(), (source, target), ready)
 
         while True:
@@ -248,8 +249,8 @@ class Trainer:
         pending, self._pending = self._pending, None
         progress, now = self.progress, time.monotonic()
         # Clocks and signals differ between ranks; max_minutes goes by the clock of rank 0.
-        seconds = now - self._since if self.world.is_main else 0.0
-        self._since = now
+        seconds = now - self._clock if self.world.is_main else 0.0
+        self._clock = now
         *sums, norm = pending.outcome() if pending else [0.0, 0.0, 0.0]
         loss, nll, seconds, *caught = self.world.sum(
             [*sums, seconds, *(float(self.interrupts.caught == n) for n in SIGNALS)]
@@ -266,6 +267,7 @@ class Trainer:
         return next((int(number) for number, ranks in zip(SIGNALS, caught, strict=True) if ranks), 0)
 
     def _left(self) -> tuple[int, float]:
+        """Updates and seconds of training that are left."""
         settings = self.config.trainer
         minutes = settings.max_minutes if settings.max_minutes is not None else math.inf
         return settings.max_steps - self.progress.step, minutes * 60 - self.progress.seconds
@@ -277,9 +279,8 @@ class Trainer:
 
     def _validate(self) -> None:
         progress, model = self.progress, self.updater.average or self.model
-        self.interrupts.all_is_saved(True)
-        values = self._scores(model)
-        self.interrupts.all_is_saved(False)
+        with self.interrupts.ending_the_run_at_once():
+            values = self._scores(model)
         progress.validated = progress.step
         self.report.record("valid", progress.step, values)
         say(f"validation at step {progress.step:,}: perplexity {values['perplexity']:.2f}, BLEU {values['bleu']:.2f}")
@@ -293,7 +294,7 @@ class Trainer:
 
     def _skip_pause(self) -> None:
         """Exclude what was done since the last update from the training time, and so from the rates."""
-        self._since = time.monotonic()
+        self._clock = time.monotonic()
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
         step, parts = self.progress.step, self.progress.micro_batches
@@ -371,7 +372,6 @@ class Trainer:
     def _finish(self) -> None:
         """Leave the model of better validation BLEU: the best one seen, or the average of the last checkpoints."""
         self.world.wait()
-        self.interrupts.all_is_saved(True)
         # Rank 0 decides here too.
         folders = self.world.gather(self._to_average() if self.world.is_main else [])[0]
         best = self.progress.best_bleu
@@ -385,7 +385,7 @@ class Trainer:
         if error := self.full_disk.error():
             raise error
         if self.world.is_main:
-            write_json(self.end, {"step": self.progress.step, "bleu": best})
+            write_json(self.end_file, {"step": self.progress.step, "bleu": best})
         self.world.wait()
         model = self.run_dir / "model"
         step, warmup = self.progress.step, self.config.schedule.warmup_steps

@@ -7,10 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seq2seq.data.batches import Batch
-
-MicroBatch = tuple[int, Batch, float]
-"""A micro-batch of an update: its number, its pairs, its weight."""
+from seq2seq.data.batches import MicroBatch
 
 
 class Update(NamedTuple):

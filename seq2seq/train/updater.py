@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seq2seq.config.schema import Config
-from seq2seq.data.batches import Batch
+from seq2seq.data.batches import Batch, MicroBatch
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.compiled import compile_regions
 from seq2seq.ops.packing import Layout
@@ -21,7 +21,6 @@ from seq2seq.train.distributed import World
 from seq2seq.train.loss import BatchLoss
 from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.recorded import RecordedPasses, regular
-from seq2seq.train.update import MicroBatch
 from seq2seq.train.working_copy import working_copy
 
 
@@ -102,15 +101,15 @@ class Updater:
         `parts` are this rank's, `target_tokens` the whole update's. Returns this rank's sums of loss and nll, [2].
         """
         sums = torch.zeros(2, device=self.device)
-        for index, batch, weight in parts:
+        for number, batch, weight in parts:
             # Dropout depends on (seed, update, micro-batch) alone: neither on stops nor on the number of ranks.
-            torch.manual_seed(_seed_of(self.config.seed, step, index))
-            last = index == parts[-1][0]
+            torch.manual_seed(_seed_of(self.config.seed, step, number))
+            last = number == parts[-1].number
             with contextlib.nullcontext() if last else self.world.no_sync(self._loss):
                 # Times the number of ranks: their gradients are averaged, not summed.
                 scale = weight * self.world.size / target_tokens
                 if self._recorded:
-                    sums += weight * self._recorded(batch, scale, adds=index != parts[0][0])
+                    sums += weight * self._recorded(batch, scale, adds=number != parts[0].number)
                 else:
                     sums += weight * self._backward(batch, scale)
         return sums
@@ -135,9 +134,9 @@ class Updater:
         return loss, torch.stack((loss.detach(), nll))
 
     def _backward(self, batch: Batch, scale: float) -> Tensor:
-        loss, figures = self._loss_of(batch)
+        loss, sums = self._loss_of(batch)
         (loss * scale).backward()
-        return figures
+        return sums
 
 
 def _seed_of(*numbers: int) -> int:

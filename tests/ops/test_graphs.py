@@ -35,7 +35,7 @@ def test_where_recording_fails_one_line_says_so_and_the_function_is_called(capsy
     before = len(called)
     assert [recorded(), recorded()] == [before + 1, before + 2]
     (line,) = capsys.readouterr().err.splitlines()
-    assert "not recorded on cuda" in line and "one by one" in line
+    assert "graph capture failed on cuda" in line and "one by one" in line
 
 
 @pytest.mark.gpu

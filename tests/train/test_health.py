@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.compose import compose
+from seq2seq.data.batches import MicroBatch
 from seq2seq.data.prepare import prepare
 from seq2seq.support.errors import RunError
 from seq2seq.train import health
 from seq2seq.train.report import Report
 from seq2seq.train.trainer import Trainer
-from seq2seq.train.update import MicroBatch, Pending, Update
+from seq2seq.train.update import Pending, Update
 from tests.train.runs import TINY, assert_same_state, draw, log, steps_saved, tensors, write_copies
 
 

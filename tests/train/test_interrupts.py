@@ -57,15 +57,22 @@ def test_a_second_one_ends_the_run_at_once(clock: Clock, monkeypatch: pytest.Mon
 
 
 def test_while_all_is_saved_the_first_ends_the_run() -> None:
-    with Interrupts(ended) as interrupts:
-        interrupts.all_is_saved(True)
-        with pytest.raises(Stopped, match="all is saved"):
-            signal.raise_signal(signal.SIGTERM)
+    with (
+        Interrupts(ended) as interrupts,
+        pytest.raises(Stopped, match="all is saved"),
+        interrupts.ending_the_run_at_once(),
+    ):
+        signal.raise_signal(signal.SIGTERM)
     with Interrupts(ended) as interrupts:
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(Stopped, match="all is saved") as stopped:
-            interrupts.all_is_saved(True)
+        with pytest.raises(Stopped, match="all is saved") as stopped, interrupts.ending_the_run_at_once():
+            raise AssertionError("went on")
         assert stopped.value.exit_code == 130
+    with Interrupts(ended) as interrupts:
+        with interrupts.ending_the_run_at_once():
+            pass
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.caught == signal.SIGINT
 
 
 def test_a_second_one_interrupts_what_hangs() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.schema import Config, ModelConfig, TrainerConfig, TransformerConfig
-from seq2seq.data.batches import Batch
+from seq2seq.data.batches import Batch, MicroBatch
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops import linear_cross_entropy, native, residual_norm, sentence_attention
 from seq2seq.ops.graphs import Recorded, SharedMemory
@@ -142,7 +142,7 @@ def test_updates_of_several_parts_are_those_of_passes_that_are_not_recorded() ->
     model = ModelConfig(d_model=16, dropout=0.0, encoder=layers, decoder=layers)
     config = Config(model=model, trainer=TrainerConfig(compile=False))
     generator = torch.Generator().manual_seed(1)
-    parts = [(index, batch_to_train(generator, [3, 4], [2, 5]).to(DEVICE), 1.0) for index in range(2)]
+    parts = [MicroBatch(number, batch_to_train(generator, [3, 4], [2, 5]).to(DEVICE), 1.0) for number in range(2)]
     found = []
     for records in (False, True):
         updater = Updater(build_model(config.model, 150, 1).to(DEVICE), config, World())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.schema import Config, ModelConfig, TrainerConfig, TransformerConfig
-from seq2seq.data.batches import Batch
+from seq2seq.data.batches import Batch, MicroBatch
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops.packing import Layout
 from seq2seq.train import updater as updater_module
@@ -82,7 +82,8 @@ def test_updates_by_a_working_copy_are_those_without(monkeypatch: pytest.MonkeyP
         updater = Updater(model, Config(model=MODEL, trainer=TrainerConfig(precision="bfloat16")), World())
         updater.start()
         for step in range(1, 5):
-            updater.gradients([(0, batch_of(step), 1.0), (1, batch_of(10 * step), 1.0)], 24, step)
+            parts = [MicroBatch(0, batch_of(step), 1.0), MicroBatch(1, batch_of(10 * step), 1.0)]
+            updater.gradients(parts, 24, step)
             updater.apply(1e-3, step)
         found.append([weight.detach() for weight in model.parameters()])
     for own, expected, before in zip(found[1], found[0], began, strict=True):
