@@ -188,8 +188,8 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """An update in `count` parts of about equally many pairs; a rank gets parts rank, rank + size, and so on.
 
-    Their weight is 1. Parts without pairs are left out, but as ranks wait for one another, a rank left with none gets one
-    pair of the update with weight 0.
+    Their weight is 1. Parts without pairs are left out, but as ranks wait for one another, a rank left with none gets
+    one pair of the update with weight 0.
     """
     parts = list(enumerate(np.array_split(pairs, count)))[rank::size]
     for number, part in parts:
