@@ -28,6 +28,10 @@ _PLACES = {
 }
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]
+
+
 def __getattr__(name: str) -> Any:
     # Importing the translator imports torch (over a second): `--help` and `--version` should not wait for it.
     if name not in _PLACES:

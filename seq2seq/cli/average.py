@@ -51,20 +51,23 @@ def average(arguments: argparse.Namespace) -> None:
     trained = arguments.run_dir / "model"
     if not (trained / "manifest.json").is_file():
         raise UserError(f"{trained}: not there before the run's first validation; type the training command again")
+    there = ", ".join(str(step_of(path)) for path in found)
     if arguments.steps is None:
         every = compose.load(found[-1] / "config.yaml").trainer.save_every
-        wanted, which = arguments.last, f" at multiples of trainer.save_every={every}"
-        chosen = checkpoints.regular(every)[-wanted:]
+        chosen = checkpoints.regular(every)[-arguments.last :]
+        if len(chosen) < arguments.last:
+            raise UserError(
+                f"{arguments.run_dir}: {len(chosen)} of {arguments.last} checkpoints at multiples of "
+                f"trainer.save_every={every} found (steps there: {there}); choose by --last N or --steps A,B,…"
+            )
     else:
         steps = arguments.steps.split(",")
-        wanted, which = len(steps), ""
         chosen = [path for path in found if str(step_of(path)) in steps]
-    if len(chosen) != wanted:
-        there = ", ".join(str(step_of(path)) for path in found)
-        raise UserError(
-            f"{arguments.run_dir}: {len(chosen)} of {wanted} checkpoints{which} found (steps there: {there}); "
-            "choose by --last N or --steps A,B,…"
-        )
+        if absent := [step for step in steps if step not in map(str, map(step_of, chosen))]:
+            raise UserError(
+                f"--steps {arguments.steps}: {arguments.run_dir} has no checkpoint of step {', '.join(absent)} "
+                f"(steps there: {there})"
+            )
     for folder in chosen:
         if fault := damage(folder):
             raise UserError(f"{folder}/{fault}; choose others: --steps A,B,…")

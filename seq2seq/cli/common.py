@@ -169,7 +169,7 @@ def find_model(given: str | None) -> Path:
     """The directory given, else $SEQ2SEQ_MODEL, else the newest under runs/, named on stderr. Raises UserError."""
     named = given or os.environ.get("SEQ2SEQ_MODEL")
     if named:
-        return Path(named)
+        return Path(named).expanduser()
     manifests = sorted(Path("runs").glob("**/model/manifest.json"), key=lambda path: path.stat().st_mtime)
     if not manifests:
         raise UserError("no model under runs/; train one: seq2seq-train +recipe=quickstart, or give one: --model DIR")

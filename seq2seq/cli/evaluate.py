@@ -111,6 +111,13 @@ def _require_sense(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {arguments.output}: no such folder; type: mkdir -p {arguments.output.parent}")
     if arguments.output and arguments.output.is_dir():
         raise UserError(f"--output {arguments.output}: a folder; give a file: --output {arguments.output}/output.txt")
+    for name in ("min_bleu", "min_exact", "min_exact_each"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 <= value <= 100:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be from 0 to 100")
+    for name in ("source", "reference", "hypotheses", "glossary", "forbid"):
+        if arguments.output and _are_one_file(arguments.output, getattr(arguments, name)):
+            raise UserError(f"--output {arguments.output}: would replace the file given as --{name}; give another")
     if arguments.compare:
         for name in ("hypotheses", "output", "paper_bleu", "min_bleu", "min_exact", "min_exact_each"):
             value = getattr(arguments, name)
@@ -118,6 +125,10 @@ def _require_sense(arguments: argparse.Namespace) -> None:
                 raise UserError(f"--{name.replace('_', '-')} with --compare, which only compares: leave out either")
     if arguments.output and _is_stdout(arguments.output):
         raise UserError(f"--output {arguments.output}: the scores go there, to standard output; give another file")
+
+
+def _are_one_file(path: Path, other: Path | None) -> bool:
+    return other is not None and path.exists() and other.exists() and path.samefile(other)
 
 
 def _is_stdout(path: Path) -> bool:

@@ -8,8 +8,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -61,7 +63,8 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
     """Compose the configuration from the command line, check it, and run `task` with it; returns the exit code."""
     make_dependable()
     spin(2_000)
-    arguments = sys.argv[1:]
+    # Hydra takes settings at one place only: after the flags.
+    arguments = sys.argv[1:] = sorted(sys.argv[1:], key=_is_setting)
     if "--version" in arguments:
         print(f"{command} {seq2seq.__version__}")
         return 0
@@ -93,31 +96,41 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
 
     def run() -> None:
         try:
-            with _help_unchecked():
+            with _parsed_our_way(command):
                 hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
         except COMPOSING as error:
             raise explained(error, [argument for argument in arguments if "=" in argument]) from None
+        except yaml.YAMLError as error:
+            raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from None
         if failures:
             raise failures[0]
 
     return exit_code_of(command, run)
 
 
-@contextlib.contextmanager
-def _help_unchecked() -> Iterator[None]:
-    """Within it argparse does not check help texts when options are declared: one of Hydra 1.3's is not a string.
+def _is_setting(argument: str) -> bool:
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
-    Python checks them since 3.14.
+
+@contextlib.contextmanager
+def _parsed_our_way(command: str) -> Iterator[None]:
+    """A context in which Hydra's mistakes of usage are told in one line, and its help texts are not checked.
+
+    One text of Hydra 1.3 is not a string, which argparse refuses since Python 3.14.
     """
-    check = getattr(argparse.ArgumentParser, "_check_help", None)
-    if check is None:
-        yield
-        return
-    argparse.ArgumentParser._check_help = lambda *_: None  # type: ignore[attr-defined]
+
+    def error(_: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise UserError(f"{message}; {command} --help lists the flags, and settings are typed key=value")
+
+    ours = {"error": error, "_check_help": lambda *_: None}
+    theirs = {name: getattr(argparse.ArgumentParser, name) for name in ours if hasattr(argparse.ArgumentParser, name)}
+    for name in theirs:
+        setattr(argparse.ArgumentParser, name, ours[name])
     try:
         yield
     finally:
-        argparse.ArgumentParser._check_help = check  # type: ignore[attr-defined]
+        for name, function in theirs.items():
+            setattr(argparse.ArgumentParser, name, function)
 
 
 def _of_job(composed: DictConfig, rows: set[str]) -> Config:

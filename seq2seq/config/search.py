@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from seq2seq.config.checks import above, at_least, one_of, valid_seed
+from seq2seq.config.checks import above, at_least, of_declared_types, one_of, valid_seed
 from seq2seq.support.errors import UserError
 
 
@@ -18,7 +18,7 @@ SAMPLING_ALONE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 """The settings of search that only sampling may change."""
 
 
-@dataclass
+@dataclass(slots=True)
 class SearchConfig:
     """Beam search (a beam of one is greedy), or sampling. Lengths are in pieces, eos counted.
 
@@ -49,6 +49,11 @@ class SearchConfig:
     seed: int = option(1, "sampling: the same seed and text give the same sample")
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise UserError for values of another type, out of range, or that contradict one another."""
+        of_declared_types("search", self)
         one_of("search.length_normalization", self.length_normalization, ("gnmt", "average", "none"))
         one_of("search.stop", self.stop, ("exact", "beam"))
         for name in ("beam_size", "max_length_offset", "n_best", "diversity_groups"):

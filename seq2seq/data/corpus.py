@@ -183,7 +183,7 @@ def _parse_tsv(line: str, _: DataConfig) -> Pair:
 def _parse_json(line: str, data: DataConfig) -> Pair:
     row = json.loads(line)
     if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
+        raise ValueError("not a JSON object, of which each line must hold one")
     return _from_row(row, data)
 
 

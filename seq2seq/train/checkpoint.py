@@ -19,7 +19,7 @@ from seq2seq.support.progress import say
 
 MAY_CHANGE = (
     *(f"trainer.{key}" for key in ("max_steps", "max_minutes", "save_every", "keep_checkpoints", "devices")),
-    *(f"trainer.{key}" for key in ("timeout_minutes", "log_seconds", "samples")),
+    *(f"trainer.{key}" for key in ("timeout_minutes", "log_seconds", "samples", "patience")),
     *(f"trainer.{key}" for key in ("max_skipped", "on_full_disk", "on_loss_spike")),
     *("data.workers", "data.prepared_dir", "run_dir"),
     *(f"data.{split}.sha256" for split in ("train", "valid", "test")),

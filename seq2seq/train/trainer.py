@@ -84,7 +84,10 @@ class Trainer:
         has_model = self.world.gather((self.run_dir / "model" / "manifest.json").is_file())[0]
         was_finished = found is not None and self._take_up(found, has_model=has_model)
         if was_finished and has_model:
-            say(f"this run is finished (step {self.progress.step:,}); its model: {self.run_dir / 'model'}")
+            say(
+                f"this run is finished (step {self.progress.step:,}: {self._why_over()}); "
+                f"its model: {self.run_dir / 'model'}"
+            )
             return
         if found:
             say(f"resuming from step {found.step:,}")
@@ -272,10 +275,19 @@ class Trainer:
         minutes = settings.max_minutes if settings.max_minutes is not None else math.inf
         return settings.max_steps - self.progress.step, minutes * 60 - self.progress.seconds
 
+    def _why_over(self) -> str:
+        """Which setting ends the run here, in words; empty while none does."""
+        settings, (steps, seconds) = self.config.trainer, self._left()
+        if steps <= 0:
+            return f"trainer.max_steps={settings.max_steps}"
+        if seconds <= 0:
+            return f"trainer.max_minutes={settings.max_minutes:g}"
+        if settings.patience is not None and self.progress.validations_since_best >= settings.patience:
+            return f"no better validation BLEU in trainer.patience={settings.patience} validations"
+        return ""
+
     def _finished(self) -> bool:
-        steps, seconds = self._left()
-        patience = self.config.trainer.patience
-        return steps <= 0 or seconds <= 0 or (patience is not None and self.progress.validations_since_best >= patience)
+        return bool(self._why_over())
 
     def _validate(self) -> None:
         progress, model = self.progress, self.updater.average or self.model
@@ -379,7 +391,7 @@ class Trainer:
             fill(self.model, average_weights([folder / "model.safetensors" for folder in folders]), folders[-1])
             values = self._scores(self.model)
             self.report.record("average", self.progress.step, {"checkpoints": len(folders), **values})
-            say(f"average of the last {len(folders)} checkpoints: BLEU {values['bleu']:.2f}; best single: {best:.2f}")
+            say(f"average of the last {len(folders)} checkpoints: BLEU {values['bleu']:.2f}; best before: {best:.2f}")
             if values["bleu"] >= best and self._save_model(self.model, values):
                 best = values["bleu"]
         if error := self.full_disk.error():
@@ -389,10 +401,12 @@ class Trainer:
         self.world.wait()
         model = self.run_dir / "model"
         step, warmup = self.progress.step, self.config.schedule.warmup_steps
-        if step < warmup:
+        if step < warmup and not self.config.init_from:
             say(
-                f"this run ended at step {step:,}, while its learning rate was still rising: its model will hardly "
-                f"translate; train longer, or set schedule.warmup_steps, now {warmup:,}, to fewer"
+                f"this run ended at step {step:,}, while its learning rate was still rising: its model is far from "
+                "what it could be; train longer, or in another run_dir with fewer schedule.warmup_steps than "
+                f"{warmup:,}"
             )
-        say(f"finished after {self.progress.seconds / 60:.1f} minutes of training; the model: {model}")
+        minutes, why = self.progress.seconds / 60, self._why_over()
+        say(f"finished after {minutes:.1f} minutes of training{f' ({why})' if why else ''}; the model: {model}")
         say(f"to translate with it: seq2seq-translate --model {shlex.quote(str(model))} < input.txt")

@@ -16,7 +16,9 @@ def require_same_model(config: Config) -> None:
         return
     directory = Path(config.init_from)
     if not (directory / "config.yaml").is_file():
-        raise UserError(f"init_from={directory}: no model directory (no config.yaml in it)")
+        inside = directory / "model"
+        hint = f"; type init_from={inside}" if (inside / "config.yaml").is_file() else ""
+        raise UserError(f"init_from={directory}: no model directory (no config.yaml in it){hint}")
     stored = asdict(compose.load(directory / "config.yaml").model)
     changed = {
         key: was

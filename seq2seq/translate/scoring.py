@@ -160,8 +160,11 @@ class Scorer:
         """The scores of pairs of texts (source, target), outer blanks stripped as in training; see `score_pairs`.
 
         Nothing is truncated: raises UserError for a text that is too long, naming its side (one of `names`) and its
-        number, counted from `first`.
+        number, counted from `first`; and for what is not a pair of strings.
         """
+        for number, given in enumerate(pairs, first):
+            if not (isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(x, str) for x in given)):
+                raise UserError(f"pair {number}: {given!r} is not a pair (source, target) of strings")
         sides = [self.tokenizer.encode([pair[side].strip(BLANKS) for pair in pairs]) for side in (0, 1)]
         encoded = list(zip(*sides, strict=True))
         for number, pair in enumerate(encoded, first):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
@@ -42,6 +42,17 @@ LONGEST = 250
 Result = TypeVar("Result")
 Job = Callable[["Translator"], Result]
 """What a worker does with its copy of the translator."""
+
+
+def list_of_texts(name: str, texts: Iterable[str]) -> list[str]:
+    """These texts as a list. Raises UserError for a single string, and for anything in it that is not a string."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise UserError(f"{name}: {type(texts).__name__} given, where a list of strings is needed")
+    found = list(texts)
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise UserError(f"{name}[{number}] is {type(text).__name__}, must be str: {text!r}")
+    return found
 
 
 @dataclass
@@ -153,18 +164,18 @@ class Translator:
         longest = longest_source if limit is None else min(longest_source, limit // 2)
         return cls(model, tokenizer, config.search, longest=longest, longest_output=limit)
 
-    def translate(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[str]:
+    def translate(self, texts: Iterable[str], prefixes: Iterable[str] | None = None) -> list[str]:
         """The best translation of each text; an empty or blank text gives an empty one."""
         return [translation.texts[0] for translation in self.translate_n_best(texts, prefixes)]
 
-    def translate_n_best(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[Translation]:
+    def translate_n_best(self, texts: Iterable[str], prefixes: Iterable[str] | None = None) -> list[Translation]:
         """The `search.n_best` translations of each text, with scores.
 
         With `prefixes`, each begins with the one for its text (`""`: with anything). Raises UserError, RunError.
         """
-        if isinstance(texts, str) or isinstance(prefixes, str):
-            raise UserError("one text alone: give a list, translate([text])")
-        prefixes = [""] * len(texts) if prefixes is None else prefixes
+        self._check()
+        texts = list_of_texts("texts", texts)
+        prefixes = [""] * len(texts) if prefixes is None else list_of_texts("prefixes", prefixes)
         if len(prefixes) != len(texts):
             raise UserError(f"{len(prefixes)} prefixes for {len(texts)} texts: give one for each, empty for none")
         tasks_of_texts = self._tasks_of(texts, prefixes)
@@ -188,8 +199,9 @@ class Translator:
         Raises UserError for a beam of several hypotheses; for a glossary, which needs such a beam; and, before anything
         is found, for a prefix that is too long (`why_too_long`).
         """
+        self._check()
         self.require_streaming()
-        tasks = self._tasks_of([text], [prefix])[0]
+        tasks = self._tasks_of(list_of_texts("texts", [text]), list_of_texts("prefixes", [prefix]))[0]
         for why in filter(None, map(self._no_room, tasks)):
             raise UserError(why)
         for place, task in enumerate(tasks):
@@ -202,12 +214,28 @@ class Translator:
                 tokens = [token for token in beams.prefixes[0, 0].tolist() if token != EOS]
                 shown = self.tokenizer.decode([tokens])[0]
                 # A character may come in several pieces, a byte each.
-                if not shown.endswith("\ufffd"):
+                if len(shown) > len(told) and not shown.endswith("\ufffd"):
                     yield shown[len(told) :]
                     told = shown
-            yield shown[len(told) :]
+            if len(shown) > len(told):
+                yield shown[len(told) :]
             if not results[0]:
                 raise RunError(NOT_FINITE)
+
+    def _check(self) -> None:
+        """Raise UserError for settings that were changed to something else than they may be."""
+        if not isinstance(self.search, SearchConfig):
+            raise UserError(f"search={self.search!r}: change its settings one by one, as in search.beam_size = 1")
+        self.search.check()
+        for name in ("workers", "batch_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name}={value!r}: must be a whole number, at least 1")
+        if not isinstance(self.glossary, Glossary | None):
+            raise UserError(
+                f"glossary={self.glossary!r}: must be a Glossary, as in Glossary({{'car': 'Auto'}}), or None"
+            )
+        list_of_texts("forbidden", self.forbidden)
 
     def why_too_long(self, text: str, prefix: str) -> str:
         """Why no translation of a text can begin with this prefix; empty where one can."""

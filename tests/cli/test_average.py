@@ -69,8 +69,9 @@ def test_mistakes(run: Any, run_dir: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ([], f"4 of 5 checkpoints at multiples of trainer.save_every=20 found {there}"),
         (["--last", "0"], "--last 0: must be at least 1"),
-        (["--steps", "100,200"], f"1 of 2 checkpoints found {there}"),
-        (["--steps", "x"], f"0 of 1 checkpoints found {there}"),
+        (["--steps", "100,200,7"], f"--steps 100,200,7: {run_dir} has no checkpoint of step 200, 7 {there}"),
+        (["--steps", "x"], f"--steps x: {run_dir} has no checkpoint of step x {there}"),
+        (["--steps", ""], f"--steps : {run_dir} has no checkpoint of step  {there}"),
     ):
         run(main, run_dir, *arguments, *output).refused("seq2seq-average", message)
     nowhere = tmp_path / "no" / "checkpoints"

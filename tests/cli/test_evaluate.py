@@ -62,6 +62,19 @@ def test_bars_and_outputs_that_would_mean_nothing_are_refused(run: Any, files: F
     reference, name = ("--reference", files["reference"]), "seq2seq-evaluate"
     both = ("--compare", files["bad"], files["good"], *reference)
     run(main, *both, "--min-bleu", "99").refused(name, "--min-bleu with --compare")
+    before = files["reference"].read_bytes()
+    overwriting = (
+        "--hypotheses",
+        files["reference"],
+        "--reference",
+        files["reference"],
+        "--output",
+        files["reference"],
+    )
+    run(main, *overwriting).refused(name, "would replace the file given as --reference; give another")
+    assert files["reference"].read_bytes() == before
+    for value in ("nan", "-5", "101"):
+        run(main, *both[-2:], "--min-bleu", value).refused(name, f"--min-bleu {float(value)}: must be from 0 to 100")
     run(main, *both, "--output", tmp_path / "o").refused(name, "--output with --compare")
     good = ("--hypotheses", files["good"], *reference)
     run(main, *good, "--min-exact-each", "9").refused(name, "have no labels; take --min-exact")

@@ -47,8 +47,11 @@ def test_the_task_gets_the_checked_configuration(run: Any, tmp_path: Path, monke
 
 
 def test_the_composed_configuration_can_be_shown(run: Any) -> None:
-    code, out, err = run(command(), "+recipe=wmt14_en_de", "--cfg", "job")
+    code, out, err = run(command(), "--cfg", "job", "+recipe=wmt14_en_de", "seed=2")
     assert (code, err) == (0, "")
+    # Settings may come before flags, after them, or on both sides.
+    assert run(command(), "+recipe=wmt14_en_de", "--cfg", "job", "seed=2").out == out
+    assert run(command(), "+recipe=wmt14_en_de", "seed=2", "--cfg", "job").out == out
     shown = yaml.safe_load(out)
     assert shown["data"]["train"]["dataset"] == "wmt/wmt14"
     assert shown["tokenizer"]["vocab_size"] == 37000
@@ -63,6 +66,20 @@ def test_a_python_that_checks_help_texts_does_not_mind_hydras(run: Any, monkeypa
     monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
     assert run(command(), "+recipe=quickstart").code == 0
     assert argparse.ArgumentParser._check_help is check  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("arguments", [["--bogus"], ["--recipe", "files"], ["--cfg", "foo"], ["--cfg"]])
+def test_a_mistyped_flag_is_told_in_one_line(arguments: list[str], run: Any) -> None:
+    told = "; seq2seq-test --help lists the flags, and settings are typed key=value"
+    run(command(), "+recipe=files", *arguments).refused("seq2seq-test", told)
+
+
+def test_a_recipe_that_is_not_yaml_is_told_with_file_and_line(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "own.yaml").write_text("# @package _global_\ntrainer: {{max_steps: 5}\n", encoding="utf-8")
+    refused = run(command(), "--config-dir", tmp_path, "+recipe=own")
+    refused.refused("seq2seq-test", f'{tmp_path}/recipe/own.yaml", line 3')
+    assert "not valid YAML" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ def overrides(toy_corpus: tuple[Path, Path], tmp_path: Path) -> list[str]:
 def test_it_prepares_once(run: Any, overrides: list[str], tmp_path: Path) -> None:
     code, out, err = run(main, *overrides)
     assert (code, out) == (0, "")
-    assert "no validation corpus given: 3 pairs of the training corpus are held out" in err
+    assert "no validation corpus given: 38 pairs of the training corpus are held out" in err
     last = err.rstrip("\n").rpartition("\n")[2]
-    assert last.startswith(f"{tmp_path / 'run' / 'data'}: 3") and "3 validation pairs, 310 pieces" in last
+    assert last.startswith(f"{tmp_path / 'run' / 'data'}: 3") and "38 validation pairs, 310 pieces" in last
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert run(main, *overrides) == (0, "", f"{last}\n")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == stamps

@@ -69,7 +69,7 @@ def test_training_from_raw_text_to_a_model_directory(run: Any, overrides: list[s
     told = [line for line in lines if line.startswith("step ") and " lr " in line]
     assert [("first update" in line, "min left" in line) for line in told] == [(True, False)] + 5 * [(False, True)]
     assert sum(line.startswith("validation at step ") for line in lines) == 2
-    assert sum(line.startswith("    the ") for line in lines) == 2, "one sample translation at each"
+    assert sum(line.startswith("    source:     the ") for line in lines) == 2, "one sample translation at each"
     assert lines[-3].startswith("finished after") and str(run_dir / "model") in lines[-3]
     assert f"seq2seq-translate --model {shlex.quote(str(run_dir / 'model'))}" in lines[-2], "what to type next"
     assert [step for step in checkpoints(run_dir) if step != 3] == [4, 6], "the last two, and the best"
@@ -87,11 +87,11 @@ def test_training_from_raw_text_to_a_model_directory(run: Any, overrides: list[s
 
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     again = run(train.main, *command, "trainer.keep_checkpoints=2", "trainer.average_last=2")
-    assert again == (0, "", f"this run is finished (step 6); its model: {run_dir / 'model'}\n")
+    assert again == (0, "", f"this run is finished (step 6: trainer.max_steps=6); its model: {run_dir / 'model'}\n")
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
 
     run(train.main, *overrides, "trainer.max_steps=6", "trainer.save_every=2", "optimizer.beta2=0.9").refused(
-        "seq2seq-train", "type optimizer.beta2=0.98 to resume"
+        "seq2seq-train", "type optimizer.beta2=0.98 trainer.average_last=2 trainer.validate_every=3 to resume"
     )
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
 
@@ -106,7 +106,7 @@ def test_a_folder_of_the_users_is_not_replaced_by_the_model(run: Any, overrides:
     own = tmp_path / "run" / "model" / "theirs.txt"
     own.parent.mkdir(parents=True)
     own.write_text("years of work", encoding="utf-8")
-    run(train.main, *overrides, "trainer.max_steps=1").refused("seq2seq-train", f"{own.parent}: there already, and not")
+    run(train.main, *overrides, "trainer.max_steps=1").refused("seq2seq-train", f"{own.parent}: already exists and was")
     assert own.read_text(encoding="utf-8") == "years of work"
 
 
@@ -181,7 +181,7 @@ def test_rows_of_table_3_train_on_the_same_data(run: Any, overrides: list[str], 
     assert [of_row[query] for of_row in shapes] == [(16, 16), (32, 16), (16, 16)]
     assert [of_row.get(positions) for of_row in shapes] == [None, None, (1024, 16)]
     again = run(train.main, *command)
-    assert again.code == 0 and again.err.count("this run is finished (step 3)") == 3
+    assert again.code == 0 and again.err.count("this run is finished (step 3: trainer.max_steps=3)") == 3
 
     lines = [("the old dog sees the red apple. " * 200)[:5000], "", "the dog"]
     text = "".join(f"{line}\n" for line in lines).encode()

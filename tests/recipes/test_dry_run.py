@@ -91,5 +91,6 @@ def test_from_nothing_to_the_score_table(tmp_path: Path, this_checkout: dict[str
     files = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     third = subprocess.run(command, cwd=tmp_path, env=this_checkout, capture_output=True, text=True)
     assert (third.returncode, third.stdout) == (0, again.stdout), third.stderr
-    assert third.stderr == f"this run is finished (step {STEPS}); its model: runs/wmt14_en_de/model\n"
+    told = f"this run is finished (step {STEPS}: trainer.max_steps={STEPS}); its model: runs/wmt14_en_de/model\n"
+    assert third.stderr == told
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == files

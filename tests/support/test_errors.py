@@ -28,7 +28,7 @@ def ended(error: BaseException) -> int:
         (Stopped(signal.SIGTERM, "saved"), 143, "seq2seq-test: saved\n"),
         (Stopped(signal.SIGINT, "saved"), 130, "seq2seq-test: saved\n"),
         (KeyboardInterrupt(), 130, ""),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to\nallocate"), 3, "or take a smaller model\n"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to\nallocate"), 3, "or use a smaller model\n"),
         (OSError(errno.ENOSPC, "no space", "/x/y"), 3, "seq2seq-test: the disk is full: /x/y\n"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), 2, "a/b: No such file or directory\n"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "a/b: Permission denied\n"),

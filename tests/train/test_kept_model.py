@@ -102,12 +102,20 @@ def test_a_text_longer_than_any_seen_is_cut_into_what_was_seen(make: Make, tmp_p
     assert translator.translate_n_best([" ".join(LETTERS * 3)])[0].flags[0] == "split"
 
 
-def test_patience_ends_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script_bleu(monkeypatch, 10.0, 20.0, 19.0, 21.0, 21.0, 20.0)
+def test_patience_ends_the_run_until_it_is_raised(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script_bleu(monkeypatch, 10.0, 20.0, 19.0, 21.0, 21.0, 20.0, 19.0, 18.0)
     make("run", *EVERY_STEP, "trainer.patience=2").run()
+    why = "no better validation BLEU in trainer.patience=2 validations"
+    assert f"minutes of training ({why}); the model: " in capsys.readouterr().err
+    make("run", *EVERY_STEP, "trainer.patience=2").run()
+    assert capsys.readouterr().err.startswith(f"this run is finished (step 6: {why}); its model: ")
     assert [line["step"] for line in log(tmp_path / "run", "valid")] == [1, 2, 3, 4, 5, 6]
     assert steps_saved(tmp_path / "run")[-1] == 6
     assert manifest(tmp_path / "run")["steps"] == 4
+    make("run", *EVERY_STEP, "trainer.patience=4").run()
+    assert [line["step"] for line in log(tmp_path / "run", "valid")] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_finished_run_whose_model_was_taken_away_trains_no_more(

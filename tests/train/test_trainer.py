@@ -81,7 +81,7 @@ def test_every_update_of_every_epoch_is_made_once(make: Make, monkeypatch: pytes
 
 
 def test_a_run_that_ends_in_the_warm_up_is_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    told = "while its learning rate was still rising: its model will hardly translate; train longer"
+    told = "while its learning rate was still rising: its model is far from what it could be; train longer"
     make("short", "trainer.max_steps=5").run()
     assert f"this run ended at step 5, {told}" in capsys.readouterr().err
     make("long").run()

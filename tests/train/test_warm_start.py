@@ -32,13 +32,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "model"
 
 
-def test_weights_and_vocabulary_are_the_models(finished: Path, tmp_path: Path) -> None:
+def test_weights_and_vocabulary_are_the_models(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, tokenizer, model, _ = load_model_directory(finished)
     trainer = trained(tmp_path / "second", 2, f"init_from={finished}", "model.dropout=0.3", "trainer.max_steps=20")
     assert trainer.data.tokenizer.model == tokenizer.model
     for name, weight in own_weights(model).items():
         assert torch.equal(own_weights(trainer.model)[name], weight), name
+    trainer.config.schedule.warmup_steps = 100
     trainer.run()
+    assert "still rising" not in capsys.readouterr().err, "it translated before"
     assert log(tmp_path / "second" / "run", "train")[-1]["step"] == 20
     # Typed again, the run goes on from its own weights.
     again = Trainer(trainer.config, trainer.data)
@@ -75,3 +79,7 @@ def test_a_model_of_other_settings_is_refused_with_what_to_type(finished: Path) 
 def test_no_model_to_start_from(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"init_from=.*/nothing: no model directory"):
         require_same_model(compose(["+recipe=files", f"init_from={tmp_path}/nothing"]))
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"no config.yaml in it\); type init_from=.*/run/model$"):
+        require_same_model(compose(["+recipe=files", f"init_from={tmp_path}/run"]))

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,7 +122,7 @@ def streams(content: bytes) -> Iterator[io.BytesIO]:
 def output_of(translator: Translator, content: bytes, *flags: str) -> list[str]:
     """The lines that the command writes, each of which must end in a newline."""
     arguments: argparse.Namespace = command.options().parse_args(flags)
-    translator.search = SearchConfig(**{**vars(translator.search), "n_best": arguments.n_best or 1})
+    translator.search = replace(translator.search, n_best=arguments.n_best or 1)
     with streams(content) as out, pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "load_translator", lambda *_: translator)
         patch.setattr(lines, "windows", partial(windows, size=4))

@@ -252,8 +252,65 @@ def test_prefixes_are_as_many_as_texts(translator: Translator) -> None:
 
 
 def test_one_text_is_not_taken_for_a_list_of_its_letters(translator: Translator) -> None:
-    with pytest.raises(UserError, match=r"give a list, translate\(\[text\]\)"):
+    with pytest.raises(UserError, match="texts: str given, where a list of strings is needed"):
         translator.translate("the dog")
+    with pytest.raises(UserError, match="prefixes: str given, where a list of strings is needed"):
+        translator.translate(["the dog"], "der")
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (None, "texts: NoneType given, where a list of strings is needed"),
+        (b"the dog", "texts: bytes given"),
+        (["the dog", None], r"texts\[1\] is NoneType, must be str: None"),
+        ([b"the dog"], r"texts\[0\] is bytes, must be str: b'the dog'"),
+    ],
+)
+def test_what_is_no_text_is_refused(texts: Any, message: str, translator: Translator) -> None:
+    with pytest.raises(UserError, match=message):
+        translator.translate(texts)
+    for of_one in texts if isinstance(texts, list) else [texts]:
+        if of_one != "the dog":
+            with pytest.raises(UserError, match="must be str"):
+                list(replace(translator, search=SearchConfig(beam_size=1)).stream(of_one))
+
+
+def test_texts_may_come_one_by_one(translator: Translator, sentences: list[str]) -> None:
+    assert translator.translate(iter(sentences[:3]), iter(["", "", ""])) == translator.translate(sentences[:3])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("search.beam_size", 0, "search.beam_size=0: must be at least 1"),
+        ("search.beam_size", "4", "search.beam_size='4': must be int"),
+        ("search.beam_size", 2.5, "search.beam_size=2.5: must be int"),
+        ("search.beam_size", True, "search.beam_size=True: must be int"),
+        ("search.length_penalty", None, "search.length_penalty=None: must be float or int"),
+        ("search.sampling", "yes", "search.sampling='yes': must be bool"),
+        ("search.max_length", 2.0, "search.max_length=2.0: must be int or null"),
+        ("search.n_best", 5, "search.n_best=5: must not be above search.beam_size=4"),
+        ("search", {"beam_size": 2}, "change its settings one by one"),
+        ("workers", 0, "workers=0: must be a whole number, at least 1"),
+        ("batch_tokens", "x", "batch_tokens='x': must be a whole number, at least 1"),
+        ("glossary", {"dog": "Hund"}, "must be a Glossary, as in Glossary"),
+        ("forbidden", "Hund", "forbidden: str given, where a list of strings is needed"),
+    ],
+)
+def test_a_setting_changed_to_what_it_may_not_be(name: str, value: Any, message: str, tiny_model: Path) -> None:
+    translator = Translator.load(tiny_model, device="cpu")
+    owner, _, own = name.rpartition(".")
+    setattr(translator.search if owner else translator, own, value)
+    with pytest.raises(UserError, match=message):
+        translator.translate(["the dog"])
+    with pytest.raises(UserError, match=message):
+        list(translator.stream("the dog"))
+
+
+def test_a_misspelt_setting_cannot_be_set(tiny_model: Path) -> None:
+    with pytest.raises(AttributeError, match="beamsize"):
+        Translator.load(tiny_model, device="cpu").search.beamsize = 6  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("count", [1, 20])
