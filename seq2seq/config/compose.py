@@ -186,7 +186,7 @@ def _groups() -> list[str]:
     return [
         str(path.relative_to(conf_dir()))
         for path in conf_dir().rglob("*")
-        if path.is_dir() and "hydra" not in path.parts
+        if path.is_dir()
     ]
 
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from seq2seq.ops.add_norm import add_norm
 from seq2seq.ops.dropout import Dropout
 from seq2seq.ops.feed_forward import feed_forward
 from seq2seq.ops.linear import Linear
-from seq2seq.ops.residual_norm import residual_norm
+from seq2seq.ops.residual_norm import add_norm, residual_norm
 
 
 class FeedForward(nn.Module):

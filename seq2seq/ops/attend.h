@@ -47,7 +47,7 @@ float sum_of(Floats x) {
 // Prefetches a part of a row that will be attended to next.
 template <class T>
 void ask_for_row(const T* keys_values, const int32_t* next, int64_t t, int64_t columns, int64_t first, int64_t count) {
-    if (next && next[t] >= 0) ask_for(keys_values + next[t] * columns + first, count);
+    if (next && next[t] >= 0) prefetch(keys_values + next[t] * columns + first, count);
 }
 
 template <class T>
@@ -101,7 +101,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
     const int64_t keys = heads * width;
     // Weights are padded to whole vectors: the exponential of the padding is negligible.
     const int64_t filled = (count + vector - 1) / vector * vector;
-    const auto weights = room_for<float>(queries * filled);
+    const auto weights = uninitialised<float>(queries * filled);
     for (int64_t head = 0; head < heads; head++) {
         floats scaled[queries][vectors], sums[queries][vectors] = {};
         for (int q = 0; q < queries; q++)
@@ -129,7 +129,8 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
             const T* value = keys_values + seen[t] * (2 * keys) + keys + head * width;
             for (int v = 0; v < vectors; v++) {
                 const floats part = load(value + v * vector);
-                for (int q = 0; q < queries; q++) sums[q][v] = add_product(sums[q][v], weights[q * filled + t] - floats{}, part);
+                for (int q = 0; q < queries; q++)
+                    sums[q][v] = add_product(sums[q][v], weights[q * filled + t] - floats{}, part);
             }
         }
         for (int q = 0; q < queries; q++)

@@ -45,7 +45,7 @@ inline Matrix as_columns(const Matrix& from, int64_t count, int64_t width, Room&
 }
 
 template <class T>
-void store(const Matrix& from, float scale, const Rows<T>& to) {
+void scale_and_store(const Matrix& from, float scale, const Rows<T>& to) {
     for (int64_t r = 0; r < to.count; r++) {
         for (int64_t i = 0; i < to.width; i++) from[r][i] *= scale;
         narrow_row(from[r], to.first + r * to.row, to.width);
@@ -73,7 +73,7 @@ inline Matrix weights_of(const Matrix& queries_LE, const Matrix& keys_SE, int64_
     for (int64_t s = 0; s < keys; s++) {
         float* own = weights[s];
         for (int64_t l = 0; l < weights.row; l++) {
-            own[l] = unless_vanishing(exponential(own[l] - most[l]));
+            own[l] = flush_tiny(exponential(own[l] - most[l]));
             totals[l] += own[l];
         }
     }
@@ -105,7 +105,7 @@ void attend_sentence(const Rows<const T>& q, const Rows<const T>& k, const Rows<
         const Matrix weights_SL = weights_of(queries_LE, keys_SE, q.width, start, count, seen, causal, meanwhile);
         const Matrix out_LV = meanwhile.rows(count, v.width);
         matrix_product(weights_SL.transposed(), values_SV, count, seen, v.width, out_LV);
-        store(out_LV, 1.0f, out.from(start, count));
+        scale_and_store(out_LV, 1.0f, out.from(start, count));
     }
 }
 
@@ -131,12 +131,12 @@ void sentence_gradients(const Rows<const T>& q, const Rows<const T>& k, const Ro
         softmax_gradients(weights_SL, seen, d_scores_SL, meanwhile.rows(1, count).at);
         const Matrix d_queries_LE = meanwhile.rows(count, q.width);
         matrix_product(d_scores_SL.transposed(), keys_SE, count, seen, q.width, d_queries_LE);
-        store(d_queries_LE, scale_of(q.width), d_q.from(start, count));
+        scale_and_store(d_queries_LE, scale_of(q.width), d_q.from(start, count));
         matrix_product(d_scores_SL, queries_LE, seen, count, k.width, d_keys_SE, true);
         matrix_product(weights_SL, d_out_LV, seen, count, v.width, d_values_SV, true);
     }
-    store(d_keys_SE, scale_of(q.width), d_k);
-    store(d_values_SV, 1.0f, d_v);
+    scale_and_store(d_keys_SE, scale_of(q.width), d_k);
+    scale_and_store(d_values_SV, 1.0f, d_v);
 }
 
 }  // namespace

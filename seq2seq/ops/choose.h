@@ -9,7 +9,7 @@
 namespace {
 
 // How many outputs and how many rows are looked at together.
-constexpr int64_t part = 8 * panel, some_rows = 2 * tile;
+constexpr int64_t part_size = 8 * panel, rows_per_scan = 2 * tile;
 
 // The `count` highest scores so far, highest first, and their places; among equal scores, the earlier one comes first.
 struct Highest {
@@ -53,38 +53,39 @@ struct Highest {
 };
 
 // The largest logit of a part, and the sum of all exponentials relative to it.
-struct Mass {
+struct PartialLogSumExp {
     float most, sum;
 };
 
-inline float log_of_all(const Mass* parts, int64_t count) {
+inline float log_of_all(const PartialLogSumExp* parts, int64_t count) {
     float most = -infinity, sum = 0.0f;
     for (int64_t i = 0; i < count; i++) most = most < parts[i].most ? parts[i].most : most;
     for (int64_t i = 0; i < count; i++) sum += parts[i].sum * std::exp(parts[i].most - most);
     return most + std::log(sum);
 }
 
-// For each row, the mass of one part of the outputs, and those among the highest, from which `never` are left out.
+// For each row, the log-sum-exp of one part of the outputs, and those among the highest; `never` are left out of these.
 template <class Format>
-void look_at(const Linear& output, const Given& given, int64_t first_row, int64_t end_row, int64_t start,
-             const int64_t* never, int64_t never_count, Mass* masses, int64_t parts, const Highest* highest) {
-    alignas(64) float logits[some_rows * part];
-    const int64_t count = std::min(part, output.outputs - start), panels = (count + panel - 1) / panel;
-    for (int64_t first = first_row; first < end_row; first += some_rows) {
-        const int64_t end = std::min(first + some_rows, end_row);
+void scan_part(const Linear& output, const LayerInput& given, int64_t first_row, int64_t end_row, int64_t start,
+               const int64_t* never, int64_t never_count, PartialLogSumExp* partial, int64_t parts,
+               const Highest* highest) {
+    alignas(64) float logits[rows_per_scan * part_size];
+    const int64_t count = std::min(part_size, output.outputs - start), panels = (count + panel - 1) / panel;
+    for (int64_t first = first_row; first < end_row; first += rows_per_scan) {
+        const int64_t end = std::min(first + rows_per_scan, end_row);
         for (int64_t p = 0; p < panels; p++) {
             const Beside beside(output, start + p * panel);
             products<Format>(output, given, start + p * panel, first, end, [&](int64_t row, const auto* sums) {
-                finish_row(beside, sums, given.step(row), logits + (row - first) * part + p * panel, panel, false);
+                finish_row(beside, sums, given.step(row), logits + (row - first) * part_size + p * panel, panel, false);
             });
         }
         for (int64_t row = first; row < end; row++) {
-            float* own = logits + (row - first) * part;
-            Mass& mass = masses[row * parts + start / part];
-            mass.most = largest(own, count);
-            mass.sum = sum_of_exponentials(own, count, mass.most);
+            float* own = logits + (row - first) * part_size;
+            PartialLogSumExp& of_part = partial[row * parts + start / part_size];
+            of_part.most = largest(own, count);
+            of_part.sum = sum_of_exponentials(own, count, of_part.most);
             const Highest& list = highest[row];
-            if (!(mass.most > list.least())) continue;
+            if (!(of_part.most > list.least())) continue;
             for (int64_t i = 0; i < never_count; i++)
                 if (never[i] >= start && never[i] < start + count) own[never[i] - start] = -infinity;
             for (int64_t i = 0; i < count; i += lanes) {
@@ -102,25 +103,26 @@ template <class T>
 void best_of_rows(const T* hidden, const Linear& output, const float* scores, const int64_t* never, float* found,
                   int64_t* hypotheses, int64_t* tokens, int64_t never_count, int64_t slots, int64_t width,
                   int64_t count, int64_t threads) {
-    const int64_t rows = slots * width, parts = (output.outputs + part - 1) / part;
-    const Given given(output, hidden, rows);
-    const auto masses = room_for<Mass>(rows * parts);
+    const int64_t rows = slots * width, parts = (output.outputs + part_size - 1) / part_size;
+    const LayerInput given(output, hidden, rows);
+    const auto partial = uninitialised<PartialLogSumExp>(rows * parts);
     // Few rows are divided among threads by outputs, many by rows: each row has a list for each range of parts.
-    const int64_t groups = std::clamp<int64_t>(rows / some_rows, 1, threads), ranges = (threads + groups - 1) / groups;
-    const auto logits = room_for<float>(ranges * rows * count);
-    const auto outputs = room_for<int64_t>(ranges * rows * count);
-    const auto highest = room_for<Highest>(ranges * rows);
+    const int64_t groups = std::clamp<int64_t>(rows / rows_per_scan, 1, threads);
+    const int64_t ranges = (threads + groups - 1) / groups;
+    const auto logits = uninitialised<float>(ranges * rows * count);
+    const auto outputs = uninitialised<int64_t>(ranges * rows * count);
+    const auto highest = uninitialised<Highest>(ranges * rows);
     for (int64_t i = 0; i < ranges * rows; i++)
         highest[i] = Highest(logits.get() + i * count, outputs.get() + i * count, count);
     for_format(output, [&](auto format) {
         const int64_t of_group = (rows + groups - 1) / groups;
         const int64_t each = (of_group + tile - 1) / tile * tile, of_range = (parts + ranges - 1) / ranges;
-        for_each(groups * ranges, threads, [&](int64_t unit) {
-            const Tiles tiles(decltype(format)::tiled, rows);
+        parallel_for(groups * ranges, threads, [&](int64_t unit) {
+            const TileConfig tiles(decltype(format)::tiled, rows);
             const int64_t first = unit / ranges * each, end = std::min(first + each, rows), range = unit % ranges;
             for (int64_t p = range * of_range; p < std::min((range + 1) * of_range, parts); p++)
-                look_at<decltype(format)>(output, given, first, end, p * part, never, never_count, masses.get(), parts,
-                                          highest.get() + range * rows);
+                scan_part<decltype(format)>(output, given, first, end, p * part_size, never, never_count, partial.get(),
+                                            parts, highest.get() + range * rows);
         }, 1);
     });
     std::vector<float> of_row(count);
@@ -136,7 +138,7 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
                 const Highest& own = highest[range * rows + row];
                 for (int64_t i = 0; i < count && own.scores[i] > -infinity; i++) all.add(own.scores[i], own.places[i]);
             }
-            const float total = scores[row] - log_of_all(masses.get() + row * parts, parts);
+            const float total = scores[row] - log_of_all(partial.get() + row * parts, parts);
             for (int64_t i = 0; i < count && all.scores[i] > -infinity; i++)
                 best.add(total + all.scores[i], (row - slot * width) * output.outputs + all.places[i]);
         }
@@ -148,7 +150,7 @@ void best_of_rows(const T* hidden, const Linear& output, const float* scores, co
 template <class T>
 void best(const T* scores, const float* totals, float* found, int64_t* hypotheses, int64_t* tokens, int64_t slots,
           int64_t width, int64_t vocabulary, int64_t count, int64_t threads) {
-    for_each(slots, threads, [=](int64_t slot) {
+    parallel_for(slots, threads, [=](int64_t slot) {
         std::vector<int64_t> places(count);
         const Highest kept(found + slot * count, places.data(), count);
         for (int64_t k = 0; k < width; k++) {
@@ -160,9 +162,10 @@ void best(const T* scores, const float* totals, float* found, int64_t* hypothese
 }
 
 // The `count` candidates of each slot with the highest scores, highest first; among equal scores, the earlier.
-inline void highest(const float* scores, const int64_t* places, const int64_t* tokens, float* best, int64_t* best_places,
-                    int64_t* best_tokens, int64_t slots, int64_t candidates, int64_t count, int64_t threads) {
-    for_each(slots, threads, [=](int64_t slot) {
+inline void highest(const float* scores, const int64_t* places, const int64_t* tokens, float* best,
+                    int64_t* best_places, int64_t* best_tokens, int64_t slots, int64_t candidates, int64_t count,
+                    int64_t threads) {
+    parallel_for(slots, threads, [=](int64_t slot) {
         std::vector<int64_t> order(count);
         const Highest kept(best + slot * count, order.data(), count);
         for (int64_t i = 0; i < candidates; i++) kept.add(scores[slot * candidates + i], i);

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from seq2seq.ops import native
+from seq2seq.ops.operators import register
 
 
 def embed_reference(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positions: Tensor | int) -> Tensor:
@@ -59,13 +60,9 @@ def _gradient(d_rows: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
     return torch.ops.aten.embedding_dense_backward(d_rows, tokens.int(), vocabulary, -1, False)
 
 
-# Registered as an operator because PyTorch's compiler would sum with atomic additions, in no fixed order.
-_library = torch.library.Library("seq2seq", "FRAGMENT")
-_library.define("embedding_gradient(Tensor d_rows, Tensor tokens, SymInt vocabulary) -> Tensor")
-for _key in ("CUDA", "CPU"):
-    _library.impl("embedding_gradient", _gradient, _key)
-torch.library.register_fake(
-    "seq2seq::embedding_gradient",
+# PyTorch's compiler would sum with atomic additions, in no fixed order.
+register(
+    "embedding_gradient(Tensor d_rows, Tensor tokens, SymInt vocabulary) -> Tensor",
+    _gradient,
     lambda d_rows, _, vocabulary: d_rows.new_empty(vocabulary, d_rows.shape[-1]),
-    lib=_library,
 )

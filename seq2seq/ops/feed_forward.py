@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from seq2seq.ops.gpu import runs_kernels
 from seq2seq.ops.linear import Linear
+from seq2seq.ops.operators import register
 from seq2seq.ops.product import product, product_and_sums
 from seq2seq.support.devices import capability, compute_dtype
 
@@ -106,16 +107,11 @@ def _rectified_product(x_NK: Tensor, y_KF: Tensor, rectified_NF: Tensor) -> tupl
     return out_NF, sums
 
 
-# Registered as an operator so that PyTorch's compiler does not look inside.
-_library = torch.library.Library("seq2seq", "FRAGMENT")
-_library.define("rectified_product(Tensor x, Tensor y, Tensor rectified) -> (Tensor, Tensor)")
-for _key in ("CUDA", "CPU"):
-    _library.impl("rectified_product", _rectified_product, _key)
-torch.library.register_fake(
-    "seq2seq::rectified_product",
+register(
+    "rectified_product(Tensor x, Tensor y, Tensor rectified) -> (Tensor, Tensor)",
+    _rectified_product,
     lambda x, _, rectified: (
         x.new_empty(rectified.shape),
         x.new_empty((x.shape[0] + ROWS - 1) // ROWS, rectified.shape[1], dtype=torch.float32),
     ),
-    lib=_library,
 )

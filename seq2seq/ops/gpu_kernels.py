@@ -165,7 +165,7 @@ def _kept(seed, row, DROPPED: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def _normalised(total_D, has, epsilon, D: tl.constexpr):
+def normalised(total_D, has, epsilon, D: tl.constexpr):
     """A row minus its mean, divided by its standard deviation, and the reciprocal of the latter."""
     centred_D = tl.where(has, total_D - tl.sum(total_D, 0) / D, 0.0)
     scale = tl.rsqrt(tl.sum(centred_D * centred_D, 0) / D + epsilon)
@@ -174,26 +174,26 @@ def _normalised(total_D, has, epsilon, D: tl.constexpr):
 
 @triton.jit
 def residual_norm_forward(
-    x, y, seed, weight, bias, out, total, larger, epsilon, DROPPED: tl.constexpr, D: tl.constexpr, P: tl.constexpr
+    x, y, seed, weight, bias, out, total, keep_scale, epsilon, DROPPED: tl.constexpr, D: tl.constexpr, P: tl.constexpr
 ):
-    """total = x + dropout(y) of a row, where what is kept of y is multiplied by `larger`; out = LayerNorm(total)."""
+    """total = x + dropout(y) of a row, what is kept of y times `keep_scale`; out = LayerNorm(total)."""
     row, column = tl.program_id(0), tl.arange(0, P)
     has = column < D
     places = row.to(tl.int64) * D + column
     x_D = tl.load(x + places, mask=has, other=0.0)
     y_D = tl.load(y + places, mask=has, other=0.0).to(tl.float32)
     if DROPPED > 0:
-        y_D = tl.where(_kept(seed, row, DROPPED, P), y_D * larger, 0.0)
+        y_D = tl.where(_kept(seed, row, DROPPED, P), y_D * keep_scale, 0.0)
     total_D = (x_D.to(tl.float32) + y_D).to(x_D.dtype)
     tl.store(total + places, total_D, mask=has)
-    normed_D, _ = _normalised(total_D.to(tl.float32), has, epsilon, D)
+    normed_D, _ = normalised(total_D.to(tl.float32), has, epsilon, D)
     weight_D, bias_D = tl.load(weight + column, mask=has), tl.load(bias + column, mask=has)
     tl.store(out + places, (normed_D * weight_D + bias_D).to(out.dtype.element_ty), mask=has)
 
 
 @triton.jit
 def residual_norm_backward(
-    d_out, total, seed, weight, d_x, d_y, sums, rows, larger, epsilon,
+    d_out, total, seed, weight, d_x, d_y, sums, rows, keep_scale, epsilon,
     DROPPED: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """The gradients of x and y for each row of a program, and the sums over these rows for weight and bias."""
@@ -206,7 +206,7 @@ def residual_norm_backward(
         places = row.to(tl.int64) * D + column
         total_D = tl.load(total + places, mask=has, other=0.0).to(tl.float32)
         d_out_D = tl.load(d_out + places, mask=has, other=0.0).to(tl.float32)
-        normed_D, scale = _normalised(total_D, has, epsilon, D)
+        normed_D, scale = normalised(total_D, has, epsilon, D)
         d_weight_D += d_out_D * normed_D
         d_bias_D += d_out_D
         d_normed_D = d_out_D * weight_D
@@ -214,7 +214,7 @@ def residual_norm_backward(
         d_total_D *= scale
         tl.store(d_x + places, d_total_D.to(d_x.dtype.element_ty), mask=has)
         if DROPPED > 0:
-            d_total_D = tl.where(_kept(seed, row, DROPPED, P), d_total_D * larger, 0.0)
+            d_total_D = tl.where(_kept(seed, row, DROPPED, P), d_total_D * keep_scale, 0.0)
         tl.store(d_y + places, d_total_D.to(d_y.dtype.element_ty), mask=has)
     sums += tl.program_id(0) * 2 * D + column
     tl.store(sums, d_weight_D, mask=has)

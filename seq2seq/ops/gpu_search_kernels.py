@@ -1,7 +1,7 @@
 """Triton kernels for what a search step does on GPUs between its matmuls; see `ops.gpu_kernels`.
 
 The functions that launch them are elsewhere, alongside their plain references: in row_attention.py, topk.py,
-add_norm.py and model/recorded_cache.py. All sums are in a fixed order, row by row. Sizes in capitals are known at
+residual_norm.py and model/recorded_cache.py. All sums are in a fixed order, row by row. Sizes in capitals are known at
 compile time; one that begins with P is another rounded up to a power of two.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from seq2seq.ops.gpu_kernels import normalised
 
 LEAST = tl.constexpr(-3e38)
 """Stands for a score of −∞ where −∞ itself marks what does not exist."""
@@ -138,9 +140,7 @@ def add_norm(x, y, weight, bias, out, epsilon, D: tl.constexpr, P: tl.constexpr)
     has = column < D
     x_D = tl.load(x + places, mask=has, other=0.0)
     total_D = (x_D + tl.load(y + places, mask=has, other=0.0)).to(x_D.dtype).to(tl.float32)
-    mean = tl.sum(total_D, 0) / D
-    centred_D = tl.where(has, total_D - mean, 0.0)
-    scale = tl.rsqrt(tl.sum(centred_D * centred_D, 0) / D + epsilon)
+    normed_D, _ = normalised(total_D, has, epsilon, D)
     weight_D = tl.load(weight + column, mask=has, other=0.0).to(tl.float32)
     bias_D = tl.load(bias + column, mask=has, other=0.0).to(tl.float32)
-    tl.store(out + places, (centred_D * scale * weight_D + bias_D).to(out.dtype.element_ty), mask=has)
+    tl.store(out + places, (normed_D * weight_D + bias_D).to(out.dtype.element_ty), mask=has)

@@ -1,6 +1,6 @@
 // CPU kernels for translation and training: the layers of a Transformer, and their parts. Each function has its plain
 // reference in PyTorch beside the Python function that calls it (`native.call`): for translation in
-// row_attention.py, sequences.py, embed.py, topk.py, add_norm.py, panel_linear.py, quantized_linear.py and
+// row_attention.py, sequences.py, embed.py, topk.py, residual_norm.py, panel_linear.py, quantized_linear.py and
 // model/native_layers.py, for training in sentence_attention.py (the reference in attention.py), product.py,
 // residual_norm.py and linear_cross_entropy.py.
 //
@@ -20,7 +20,7 @@ void attend(const T* queries, const T* keys_values, const int32_t* lists, const 
             int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {
     // Not row by row: rows that share a list are computed together.
     constexpr int64_t block = 2 * together;
-    for_each((rows + block - 1) / block, threads, [=](int64_t number) {
+    parallel_for((rows + block - 1) / block, threads, [=](int64_t number) {
         attend_rows(queries, keys_values, lists, list_of, out, number * block, std::min(rows, (number + 1) * block),
                     longest, heads, d_k, d_v);
     }, 64 / block);
@@ -28,7 +28,7 @@ void attend(const T* queries, const T* keys_values, const int32_t* lists, const 
 
 template <class T>
 void negative_log_sum_exp(const T* logits, float* out, int64_t rows, int64_t vocabulary, int64_t threads) {
-    for_each(rows, threads, [=](int64_t row) {
+    parallel_for(rows, threads, [=](int64_t row) {
         const T* own = logits + row * vocabulary;
         const float most = largest(own, vocabulary);
         out[row] = -most - std::log(sum_of_exponentials(own, vocabulary, most));
@@ -47,7 +47,7 @@ struct Growing {
 // Those sequences, each with one more element: one of `last`, or the next number.
 template <class T>
 void extended(const Growing<T>& all, const T* last, int64_t number, int64_t threads) {
-    for_each(all.slots * all.width, threads, [&](int64_t row) {
+    parallel_for(all.slots * all.width, threads, [&](int64_t row) {
         T* out = all.out + row * (all.length + 1);
         std::copy_n(all.sequences + (row / all.width * all.before + all.places[row]) * all.length, all.length, out);
         out[all.length] = last ? last[row] : T(number + row);
@@ -66,7 +66,7 @@ template <class T, class Out>
 void embed(const Embeddings<T>& tables, const int64_t* tokens, const int64_t* positions, int64_t same, Out* out,
            int64_t count, int64_t threads) {
     const float scale = std::sqrt(float(tables.columns)), nothing = std::numeric_limits<float>::quiet_NaN();
-    for_each(count, threads, [&](int64_t row) {
+    parallel_for(count, threads, [&](int64_t row) {
         const int64_t token = tokens[row], position = positions ? positions[row] : same;
         const bool known = 0 <= token && token < tables.tokens && 0 <= position && position < tables.positions;
         const T* x = tables.of_tokens + (known ? token : 0) * tables.columns;
@@ -80,7 +80,7 @@ void embed(const Embeddings<T>& tables, const int64_t* tokens, const int64_t* po
 template <class T>
 void add_norm(const T* x, const T* y, const T* weight, const T* bias, T* out, int64_t rows, int64_t columns,
               int64_t threads) {
-    for_each(rows, threads, [=](int64_t row) {
+    parallel_for(rows, threads, [=](int64_t row) {
         std::vector<float> sums(columns);
         for (int64_t i = 0; i < columns; i++) {
             T sum;
@@ -95,7 +95,7 @@ template <class T>
 void linear_rows(const T* x, const Linear& layer, T* out, int64_t rows, bool rectify, int64_t threads) {
     constexpr int64_t some = 256;
     for (int64_t first = 0; first < rows; first += some) {
-        const Given given(layer, x + first * layer.inputs, std::min(some, rows - first));
+        const LayerInput given(layer, x + first * layer.inputs, std::min(some, rows - first));
         linear(layer, given, out + first * layer.outputs, threads, rectify);
     }
 }
@@ -103,8 +103,8 @@ void linear_rows(const T* x, const Linear& layer, T* out, int64_t rows, bool rec
 template <class T>
 void encoder_layers(T* x, const EncoderLayer* layers, const Lists& sentences, const Shape& shape, int64_t number,
                     int64_t rows, int64_t columns) {
-    const auto queries = room_for<float>(rows * shape.keys()), wide = room_for<float>(rows * columns);
-    const auto table = room_for<T>(rows * (shape.keys() + shape.values()));
+    const auto queries = uninitialised<float>(rows * shape.keys()), wide = uninitialised<float>(rows * columns);
+    const auto table = uninitialised<T>(rows * (shape.keys() + shape.values()));
     for (int64_t i = 0; i < rows * columns; i++) wide[i] = widen(x[i]);
     for (int64_t i = 0; i < number; i++)
         encoder_layer(layers[i], shape, queries.get(), table.get(), sentences, wide.get(), rows, columns);
@@ -123,12 +123,12 @@ void decoder_step(T* out, const DecoderLayer* layers, const Norm& last, const Em
                   const int64_t* tokens, const Growing<int32_t>& past, const Tables<T>& tables, const Lists& of_source,
                   const Shape& shape, int64_t number) {
     const int64_t rows = past.slots * past.width, columns = embeddings.columns;
-    const auto x = room_for<float>(rows * columns);
+    const auto x = uninitialised<float>(rows * columns);
     embed(embeddings, tokens, nullptr, past.length, x.get(), rows, shape.threads);
     extended<int32_t>(past, nullptr, tables.filled, shape.threads);
     const Lists seen = {past.out, nullptr, past.length + 1};
     for (int64_t i = 0; i < number; i++)
-        for_each_block(rows, shape.threads, [&](int64_t first, int64_t some) {
+        parallel_blocks(rows, shape.threads, [&](int64_t first, int64_t some) {
             T *target = tables.targets[i], *own = target + (tables.filled + first) * (shape.keys() + shape.values());
             decoder_layer(layers[i], shape, target, own, tables.sources[i], seen.from(first), of_source.from(first),
                           x.get() + first * columns, some, columns);
@@ -206,14 +206,14 @@ void decoder_step(T* out, const DecoderLayer* layers, const Norm& last, const Em
                                causal != 0, threads);                                                                  \
     }                                                                                                                  \
     void residual_norm_##format(const T* x, const T* y, const float* weight, const float* bias, const int64_t* seed,   \
-                                T* out, T* total, int64_t rows, int64_t columns, int64_t dropped, float larger,        \
+                                T* out, T* total, int64_t rows, int64_t columns, int64_t dropped, float keep_scale,    \
                                 float epsilon, int64_t threads) {                                                      \
-        residual_norm(x, y, weight, bias, seed, out, total, rows, columns, dropped, larger, epsilon, threads);         \
+        residual_norm(x, y, weight, bias, seed, out, total, rows, columns, dropped, keep_scale, epsilon, threads);     \
     }                                                                                                                  \
     void residual_norm_gradients_##format(const T* d_out, const T* total, const float* weight, const int64_t* seed,    \
                                           T* d_x, T* d_y, float* sums, int64_t rows, int64_t columns, int64_t some,    \
-                                          int64_t dropped, float larger, float epsilon, int64_t threads) {             \
-        residual_norm_gradients(d_out, total, weight, seed, d_x, d_y, sums, rows, columns, some, dropped, larger,      \
+                                          int64_t dropped, float keep_scale, float epsilon, int64_t threads) {         \
+        residual_norm_gradients(d_out, total, weight, seed, d_x, d_y, sums, rows, columns, some, dropped, keep_scale,  \
                                 epsilon, threads);                                                                     \
     }                                                                                                                  \
     void logits_to_gradients_##format(T* logits, const int64_t* targets, float* nll, float* lse, int64_t rows,         \
@@ -270,5 +270,5 @@ int64_t multiplies_large_float32() {
 int64_t multiplies_large_bfloat16() { return adds_pairs && multiplies_large_float32(); }
 
 // Steps on each side of zero for int8 rows: where products are added in pairs in 16 bits, these sums must not overflow.
-int64_t levels_of_rows() { return adds_in_16_bits && !have_tiles() ? 63 : 127; }
+int64_t levels_of_rows() { return adds_in_16_bits && !has_amx() ? 63 : 127; }
 }

@@ -22,11 +22,11 @@ constexpr int64_t rows_ahead = 16;
 // How many vectors of each of six rows have their sums in registers.
 constexpr int64_t strip_vectors = lanes == 16 ? 4 : 2, strip = strip_vectors * lanes;
 
-inline void put_together(const float* numbers, const float*, int64_t count, float* words) {
+inline void pack_words(const float* numbers, const float*, int64_t count, float* words) {
     std::copy_n(numbers, count, words);
 }
 
-inline void put_together(const bfloat16* numbers, const bfloat16* next, int64_t count, float* words) {
+inline void pack_words(const bfloat16* numbers, const bfloat16* next, int64_t count, float* words) {
     for (int64_t j = 0; j < count; j++) {
         const uint32_t word = numbers[j].bits | (next ? uint32_t(next[j].bits) << 16 : 0);
         std::memcpy(words + j, &word, sizeof word);
@@ -37,8 +37,8 @@ inline void put_together(const bfloat16* numbers, const bfloat16* next, int64_t 
 template <class T>
 void copy_as_words(const MatrixOf<T>& from, int64_t rows, int64_t count, const Matrix& to) {
     for (int64_t i = 0; i < rows; i += of_word<T>) {
-        for (int64_t k = 0; k < of_word<T>; k++) ask_for(from[i + rows_ahead + k], count);
-        put_together(from[i], i + 1 < rows ? from[i + 1] : nullptr, count, to[i / of_word<T>]);
+        for (int64_t k = 0; k < of_word<T>; k++) prefetch(from[i + rows_ahead + k], count);
+        pack_words(from[i], i + 1 < rows ? from[i + 1] : nullptr, count, to[i / of_word<T>]);
     }
 }
 
@@ -108,7 +108,7 @@ template <class T, int rows, class Out>
 void multiply_strip(const Matrix& x, const float* y, int64_t words, const Matrix& before, const MatrixOf<Out>& out,
                     int64_t count, const Finish& finish) {
     alignas(64) float sums[rows * strip];
-    for (int64_t r = 0; r < rows; r++) ask_for(out[r], count);
+    for (int64_t r = 0; r < rows; r++) prefetch(out[r], count);
     multiply_block<rows, strip_vectors, T>(x, {const_cast<float*>(y), strip}, words, {sums, strip}, false);
     for (int64_t r = 0; r < rows; r++) finish(sums + r * strip, before.at ? before[r] : nullptr, out[r], count);
 }
@@ -119,7 +119,7 @@ void multiply_part(const Matrix& x, const Matrix& strips, int64_t rows, int64_t 
                    const Matrix& before, const MatrixOf<Out>& out, const Finish& finish) {
     by_rows<6, 4, 2, 1>(0, rows, [&](int64_t row, auto some) {
         if (x.column == 1)
-            for (int64_t next = row + some; next < std::min(row + 2 * some, rows); next++) ask_for(x[next], words);
+            for (int64_t next = row + some; next < std::min(row + 2 * some, rows); next++) prefetch(x[next], words);
         for (int64_t column = 0; column < columns; column += strip)
             multiply_strip<T, some>(x.from(row, 0), strips.at + column * words, words,
                                     before.at ? before.from(row, column) : before, out.from(row, column),
@@ -175,7 +175,7 @@ void large_product(const MatrixOf<T>& x, const MatrixOf<T>& y, int64_t rows, int
     for (int64_t more = 2; more <= std::min(strips, threads); more++)
         if (threads % more == 0 && rows * more * more <= columns * threads) of_columns = more;
     const int64_t of_rows = threads / of_columns, parts = of_rows * of_columns;
-    for_each(parts, parts, [&](int64_t part) {
+    parallel_for(parts, parts, [&](int64_t part) {
         const int64_t row = part / of_columns, column = part % of_columns;
         const int64_t first = rows * row / of_rows, end = rows * (row + 1) / of_rows;
         const int64_t left = strips * column / of_columns * strip;

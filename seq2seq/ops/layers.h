@@ -41,13 +41,13 @@ struct Lists {
 };
 
 // Rows that go through a layer together: intermediate results stay in a core's cache.
-constexpr int64_t block = 96;
+constexpr int64_t rows_per_block = 96;
 
 template <class Compute>
-void for_each_block(int64_t rows, int64_t threads, Compute compute) {
+void parallel_blocks(int64_t rows, int64_t threads, Compute compute) {
     constexpr int64_t several = 2;
-    for_each((rows + block - 1) / block, threads, [&](int64_t number) {
-        compute(number * block, std::min(block, rows - number * block));
+    parallel_for((rows + rows_per_block - 1) / rows_per_block, threads, [&](int64_t number) {
+        compute(number * rows_per_block, std::min(rows_per_block, rows - number * rows_per_block));
     }, several);
 }
 
@@ -68,7 +68,8 @@ inline void add_residual(float* x, float* found, const Norm& norm, int64_t rows,
 
 template <class Sublayer>
 void residual(float* x, const Norm& norm, int64_t rows, int64_t columns, bool norm_first, Sublayer sublayer) {
-    const auto given = room_for<float>(norm_first ? rows * columns : 0), found = room_for<float>(rows * columns);
+    const auto given = uninitialised<float>(norm_first ? rows * columns : 0);
+    const auto found = uninitialised<float>(rows * columns);
     if (norm_first) normalise(norm, x, given.get(), rows, columns);
     sublayer(norm_first ? given.get() : x, found.get());
     add_residual(x, found.get(), norm, rows, columns, norm_first);
@@ -77,31 +78,31 @@ void residual(float* x, const Norm& norm, int64_t rows, int64_t columns, bool no
 template <class T>
 void attend_and_project(const Linear& output, const Shape& shape, const float* queries, const T* table,
                         const Lists& seen, int64_t rows, float* out) {
-    const auto attended = room_for<float>(rows * shape.values());
+    const auto attended = uninitialised<float>(rows * shape.values());
     attend_rows(queries, table, seen.lists, seen.list_of, attended.get(), 0, rows, seen.longest, shape.heads,
                 shape.d_k, shape.d_v);
-    linear(output, Given(output, attended.get(), rows), out, shape.threads);
+    linear(output, LayerInput(output, attended.get(), rows), out, shape.threads);
 }
 
 void feed_forward(const Linear& inner, const Linear& outer, const float* x, int64_t rows, float* out, int64_t threads) {
-    const auto between = room_for<float>(rows * inner.outputs);
-    linear(inner, Given(inner, x, rows), between.get(), threads, true);
-    linear(outer, Given(outer, between.get(), rows), out, threads);
+    const auto between = uninitialised<float>(rows * inner.outputs);
+    linear(inner, LayerInput(inner, x, rows), between.get(), threads, true);
+    linear(outer, LayerInput(outer, between.get(), rows), out, threads);
 }
 
 // `target` and `source` are tables of keys and values; those of these rows are written to the target, from `own` on.
 template <class T>
 void decoder_layer(const DecoderLayer& layer, const Shape& shape, T* target, T* own, const T* source,
                    const Lists& past, const Lists& of_source, float* x, int64_t rows, int64_t columns) {
-    const auto queries = room_for<float>(rows * shape.keys());
+    const auto queries = uninitialised<float>(rows * shape.keys());
     residual(x, layer.self_norm, rows, columns, shape.norm_first, [&](const float* given, float* out) {
-        const Given as_given(layer.self_query, given, rows);
+        const LayerInput as_given(layer.self_query, given, rows);
         linear(layer.self_query, as_given, queries.get(), shape.threads);
         linear(layer.self_key_value, as_given, own, shape.threads);
         attend_and_project(layer.self_output, shape, queries.get(), target, past, rows, out);
     });
     residual(x, layer.cross_norm, rows, columns, shape.norm_first, [&](const float* given, float* out) {
-        linear(layer.cross_query, Given(layer.cross_query, given, rows), queries.get(), shape.threads);
+        linear(layer.cross_query, LayerInput(layer.cross_query, given, rows), queries.get(), shape.threads);
         attend_and_project(layer.cross_output, shape, queries.get(), source, of_source, rows, out);
     });
     residual(x, layer.feed_forward_norm, rows, columns, shape.norm_first, [&](const float* given, float* out) {
@@ -113,20 +114,20 @@ void decoder_layer(const DecoderLayer& layer, const Shape& shape, T* target, T* 
 template <class T>
 void encoder_layer(const EncoderLayer& layer, const Shape& shape, float* queries, T* table, const Lists& sentences,
                    float* x, int64_t all, int64_t columns) {
-    for_each_block(all, shape.threads, [&](int64_t first, int64_t rows) {
-        const auto normalised = room_for<float>(shape.norm_first ? rows * columns : 0);
+    parallel_blocks(all, shape.threads, [&](int64_t first, int64_t rows) {
+        const auto normalised = uninitialised<float>(shape.norm_first ? rows * columns : 0);
         const float* given = x + first * columns;
         if (shape.norm_first) {
             normalise(layer.attention_norm, given, normalised.get(), rows, columns);
             given = normalised.get();
         }
-        const Given as_given(layer.query, given, rows);
+        const LayerInput as_given(layer.query, given, rows);
         linear(layer.query, as_given, queries + first * shape.keys(), shape.threads);
         linear(layer.key_value, as_given, table + first * (shape.keys() + shape.values()), shape.threads);
     });
-    for_each_block(all, shape.threads, [&](int64_t first, int64_t rows) {
+    parallel_blocks(all, shape.threads, [&](int64_t first, int64_t rows) {
         float* own = x + first * columns;
-        const auto found = room_for<float>(rows * columns);
+        const auto found = uninitialised<float>(rows * columns);
         attend_and_project(layer.output, shape, queries + first * shape.keys(), table, sentences.from(first), rows,
                            found.get());
         add_residual(own, found.get(), layer.attention_norm, rows, columns, shape.norm_first);

@@ -90,8 +90,8 @@ template <class Compute>
 void for_format(const Linear& layer, Compute compute) {
     switch (layer.format) {
         case in_float32: return compute(Float32());
-        case in_bfloat16: return have_tiles() ? compute(Bfloat16Tiles()) : compute(Bfloat16());
-        case in_int8: return have_tiles() ? compute(Int8Tiles()) : compute(Int8());
+        case in_bfloat16: return has_amx() ? compute(Bfloat16Tiles()) : compute(Bfloat16());
+        case in_int8: return has_amx() ? compute(Int8Tiles()) : compute(Int8());
     }
 }
 
@@ -109,10 +109,10 @@ int64_t stride_of(const Linear& layer) {
 }
 
 // Input rows as a layer's matmul reads them: in int8, rounded to steps, whose sizes are in `steps`.
-class Given {
+class LayerInput {
   public:
     template <class X>
-    Given(const Linear& layer, const X* x, int64_t rows) : rows(rows), steps(layer.format == in_int8 ? rows : 0) {
+    LayerInput(const Linear& layer, const X* x, int64_t rows) : rows(rows), steps(layer.format == in_int8 ? rows : 0) {
         for_format(layer, [&](auto format) { write<decltype(format)>(layer, x); });
     }
 
@@ -133,8 +133,8 @@ class Given {
         const int64_t whole = (rows + tile - 1) / tile * tile;
         bytes.reset(static_cast<char*>(::operator new(whole * stride * sizeof(Row), std::align_val_t(64))));
         Row* out = reinterpret_cast<Row*>(bytes.get());
-        const auto wide = room_for<float>(layer.inputs);
-        const auto own = room_for<Row>(Format::tiled ? width : 0);
+        const auto wide = uninitialised<float>(layer.inputs);
+        const auto own = uninitialised<Row>(Format::tiled ? width : 0);
         for (int64_t row = 0; row < rows; row++, x += layer.inputs) {
             const float* given = widened(x, wide.get(), layer.inputs);
             Row* found = Format::tiled ? own.get() : out + row * stride;
@@ -181,7 +181,7 @@ void multiply(const typename Format::Row* x, int64_t stride, const uint32_t* wei
         for (int64_t i = 0; i < groups; i++, weight += panel) {
             wide_words words[vectors];
             for (int v = 0; v < vectors; v++) words[v] = load_wide<wide_words>(weight + v * lanes);
-            ask_for(weight + ahead / 4, panel);
+            prefetch(weight + ahead / 4, panel);
 #pragma GCC unroll 16
             for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
@@ -233,7 +233,7 @@ __attribute__((always_inline)) inline void finish_row(const Beside& beside, cons
 
 // Calls `use` with the number of each row from `first` on, a multiple of `tile`, and its sums for a panel.
 template <class Format, class Use>
-void products(const Linear& layer, const Given& given, int64_t start, int64_t first, int64_t end, Use use) {
+void products(const Linear& layer, const LayerInput& given, int64_t start, int64_t first, int64_t end, Use use) {
     const int64_t groups = groups_of<Format>(layer), stride = stride_of<Format>(layer);
     const uint32_t* weight = layer.weight + start * groups;
     const auto at_once = [&](int64_t row, auto some) {
@@ -252,12 +252,12 @@ void products(const Linear& layer, const Given& given, int64_t start, int64_t fi
 
 // x·Wᵀ + b; with `rectify`, followed by ReLU.
 template <class Out>
-void linear(const Linear& layer, const Given& given, Out* out, int64_t threads, bool rectify = false) {
+void linear(const Linear& layer, const LayerInput& given, Out* out, int64_t threads, bool rectify = false) {
     for_format(layer, [&](auto format) {
         using F = decltype(format);
         const bool worth_it = layer.inputs * layer.outputs >= many / std::max<int64_t>(given.rows / 16, 1);
-        share_out((layer.outputs + panel - 1) / panel, worth_it ? threads : 1, [&](int64_t first, int64_t end) {
-            const Tiles tiles(F::tiled, given.rows);
+        parallel_ranges((layer.outputs + panel - 1) / panel, worth_it ? threads : 1, [&](int64_t first, int64_t end) {
+            const TileConfig tiles(F::tiled, given.rows);
             for (int64_t start = first * panel; start < std::min(end * panel, layer.outputs); start += panel) {
                 const Beside beside(layer, start);
                 const int64_t count = std::min(panel, layer.outputs - start);

@@ -1,8 +1,9 @@
-"""LayerNorm(x + Dropout(y)) in training (sections 3.1, 5.4 of the paper), in one pass, alongside the plain reference.
+"""LayerNorm(x + Dropout(y)) (sections 3.1, 5.4 of the paper) in one pass, alongside the plain reference.
 
-One kernel draws the mask, adds and normalises, and another computes all gradients: for each row, a pass reads or writes
-four rows of memory; PyTorch's compiler takes twice the time on a GPU (docs/log.md, 2026-11-26). The mask is not kept:
-the backward pass draws it again from the same seed, 16 random bits per element. All sums are in a fixed order.
+In training, one kernel draws the mask, adds and normalises, and another computes all gradients: for each row, a pass
+reads or writes four rows of memory; PyTorch's compiler takes twice the time on a GPU (docs/log.md, 2026-11-26). The
+mask is not kept: the backward pass draws it again from the same seed, 16 random bits per element. All sums are in a
+fixed order.
 
 Shapes: N rows, D d_model.
 """
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seq2seq.ops import native
+from seq2seq.ops import gpu, native
 from seq2seq.ops.dropout import LEVELS, add_dropout
 from seq2seq.ops.gpu import power_of_two, runs_kernels
+from seq2seq.ops.operators import register
 
 OF_A_WARP = 512
 """Elements of a row per warp."""
@@ -36,7 +38,7 @@ def residual_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) 
 
 
 def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
-    """The same, in one pass where a kernel is available."""
+    """`residual_norm_reference`, in one pass where a kernel is available; `add_norm` is its form in translation."""
     in_c = native.serves(x) and x.dtype is y.dtype and norm.weight.dtype is torch.float32
     if not (in_c or runs_kernels(x.device)):
         return residual_norm_reference(x, y, norm, p)
@@ -44,6 +46,29 @@ def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
     out_ND: Tensor = torch.ops.seq2seq.residual_norm(*rows, norm.weight, norm.bias, seed, p, norm.eps)[0]
     return out_ND.view(x.shape)
+
+
+def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """`residual_norm` in translation, where nothing is dropped: LayerNorm(x + y), all [..., D]."""
+    tensors = x, y, norm.weight, norm.bias
+    if gpu.can_compute(*tensors):
+        return add_norm_on_gpu(x, y, norm)
+    if not native.can_compute(*tensors) or norm.eps != 1e-5:
+        return residual_norm_reference(x, y, norm, 0.0)
+    out, width = x.new_empty(x.shape), x.shape[-1]
+    native.call("add_norm", x.contiguous(), y.contiguous(), norm.weight, norm.bias, out, x.numel() // width, width)
+    return out
+
+
+def add_norm_on_gpu(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """`add_norm` by our Triton kernel."""
+    from seq2seq.ops import gpu_search_kernels
+
+    out, width = x.new_empty(x.shape), x.shape[-1]
+    gpu_search_kernels.add_norm[(x.numel() // width,)](
+        x.contiguous(), y.contiguous(), norm.weight, norm.bias, out, norm.eps, D=width, P=power_of_two(width)
+    )
+    return out
 
 
 def _sizes(width: int, p: float) -> dict[str, int]:
@@ -134,26 +159,19 @@ def _gradients(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None
     return d_x, d_y, *sums.sum(0).to(weight.dtype).unbind(), None, None, None
 
 
-# Registered as operators so that PyTorch's compiler does not look inside.
-_library = torch.library.Library("seq2seq", "FRAGMENT")
-_library.define(
+register(
     "residual_norm(Tensor x, Tensor y, Tensor weight, Tensor bias, Tensor seed, float p, float epsilon)"
-    " -> (Tensor, Tensor)"
+    " -> (Tensor, Tensor)",
+    _forward,
+    lambda x, *_: (x.new_empty(x.shape), x.new_empty(x.shape)),
+    on_cpu=_forward_on_processor,
+    gradients=_gradients,
+    save=_save,
 )
-_library.define(
+register(
     "residual_norm_backward(Tensor d_out, Tensor total, Tensor weight, Tensor seed, float p, float epsilon)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-_library.impl("residual_norm", _forward, "CUDA")
-_library.impl("residual_norm", _forward_on_processor, "CPU")
-_library.impl("residual_norm_backward", _backward, "CUDA")
-_library.impl("residual_norm_backward", _backward_on_processor, "CPU")
-torch.library.register_fake(
-    "seq2seq::residual_norm", lambda x, *_: (x.new_empty(x.shape), x.new_empty(x.shape)), lib=_library
-)
-torch.library.register_fake(
-    "seq2seq::residual_norm_backward",
+    " -> (Tensor, Tensor, Tensor)",
+    _backward,
     lambda _, total, *__: _empty_gradients(total),
-    lib=_library,
+    on_cpu=_backward_on_processor,
 )
-torch.library.register_autograd("seq2seq::residual_norm", _gradients, setup_context=_save, lib=_library)

@@ -41,13 +41,13 @@ inline void narrow(float x, bfloat16& out) {
 
 // Uninitialised memory for `count` numbers.
 template <class T>
-std::unique_ptr<T[]> room_for(int64_t count) {
+std::unique_ptr<T[]> uninitialised(int64_t count) {
     return std::unique_ptr<T[]>(new T[count]);
 }
 
 // Prefetches into L2 numbers that are needed soon and lie beyond the caches, where no hardware prefetcher expects them.
 template <class T>
-void ask_for(const T* numbers, int64_t count) {
+void prefetch(const T* numbers, int64_t count) {
     constexpr int64_t line = 64 / int64_t(sizeof(T)), second_cache = 2;
     for (int64_t i = 0; i < count; i += line) __builtin_prefetch(numbers + i, 0, second_cache);
 }
@@ -71,7 +71,7 @@ inline float exponential(float x) {
 }
 
 // Tiny numbers become 0: products with them would be denormal numbers, which take a hundred times as long.
-inline float unless_vanishing(float x) { return x < 1e-30f ? 0.0f : x; }
+inline float flush_tiny(float x) { return x < 1e-30f ? 0.0f : x; }
 
 template <class T>
 float largest(const T* x, int64_t count) {
@@ -108,7 +108,8 @@ struct Moments {
 template <class T>
 void norm_row(const float* x, const T* weight, const T* bias, T* out, int64_t columns) {
     const Moments of(x, columns, 1e-5f);
-    for (int64_t i = 0; i < columns; i++) narrow((x[i] - of.mean) * of.scale * widen(weight[i]) + widen(bias[i]), out[i]);
+    for (int64_t i = 0; i < columns; i++)
+        narrow((x[i] - of.mean) * of.scale * widen(weight[i]) + widen(bias[i]), out[i]);
 }
 
 // A row rounded to `levels` even steps on each side of zero, which is stored as levels + 1; returns the step size, NaN

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.ops.gpu import power_of_two, runs_kernels
+from seq2seq.ops.operators import register
 from seq2seq.ops.packing import Layout
 
 LONGEST = 128
@@ -113,20 +114,16 @@ def _gradients(ctx: Any, d_out: Tensor) -> tuple[list[Tensor] | None, ...]:
     return torch.ops.seq2seq.short_attention_backward(rows, d_out, *sizes), None, None, None, None, None, None
 
 
-# Registered as operators so that PyTorch's compiler does not look inside.
-_library = torch.library.Library("seq2seq", "DEF")
 _sizes = "Tensor cu_q, Tensor cu_k, SymInt most_q, SymInt most_k, int heads, bool causal"
-_library.define(f"short_attention(Tensor[] rows, {_sizes}) -> Tensor")
-_library.define(f"short_attention_backward(Tensor[] rows, Tensor d_out, {_sizes}) -> Tensor[]")
-for _key in ("CUDA", "CPU"):
-    _library.impl("short_attention", _forward, _key)
-    _library.impl("short_attention_backward", _backward, _key)
-torch.library.register_fake(
-    "seq2seq::short_attention", lambda rows, *_: rows[0].new_empty(rows[0].shape[0], _width(rows)), lib=_library
+register(
+    f"short_attention(Tensor[] rows, {_sizes}) -> Tensor",
+    _forward,
+    lambda rows, *_: rows[0].new_empty(rows[0].shape[0], _width(rows)),
+    gradients=_gradients,
+    save=_save,
 )
-torch.library.register_fake(
-    "seq2seq::short_attention_backward",
+register(
+    f"short_attention_backward(Tensor[] rows, Tensor d_out, {_sizes}) -> Tensor[]",
+    _backward,
     lambda rows, *_: [matrix.new_empty(matrix.shape) for matrix in rows],
-    lib=_library,
 )
-torch.library.register_autograd("seq2seq::short_attention", _gradients, setup_context=_save, lib=_library)

@@ -22,7 +22,7 @@ from seq2seq.support.devices import processor_has
 BLOCK = 16
 FEW = 32
 """Slots times heads from which two batched matmuls are faster than PyTorch's kernel in bfloat16."""
-HAS_TILES = processor_has("amx_bf16")
+HAS_AMX = processor_has("amx_bf16")
 
 
 def padded_heads(rows_NHE: Tensor, layout: Layout) -> Tensor:
@@ -60,4 +60,4 @@ def _suits_kernel(slots: int, heads: int, queries: int) -> bool:
 
     On CPUs with AMX it computes a single query in half the time of the matmuls (docs/log.md, 2026-11-25).
     """
-    return slots * heads < FEW or (queries == 1 and HAS_TILES)
+    return slots * heads < FEW or (queries == 1 and HAS_AMX)

@@ -23,7 +23,7 @@ WITHOUT_COPIES void compute_share(const Compute& compute, int64_t first, int64_t
 
 // Calls `compute` with the first and the end of each thread's share of the range from 0 to `count`.
 template <class Compute>
-void share_out(int64_t count, int64_t threads, const Compute& compute) {
+void parallel_ranges(int64_t count, int64_t threads, const Compute& compute) {
     // A team of one thread would still make a system call to wake the others whenever it ends.
     if (threads <= 1 || omp_in_parallel()) return compute_share(compute, 0, count);
 #pragma omp parallel for num_threads(int(threads))
@@ -31,9 +31,9 @@ void share_out(int64_t count, int64_t threads, const Compute& compute) {
 }
 
 template <class Compute>
-void for_each(int64_t count, int64_t threads, Compute compute, int64_t least = 64) {
+void parallel_for(int64_t count, int64_t threads, Compute compute, int64_t least = 64) {
     // A handful of items takes less time than waking another thread.
-    share_out(count, count < least ? 1 : threads, [=](int64_t first, int64_t end) {
+    parallel_ranges(count, count < least ? 1 : threads, [=](int64_t first, int64_t end) {
         for (int64_t i = first; i < end; i++) compute(i);
     });
 }

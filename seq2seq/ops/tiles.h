@@ -19,16 +19,16 @@ constexpr int64_t tile = 16, panel = 2 * tile;
 #ifdef WITH_TILES
 
 // Whether this process may use tiles: the system must be asked for permission, once.
-inline bool have_tiles() {
+inline bool has_amx() {
     constexpr long request = 0x1023, tile_data = 18;
     static const bool granted = syscall(SYS_arch_prctl, request, tile_data) == 0;
     return granted;
 }
 
 // Configures tiles for this many rows, for as long as the object lives.
-class Tiles {
+class TileConfig {
   public:
-    Tiles(bool wanted, int64_t rows) : wanted(wanted) {
+    TileConfig(bool wanted, int64_t rows) : wanted(wanted) {
         if (!wanted) return;
         struct {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -43,10 +43,10 @@ class Tiles {
         __asm__ volatile("" : : "m"(layout) : "memory");
         _tile_loadconfig(&layout);
     }
-    ~Tiles() {
+    ~TileConfig() {
         if (wanted) _tile_release();
     }
-    Tiles(const Tiles&) = delete;
+    TileConfig(const TileConfig&) = delete;
 
   private:
     const bool wanted;
@@ -93,10 +93,10 @@ void multiply_tiles(const Row* x, const uint32_t* weight, int64_t groups, Sum* f
 
 #else
 
-inline bool have_tiles() { return false; }
+inline bool has_amx() { return false; }
 
-struct Tiles {
-    Tiles(bool, int64_t) {}
+struct TileConfig {
+    TileConfig(bool, int64_t) {}
 };
 
 template <bool two, class Row, class Sum>

@@ -14,11 +14,11 @@ inline uint64_t mixed(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-// What dropout multiplies the elements of a row by: `larger`, or 0 where 16 random bits are below `dropped`. `out` has
-// room for an even number of them. The same row and seed always give the same factors.
-inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, float larger, float* out) {
+// What dropout multiplies the elements of a row by: `keep_scale`, or 0 where 16 random bits are below `dropped`. `out`
+// has room for an even number of them. The same row and seed always give the same factors.
+inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, float keep_scale, float* out) {
     if (dropped <= 0) {
-        std::fill_n(out, columns, larger);
+        std::fill_n(out, columns, keep_scale);
         return;
     }
     constexpr uint64_t golden = 0x9e3779b97f4a7c15u;
@@ -31,8 +31,8 @@ inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, f
         x = (x ^ (x >> 16)) * 0x85ebca6bu;
         x = ((x ^ (x >> 13)) + between) * 0xc2b2ae35u;
         x ^= x >> 16;
-        out[i] = (x & 0xffff) < least ? 0.0f : larger;
-        out[half + i] = (x >> 16) < least ? 0.0f : larger;
+        out[i] = (x & 0xffff) < least ? 0.0f : keep_scale;
+        out[half + i] = (x >> 16) < least ? 0.0f : keep_scale;
     }
 }
 
@@ -40,8 +40,8 @@ inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, f
 // row after row.
 template <class Compute>
 void for_each_row(int64_t rows, int64_t some, int64_t room, int64_t threads, Compute compute) {
-    for_each((rows + some - 1) / some, threads, [=](int64_t part) {
-        const auto numbers = room_for<float>(room);
+    parallel_for((rows + some - 1) / some, threads, [=](int64_t part) {
+        const auto numbers = uninitialised<float>(room);
         for (int64_t row = part * some; row < std::min(rows, (part + 1) * some); row++) compute(row, numbers.get());
     }, 2);
 }
@@ -49,12 +49,12 @@ void for_each_row(int64_t rows, int64_t some, int64_t room, int64_t threads, Com
 // total = x + dropout(y), out = LayerNorm(total).
 template <class T>
 void residual_norm(const T* x, const T* y, const float* weight, const float* bias, const int64_t* seed, T* out, T* total,
-                   int64_t rows, int64_t columns, int64_t dropped, float larger, float epsilon, int64_t threads) {
+                   int64_t rows, int64_t columns, int64_t dropped, float keep_scale, float epsilon, int64_t threads) {
     for_each_row(rows, 64, 2 * columns + 1, threads, [=](int64_t row, float* found) {
         const T *own_x = x + row * columns, *own_y = y + row * columns;
         T* sums = total + row * columns;
         float* factors = found + columns;
-        draw(uint64_t(*seed), row, columns, dropped, larger, factors);
+        draw(uint64_t(*seed), row, columns, dropped, keep_scale, factors);
 #pragma omp simd
         for (int64_t i = 0; i < columns; i++) found[i] = widen(own_x[i]) + widen(own_y[i]) * factors[i];
         narrow_row(found, sums, columns);
@@ -72,8 +72,8 @@ void residual_norm(const T* x, const T* y, const float* weight, const float* bia
 // up over `some` rows in a fixed order.
 template <class T>
 void residual_norm_gradients(const T* d_out, const T* total, const float* weight, const int64_t* seed, T* d_x, T* d_y,
-                             float* sums, int64_t rows, int64_t columns, int64_t some, int64_t dropped, float larger,
-                             float epsilon, int64_t threads) {
+                             float* sums, int64_t rows, int64_t columns, int64_t some, int64_t dropped,
+                             float keep_scale, float epsilon, int64_t threads) {
     for_each_row(rows, some, 3 * columns + 1, threads, [=](int64_t row, float* normed) {
         const T *own_out = d_out + row * columns, *own_total = total + row * columns;
         float *gradient = normed + columns, *factors = gradient + columns;
@@ -96,7 +96,7 @@ void residual_norm_gradients(const T* d_out, const T* total, const float* weight
 #pragma omp simd
         for (int64_t i = 0; i < columns; i++) gradient[i] = (gradient[i] - mean - normed[i] * along) * of.scale;
         narrow_row(gradient, d_x + row * columns, columns);
-        draw(uint64_t(*seed), row, columns, dropped, larger, factors);
+        draw(uint64_t(*seed), row, columns, dropped, keep_scale, factors);
         for (int64_t i = 0; i < columns; i++) gradient[i] *= factors[i];
         narrow_row(gradient, d_y + row * columns, columns);
     });
@@ -119,7 +119,7 @@ void logits_to_gradients(T* logits, const int64_t* targets, float* nll, float* l
         float total = 0.0f;
 #pragma omp simd reduction(+ : total)
         for (int64_t i = 0; i < vocabulary; i++)
-            total += found[i] = unless_vanishing(exponential(widen(own[i]) - most));
+            total += found[i] = flush_tiny(exponential(widen(own[i]) - most));
         lse[row] = most + std::log(total);
         nll[row] = lse[row] - widen(own[target]);
         const float share = 1.0f / total;
@@ -164,7 +164,7 @@ struct Sentences {
 template <class T>
 void attend_sentences(T* out, const T* queries, const T* keys_values, const Sentences& all, bool causal,
                       int64_t threads) {
-    for_each(all.count * all.heads, threads, [=](int64_t i) {
+    parallel_for(all.count * all.heads, threads, [=](int64_t i) {
         attend_sentence(all.queries(queries, i), all.keys(keys_values, i), all.values(keys_values, i),
                         all.outputs(out, i), causal);
     }, 2);
@@ -173,7 +173,7 @@ void attend_sentences(T* out, const T* queries, const T* keys_values, const Sent
 template <class T>
 void gradients_of_sentences(T* d_queries, T* d_keys_values, const T* d_out, const T* queries, const T* keys_values,
                             const Sentences& all, bool causal, int64_t threads) {
-    for_each(all.count * all.heads, threads, [=](int64_t i) {
+    parallel_for(all.count * all.heads, threads, [=](int64_t i) {
         sentence_gradients(all.queries(queries, i), all.keys(keys_values, i), all.values(keys_values, i),
                            all.outputs(d_out, i), all.queries(d_queries, i), all.keys(d_keys_values, i),
                            all.values(d_keys_values, i), causal);

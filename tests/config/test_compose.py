@@ -26,7 +26,7 @@ from seq2seq.support.errors import UserError
 GROUPS = sorted(
     path.relative_to(conf_dir()).as_posix()
     for path in conf_dir().rglob("*")
-    if path.is_dir() and "hydra" not in path.parts and any(path.glob("*.yaml"))
+    if path.is_dir() and any(path.glob("*.yaml"))
 )
 
 

@@ -16,8 +16,8 @@ from triton.runtime.jit import JITFunction
 
 from seq2seq.model.recorded_cache import grow_on_gpu
 from seq2seq.ops import feed_forward, native, residual_norm, short_attention, topk
-from seq2seq.ops.add_norm import add_norm_on_gpu
 from seq2seq.ops.linear_cross_entropy import _to_gradients_by_kernel
+from seq2seq.ops.residual_norm import add_norm_on_gpu
 from seq2seq.ops.row_attention import row_attention_on_gpu
 
 DTYPE = torch.bfloat16

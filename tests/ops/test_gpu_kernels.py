@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from seq2seq.ops import linear_cross_entropy, native, short_attention, topk
-from seq2seq.ops.add_norm import add_norm_on_gpu, add_norm_reference
 from seq2seq.ops.attention import attention_reference
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.residual_norm import add_norm_on_gpu, residual_norm_reference
 from seq2seq.ops.row_attention import row_attention_on_gpu, row_attention_reference
 from tests.kernels import DEVICE, HAS_GPU, distance
 
@@ -224,7 +224,7 @@ def test_the_norm_of_a_sum_is_the_reference(width: int, dtype: torch.dtype) -> N
         norm.weight.normal_()
         norm.bias.normal_()
         x, y = (torch.randn(2, 5, width, device=DEVICE, dtype=dtype) for _ in range(2))
-        expected = add_norm_reference(x, y, norm)
+        expected = residual_norm_reference(x, y, norm, 0.0)
         found = add_norm_on_gpu(x, y, norm)
     tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

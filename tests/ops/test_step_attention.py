@@ -28,7 +28,7 @@ def test_it_is_scaled_dot_product_attention(
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "HAS_TILES", has_tiles)
+    monkeypatch.setattr(module, "HAS_AMX", has_tiles)
     rows = rows and min(rows, queries)
     generator = torch.Generator().manual_seed(1)
     q, k, v = (
