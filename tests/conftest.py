@@ -129,8 +129,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, toy_pairs: list[tuple[s
     """A model directory with random weights."""
     from seq2seq.config.compose import compose
     from seq2seq.data.tokenizer import train_tokenizer
-    from seq2seq.model.directory import own_weights, save_model_directory
+    from seq2seq.model.directory import save_model_directory
     from seq2seq.model.translation import build_model
+    from seq2seq.model.weights import own_weights
 
     directory = tmp_path_factory.mktemp("tiny") / "model"
     config = compose(["+recipe=quickstart", f"run_dir={directory.parent}", "data.test.phrases=30", *TINY])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from seq2seq.cli.common import UNMET, add_model_options, find_model, load_translator, parser, require_streams, run
 from seq2seq.config import compose
-from seq2seq.data.corpus import Pair, is_given, read_pairs
+from seq2seq.data.corpus import Pair, read_pairs
 from seq2seq.evaluate.scores import below_bars, compare
 from seq2seq.evaluate.test_set import aligned, read_named_test_sets, read_test_set, scored, translated_once
 from seq2seq.support.errors import RunError, UserError
@@ -178,7 +178,7 @@ def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
         raise UserError("--source without --reference: nothing to compare with; add --reference FILE")
     if not arguments.reference:
         config = _config(arguments)
-        if not is_given(config.data.test):
+        if not config.data.test.is_given:
             raise UserError("the model's configuration names no test set; add --source FILE --reference FILE")
         return {"": list(read_pairs(config.data, "test", config.seed))}
     if not (arguments.source or arguments.hypotheses or arguments.compare):

@@ -36,6 +36,7 @@ def train_as_rank(config: Config) -> None:
     keep_lock_to_this_process()
     if config.trainer.deterministic:
         compute_deterministically()
+    data: Prepared | None = None
     with joined(config) as world, contextlib.ExitStack() as held:
         if world.is_main:
             checkpoints = Checkpoints(Path(config.run_dir))
@@ -46,14 +47,14 @@ def train_as_rank(config: Config) -> None:
             remove_leftovers(checkpoints.directory)
             checkpoints.set_aside_damaged()
             checkpoints.require_same_settings(config)
-            prepare(config)
+            data = prepare(config)
         world.wait(patiently=True)
         if not Path(config.data.prepared_dir).is_dir():
             raise UserError(
                 f"rank {world.rank} ({platform.node()}) does not see {config.data.prepared_dir}, which rank 0 made; "
                 "take a run_dir=DIR on a disk that all machines share"
             )
-        Trainer(config, Prepared(Path(config.data.prepared_dir)), world).run()
+        Trainer(config, data or Prepared(Path(config.data.prepared_dir)), world).run()
 
 
 def main() -> None:

@@ -183,11 +183,7 @@ def known_keys() -> list[str]:
 
 
 def _groups() -> list[str]:
-    return [
-        str(path.relative_to(conf_dir()))
-        for path in conf_dir().rglob("*")
-        if path.is_dir()
-    ]
+    return [str(path.relative_to(conf_dir())) for path in conf_dir().rglob("*") if path.is_dir()]
 
 
 def _dotted(plain: dict[str, Any], prefix: str) -> Iterable[str]:

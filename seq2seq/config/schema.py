@@ -36,6 +36,11 @@ class CorpusConfig:
     phrases: int = 0
     sha256: str | None = None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether this names a corpus at all."""
+        return bool(self.source or self.dataset or self.phrases)
+
     def check(self, key: str) -> None:
         """Refuse values out of range; `key` is where this stands, such as `data.train`."""
         for side in ("source", "target"):
@@ -49,7 +54,7 @@ class CorpusConfig:
         at_least(f"{key}.phrases", self.phrases, 0)
         if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise UserError(f"{key}.sha256={self.sha256}: must be 64 digits of 0-9a-f, or null")
-        if self.sha256 and not (self.source or self.dataset or self.phrases):
+        if self.sha256 and not self.is_given:
             raise UserError(f"{key}.sha256={self.sha256} without a corpus: type {key}.sha256=null")
 
 

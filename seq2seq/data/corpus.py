@@ -35,11 +35,6 @@ class Pair(NamedTuple):
     place: str = ""
 
 
-def is_given(corpus: CorpusConfig) -> bool:
-    """Whether the configuration names a corpus at all."""
-    return bool(corpus.source or corpus.dataset or corpus.phrases)
-
-
 def paths_of(value: Any) -> list[Path]:
     """The paths in a `source` or `target` key: none, one, or a list."""
     if not value:

@@ -132,7 +132,7 @@ def _clean(folder: Path, config: Config) -> None:
     digests: dict[str, str] = {}
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         train = _table(data, "train", config.seed, cache, digests, report)
-        if corpus.is_given(data.valid):
+        if data.valid.is_given:
             if data.train.source and not data.valid.source:
                 say(
                     f"the recipe's own validation corpus is taken ({corpus.name_of(data.valid)}); for yours type "

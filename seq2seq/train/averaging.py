@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from seq2seq.model.directory import load_weights
+from seq2seq.model.weights import load_weights
 from seq2seq.support.errors import UserError
 
 

@@ -11,19 +11,35 @@ from torch import nn
 
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
-from seq2seq.model.directory import fill, load_weights, own_weights, save_weights
+from seq2seq.model.weights import fill, load_weights, own_weights, save_weights
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import new_directory, read_json, remove_directory, write_json
 from seq2seq.support.manifest import damage, write_manifest
 from seq2seq.support.progress import say
 
-MAY_CHANGE = (
-    *(f"trainer.{key}" for key in ("max_steps", "max_minutes", "save_every", "keep_checkpoints", "devices")),
-    *(f"trainer.{key}" for key in ("timeout_minutes", "log_seconds", "samples", "patience")),
-    *(f"trainer.{key}" for key in ("max_skipped", "on_full_disk", "on_loss_spike")),
-    *("data.workers", "data.prepared_dir", "run_dir"),
-    *(f"data.{split}.sha256" for split in ("train", "valid", "test")),
+MAY_CHANGE = frozenset(
+    (
+        "data.prepared_dir",
+        "data.test.sha256",
+        "data.train.sha256",
+        "data.valid.sha256",
+        "data.workers",
+        "run_dir",
+        "trainer.devices",
+        "trainer.keep_checkpoints",
+        "trainer.log_seconds",
+        "trainer.max_minutes",
+        "trainer.max_skipped",
+        "trainer.max_steps",
+        "trainer.on_full_disk",
+        "trainer.on_loss_spike",
+        "trainer.patience",
+        "trainer.samples",
+        "trainer.save_every",
+        "trainer.timeout_minutes",
+    )
 )
+"""Settings with which a run may be resumed though they were others before."""
 REMEDY = "Try a lower schedule.peak, a longer schedule.warmup_steps, or optimizer.clip_norm=1.0"
 
 
@@ -99,14 +115,6 @@ class Checkpoints:
             if step_of(folder) >= step:
                 remove_directory(folder)
 
-    def whole(self, folders: list[Path]) -> list[Path]:
-        """Those of `folders` that are undamaged; the others are named on stderr."""
-        faults = {folder: damage(folder) for folder in folders}
-        for folder, fault in faults.items():
-            if fault:
-                say(f"{folder}/{fault}; left out")
-        return [folder for folder, fault in faults.items() if not fault]
-
     def save(
         self,
         model: nn.Module,
@@ -137,11 +145,6 @@ class Checkpoints:
         for old in self.all():
             if old not in kept and step_of(old) != progress.best_step:
                 remove_directory(old)
-
-    def size(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> int:
-        """The size in bytes of a checkpoint's tensors, which are nearly all of it."""
-        weights = [own_weights(model), _optimizer_tensors(model, optimizer), own_weights(average) if average else {}]
-        return sum(tensor.nbytes for tensors in weights for tensor in tensors.values())
 
     def resume(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, average: nn.Module | None = None
@@ -178,6 +181,21 @@ class Checkpoints:
                 f"{folder}: this run was started with other settings; type {' '.join(before)} to resume it, "
                 "or another run_dir=DIR"
             )
+
+
+def intact(folders: list[Path]) -> list[Path]:
+    """Those of these checkpoints that are undamaged; the others are named on stderr."""
+    faults = {folder: damage(folder) for folder in folders}
+    for folder, fault in faults.items():
+        if fault:
+            say(f"{folder}/{fault}; left out")
+    return [folder for folder, fault in faults.items() if not fault]
+
+
+def size_of_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> int:
+    """The size in bytes of a checkpoint's tensors, which are nearly all of it."""
+    weights = [own_weights(model), _optimizer_tensors(model, optimizer), own_weights(average) if average else {}]
+    return sum(tensor.nbytes for tensors in weights for tensor in tensors.values())
 
 
 def step_of(checkpoint: Path) -> int:

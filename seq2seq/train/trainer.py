@@ -23,14 +23,15 @@ from seq2seq.data.batches import Epoch, Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
-from seq2seq.model.directory import fill, load_model_directory, own_weights, save_model_directory
+from seq2seq.model.directory import load_model_directory, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
+from seq2seq.model.weights import fill, own_weights
 from seq2seq.support.devices import SHAPES_OF_TRAINING, choose_device, keep_freed_memory, limit_compiled_shapes
 from seq2seq.support.errors import Explained, OutOfMemory, RunError, Stopped, UserError, first_line
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
-from seq2seq.train.checkpoint import Checkpoints, Progress, step_of
+from seq2seq.train.checkpoint import Checkpoints, Progress, intact, size_of_checkpoint, step_of
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, largest_part, worst_part
 from seq2seq.train.full_disk import FullDisk
@@ -326,7 +327,7 @@ class Trainer:
     def _save(self) -> None:
         if self.world.is_main:
             model, optimizer, average = self.model, self.updater.optimizer, self.updater.average
-            size = self.checkpoints.size(model, optimizer, average)
+            size = size_of_checkpoint(model, optimizer, average)
             with self.full_disk.saving("checkpoint", self.progress.step, size):
                 self.checkpoints.save(model, optimizer, self.progress, self.config, average)
         self._skip_pause()
@@ -379,7 +380,7 @@ class Trainer:
     def _to_average(self) -> list[Path]:
         count = self.config.trainer.average_last
         folders = self.checkpoints.regular(self.config.trainer.save_every)[-count:] if count else []
-        return self.checkpoints.whole(folders)
+        return intact(folders)
 
     def _finish(self) -> None:
         """Leave the model of better validation BLEU: the best one seen, or the average of the last checkpoints."""

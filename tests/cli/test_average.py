@@ -11,7 +11,7 @@ import torch
 
 from seq2seq.cli.average import main
 from seq2seq.config.compose import load, to_yaml
-from seq2seq.model.directory import load_weights
+from seq2seq.model.weights import load_weights
 from seq2seq.support.files import read_json
 from seq2seq.support.manifest import write_manifest
 from seq2seq.translate.translator import Translator

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from seq2seq.cli import average, train, translate
-from seq2seq.model.directory import load_weights
+from seq2seq.model.weights import load_weights
 from seq2seq.support.files import read_json
 from seq2seq.train.loss import batch_loss
 from seq2seq.translate.translator import Translator

@@ -18,7 +18,8 @@ import pytest
 
 from seq2seq.cli import translate
 from seq2seq.cli.translate import main
-from seq2seq.model.directory import load_model_directory, own_weights, save_model_directory
+from seq2seq.model.directory import load_model_directory, save_model_directory
+from seq2seq.model.weights import own_weights
 from seq2seq.translate.lines import WINDOW
 from seq2seq.translate.translator import Translator
 

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq.config.schema import CorpusConfig, DataConfig
-from seq2seq.data.corpus import identity, is_given, paths_of, read_pairs
+from seq2seq.data.corpus import identity, paths_of, read_pairs
 from seq2seq.data.text_files import read_lines
 from seq2seq.support.errors import LONGEST, UserError
 
@@ -399,9 +399,9 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 def test_no_corpus_says_what_to_type() -> None:
     assert "data.train.source=FILE data.train.target=FILE" in refused(CorpusConfig())
-    assert not is_given(CorpusConfig(target="x"))
+    assert not CorpusConfig(target="x").is_given
     for corpus in (CorpusConfig(source="x"), CorpusConfig(dataset="x"), CorpusConfig(phrases=1)):
-        assert is_given(corpus)
+        assert corpus.is_given
 
 
 @pytest.mark.parametrize(

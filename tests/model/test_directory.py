@@ -21,16 +21,9 @@ from safetensors import SafetensorError
 from seq2seq.config.schema import Config, DataConfig, ModelConfig, RecurrentConfig, TokenizerConfig
 from seq2seq.config.schema import TransformerConfig as Transformer
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
-from seq2seq.model.directory import (
-    FILES,
-    FORMAT_VERSION,
-    fill,
-    load_model_directory,
-    own_weights,
-    save_model_directory,
-    save_weights,
-)
+from seq2seq.model.directory import FILES, FORMAT_VERSION, load_model_directory, save_model_directory
 from seq2seq.model.translation import DECODERS, ENCODERS, build_model
+from seq2seq.model.weights import fill, own_weights, save_weights
 from seq2seq.ops.packing import Layout
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import sha256_of

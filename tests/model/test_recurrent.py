@@ -14,10 +14,11 @@ from seq2seq.config.schema import Config, ModelConfig, RecurrentConfig, Transfor
 from seq2seq.config.search import SearchConfig
 from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
-from seq2seq.model.directory import load_model_directory, own_weights, save_model_directory
+from seq2seq.model.directory import load_model_directory, save_model_directory
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.recurrent import AdditiveAttention, RecurrentEncoder
 from seq2seq.model.translation import TranslationModel, build_model
+from seq2seq.model.weights import own_weights
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.train.loss import batch_loss

@@ -23,7 +23,7 @@ from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import remove_leftovers
 from seq2seq.support.manifest import damage
 from seq2seq.train import checkpoint as module
-from seq2seq.train.checkpoint import Checkpoints, Progress
+from seq2seq.train.checkpoint import Checkpoints, Progress, intact, size_of_checkpoint
 from seq2seq.train.optimizer import build_optimizer
 from tests.soak.faults import Dead, Faults, disk_fails, installed, process_dies
 
@@ -358,7 +358,7 @@ def test_damaged_ones_are_left_out_of_an_average(tmp_path: Path, capsys: pytest.
         save(tmp_path, states[step], step)
     (tmp_path / "checkpoints" / "step-20" / "model.safetensors").write_bytes(b"")
     checkpoints = Checkpoints(tmp_path)
-    assert [path.name for path in checkpoints.whole(checkpoints.all())] == ["step-10", "step-30"]
+    assert [path.name for path in intact(checkpoints.all())] == ["step-10", "step-30"]
     assert (
         "step-20/model.safetensors: damaged, its SHA-256 is not that of the manifest; left out"
         in capsys.readouterr().err
@@ -424,5 +424,5 @@ def test_the_size_is_that_of_the_files(tmp_path: Path) -> None:
     advance(trained, 1)
     save(tmp_path, trained, 10)
     files = (tmp_path / "checkpoints" / "step-10").glob("*.safetensors")
-    size = Checkpoints(tmp_path).size(*trained)
+    size = size_of_checkpoint(*trained)
     assert 0 < size < sum(path.stat().st_size for path in files) < size + 2 * 2000

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from seq2seq.data.batches import in_order
-from seq2seq.model.directory import load_model_directory, own_weights
+from seq2seq.model.directory import load_model_directory
 from seq2seq.model.translation import build_model
+from seq2seq.model.weights import own_weights
 from seq2seq.support.errors import RunError, Stopped
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.loss import batch_loss

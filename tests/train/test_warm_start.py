@@ -11,7 +11,8 @@ import torch
 from seq2seq.cli.rank import train_as_rank
 from seq2seq.config.compose import compose
 from seq2seq.data.prepare import prepare
-from seq2seq.model.directory import load_model_directory, own_weights
+from seq2seq.model.directory import load_model_directory
+from seq2seq.model.weights import own_weights
 from seq2seq.support.errors import UserError
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.warm_start import require_same_model

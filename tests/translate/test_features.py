@@ -11,9 +11,10 @@ import torch
 
 from seq2seq.config.compose import load
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
-from seq2seq.model.directory import load_model_directory, own_weights, save_model_directory
+from seq2seq.model.directory import load_model_directory, save_model_directory
 from seq2seq.model.ensemble import Ensemble
 from seq2seq.model.translation import build_model
+from seq2seq.model.weights import own_weights
 from seq2seq.ops.batch_invariance import is_batch_invariant
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import Beams
