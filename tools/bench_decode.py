@@ -137,14 +137,14 @@ def process_seconds(model: Path, line: str, rounds: int) -> dict[str, list[float
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("model", type=Path)
-    options.add_argument("source", type=Path)
-    options.add_argument("reference", type=Path)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--rows", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    options.add_argument("--contestants", nargs="+", default=CONTESTANTS)
-    options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    options.add_argument("--output", type=Path)
+    options.add_argument("model", type=Path, help="model directory")
+    options.add_argument("source", type=Path, help="sentences, one per line")
+    options.add_argument("reference", type=Path, help="their reference translations")
+    options.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of all contestants (default: 5)")
+    options.add_argument("--rows", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), help="default: all")
+    options.add_argument("--contestants", nargs="+", default=CONTESTANTS, metavar="NAME", help="default: all")
+    options.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
+    options.add_argument("--output", type=Path, metavar="FILE", help="write the figures there as JSON")
     arguments = options.parse_args()
     references = arguments.reference.read_text("utf-8").split("\n")[:-1]
     result: dict[str, Any] = {

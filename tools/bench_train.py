@@ -279,14 +279,16 @@ def main() -> None:
     options.add_argument("--micro-batches", type=int, default=1, metavar="N", help="parts of an update")
     options.add_argument("--formats", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
     options.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
-    options.add_argument("--rounds", type=int, default=11)
-    options.add_argument("--updates", type=int, default=1, metavar="N", help="of a contestant in a round (default: 1)")
+    options.add_argument("--rounds", type=int, default=11, metavar="N", help="rounds of all contestants (default: 11)")
+    options.add_argument(
+        "--updates", type=int, default=1, metavar="N", help="updates per contestant and round (default: 1)"
+    )
     options.add_argument(
         "--warm",
         type=int,
         default=0,
         metavar="N",
-        help="updates of each before the rounds: on GPUs ours records shapes, and all take the memory for them",
+        help="warm-up updates of each contestant (on GPUs: to record CUDA graphs and to take the memory)",
     )
     options.add_argument("--seconds", type=float, default=math.inf, metavar="N", help="begin no round after that time")
     options.add_argument("--device", default="auto")

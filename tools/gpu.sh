@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# All checks and measurements that want a GPU, in one call of under ten minutes; results into the folder $1.
+# All checks and measurements that need a GPU, in one call of under ten minutes; results into the folder $1.
 # Each line has its own limit in seconds, and none runs past GPU_SECONDS: what comes last gets what is left.
-# GPU_PARTS="base decode multi30k" asks for some of the parts. Those with text want $SEQ2SEQ_SHARED_DATA.
-# GPU_SMOKE=1 runs every line in small, on whatever device there is, to see that the script itself works.
+# GPU_PARTS="base decode multi30k" asks for some of the parts. Those with text need $SEQ2SEQ_SHARED_DATA.
+# GPU_SMOKE=1 runs every line at reduced size, on whatever device there is, to see that the script itself works.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-build/gpu}")

@@ -59,7 +59,7 @@ def plain_path() -> Iterator[None]:
         mock.patch("seq2seq.model.attention.attention", attention),
         mock.patch("seq2seq.model.attention.suits_sentences", lambda *_, **__: False),
         mock.patch.object(MultiHeadAttention, "_projected", projected),
-        mock.patch.object(native, "multiplies_large", lambda _: False),
+        mock.patch.object(native, "has_fast_large_matmul", lambda _: False),
         mock.patch("seq2seq.train.loss.linear_cross_entropy", linear_cross_entropy_reference),
         mock.patch("seq2seq.model.layers.residual_norm", residual_norm),
         mock.patch.object(dropout, "add_dropout", lambda x, y, p: x + dropout.dropout(y, p)),

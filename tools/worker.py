@@ -96,8 +96,8 @@ class Worker:
                 process.ask(asdict(question))
             answers = [process.answer() for process in self.processes]
         except RunError as error:
-            way_out = "type a smaller --batch-tokens, or --micro-batches=2"
-            raise RunError(f"{self.job.contestant} in {self.job.precision} {error}: {way_out}") from None
+            remedy = "type a smaller --batch-tokens, or --micro-batches=2"
+            raise RunError(f"{self.job.contestant} in {self.job.precision} {error}: {remedy}") from None
         # Ranks share the work and its time.
         summed: dict[str, Any] = {
             key: sum(answer[key] for answer in answers) for key in ("peak_memory", "rows") if key in answers[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from seq2seq.cli.common import UNMET, add_model_options, find_model, load_translator, parser, require_streams, run
 from seq2seq.config import compose
 from seq2seq.data.corpus import Pair, read_pairs
-from seq2seq.evaluate.scores import below_bars, compare
+from seq2seq.evaluate.scores import below_minimums, compare
 from seq2seq.evaluate.test_set import aligned, read_named_test_sets, read_test_set, scored, translated_once
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import write_text
@@ -92,7 +92,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             write_text(arguments.output, "".join(f"{line}\n" for line in hypotheses[0]))
     finally:
         first = _print_scores(test_sets, hypotheses, language, lowercase=arguments.lowercase)
-    low = below_bars(first, arguments.min_bleu, arguments.min_exact, arguments.min_exact_each)
+    low = below_minimums(first, arguments.min_bleu, arguments.min_exact, arguments.min_exact_each)
     if low:
         raise RunError("; ".join(low))
 
@@ -171,8 +171,8 @@ def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
         for_one = ("hypotheses", "compare", "output") if len(names) > 1 else ()
         for option in ("source", "reference", *for_one):
             if getattr(arguments, option):
-                way_out = f"leave out --{option}{', or name one test set' if option in for_one else ''}"
-                raise UserError(f"--{option} with --test-set {arguments.test_set}: {way_out}")
+                remedy = f"leave out --{option}{', or name one test set' if option in for_one else ''}"
+                raise UserError(f"--{option} with --test-set {arguments.test_set}: {remedy}")
         return read_named_test_sets(names, _language(arguments, "source"), _language(arguments, "target"))
     if arguments.source and not arguments.reference:
         raise UserError("--source without --reference: nothing to compare with; add --reference FILE")

@@ -17,7 +17,7 @@ from typing import Any
 
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
-from seq2seq.support.errors import Elsewhere, UserError
+from seq2seq.support.errors import ProcessFailed, UserError
 from seq2seq.support.processors import available_processors
 
 SECONDS_TO_STOP = 170
@@ -27,7 +27,7 @@ SECONDS_TO_STOP = 170
 def launch(config: Config) -> None:
     """Train with `config.trainer.devices` ranks; returns when all have finished.
 
-    Raises Elsewhere with the line and exit code of the rank that failed first, UserError for more ranks than GPUs.
+    Raises ProcessFailed with the line and exit code of the rank that failed first, UserError for more ranks than GPUs.
     """
     # Ranks that are told to stop compute at most two more updates, and save.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
@@ -64,14 +64,14 @@ def launch(config: Config) -> None:
             elastic_launch(settings, sys.executable)("-m", "seq2seq.cli.rank", str(stored))
         except SignalException as stop:
             message = f"stopped by {stop.sigval.name} before more was saved; rerun the same command to resume"
-            raise _first_failure(Path(name), {}, Elsewhere(message, 128 + int(stop.sigval))) from None
+            raise _first_failure(Path(name), {}, ProcessFailed(message, 128 + int(stop.sigval))) from None
         except ChildFailedError as failed:
             exit_codes = {rank: found.exitcode for rank, found in failed.failures.items()}
-            unknown = Elsewhere(f"ranks ended with exit codes {exit_codes}", 3)
+            unknown = ProcessFailed(f"ranks ended with exit codes {exit_codes}", 3)
             raise _first_failure(Path(name), exit_codes, unknown) from None
 
 
-def _first_failure(logs: Path, exit_codes: dict[int, int], otherwise: Elsewhere) -> Elsewhere:
+def _first_failure(logs: Path, exit_codes: dict[int, int], otherwise: ProcessFailed) -> ProcessFailed:
     """The failure that caused the others, from the ranks' error files and the exit codes of those that died."""
     files = sorted(logs.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
     errors: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in files]
@@ -87,4 +87,4 @@ def _first_failure(logs: Path, exit_codes: dict[int, int], otherwise: Elsewhere)
         *((message, 3) for message in killed),
         *((error["message"], error["exit_code"]) for error in sorted(errors, key=lambda error: bool(error["lost"]))),
     ]
-    return Elsewhere(*ranked[0]) if ranked else otherwise
+    return ProcessFailed(*ranked[0]) if ranked else otherwise

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from seq2seq.config.checks import above, at_least, one_of, share, valid_seed
+from seq2seq.config.checks import above, at_least, fraction, one_of, valid_seed
 from seq2seq.config.search import SearchConfig
 from seq2seq.support.errors import UserError
 
@@ -158,7 +158,7 @@ class TransformerConfig:
         for name in ("num_layers", "num_heads", "d_k", "d_ff"):
             at_least(f"{key}.{name}", getattr(self, name), 1)
         one_of(f"{key}.norm", self.norm, ("post", "pre"))
-        share(f"{key}.dropout", self.dropout)
+        fraction(f"{key}.dropout", self.dropout)
         one_of(f"{key}.positions", self.positions, ("sinusoidal", "learned"))
         # Half of that holds any one character (up to five pieces), so that a text can always be cut to fit.
         at_least(f"{key}.max_positions", self.max_positions, 16)
@@ -180,7 +180,7 @@ class RecurrentConfig:
     def check(self, key: str) -> None:
         """Refuse values out of range; `key` is where this stands, such as `model.encoder`."""
         at_least(f"{key}.num_layers", self.num_layers, 1)
-        share(f"{key}.dropout", self.dropout)
+        fraction(f"{key}.dropout", self.dropout)
 
 
 KINDS: dict[str, type[TransformerConfig] | type[RecurrentConfig]] = {
@@ -209,7 +209,7 @@ class ModelConfig:
         if self.d_model % 2:
             raise UserError(f"model.d_model={self.d_model}: must be even")
         one_of("model.tie_embeddings", self.tie_embeddings, ("all", "target", "none"))
-        share("model.dropout", self.dropout)
+        fraction("model.dropout", self.dropout)
         for side in ("encoder", "decoder"):
             if not hasattr(getattr(self, side), "check"):
                 raise UserError(f"model.{side}={getattr(self, side)}: no {side}; type model/{side}=transformer")
@@ -232,8 +232,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         one_of("optimizer.kind", self.kind, ("adam",))
-        share("optimizer.beta1", self.beta1)
-        share("optimizer.beta2", self.beta2)
+        fraction("optimizer.beta1", self.beta1)
+        fraction("optimizer.beta2", self.beta2)
         above("optimizer.epsilon", self.epsilon, 0)
         at_least("optimizer.weight_decay", self.weight_decay, 0)
         above("optimizer.clip_norm", self.clip_norm, 0)
@@ -306,10 +306,10 @@ class TrainerConfig:
             at_least(f"trainer.{key}", getattr(self, key), 1)
         at_least("trainer.average_last", self.average_last, 0)
         if self.average_decay is not None:
-            share("trainer.average_decay", self.average_decay)
+            fraction("trainer.average_decay", self.average_decay)
         at_least("trainer.patience", self.patience, 1)
         at_least("trainer.samples", self.samples, 0)
-        share("trainer.label_smoothing", self.label_smoothing)
+        fraction("trainer.label_smoothing", self.label_smoothing)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UserError(f"trainer.device={self.device}: no such device; type auto, cpu, cuda or cuda:0")
         one_of("trainer.precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))

@@ -83,13 +83,13 @@ def read_pairs(data: DataConfig, split: str, seed: int, digests: dict[str, str] 
     require_sha256(data, split, digest.hexdigest(), "the pairs read have")
 
 
-def require_sha256(data: DataConfig, split: str, found: str | None, what: str, way_out: str = "") -> None:
+def require_sha256(data: DataConfig, split: str, found: str | None, what: str, remedy: str = "") -> None:
     """Raise UserError when the `sha256` of a corpus is given and is not `found`; `what` says in words whose that is."""
     given = getattr(data, split).sha256
     if given and given != found:
         raise UserError(
             f"data.{split}.sha256={given}, but {what} {found or 'an unknown one'}; "
-            f"type data.{split}.sha256=null to take them as they are{way_out}"
+            f"type data.{split}.sha256=null to take them as they are{remedy}"
         )
 
 

@@ -38,7 +38,7 @@ def scores(
     return result
 
 
-def below_bars(
+def below_minimums(
     result: dict[str, Any], min_bleu: float | None, min_exact: float | None, min_exact_each: float | None
 ) -> list[str]:
     """Messages on those of the `scores` that are below their bars; None sets no bar."""

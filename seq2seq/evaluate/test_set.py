@@ -84,14 +84,14 @@ def _files(name: str, pair: str) -> tuple[Path, list[Path]]:
             raise
         said = log.buffer[0].getMessage() if log.buffer else f"{type(error).__name__}: {error}"
         if isinstance(error, (URLError, HTTPException, ConnectionError, TimeoutError)):
-            way_out = (
+            remedy = (
                 f"where there is a network type sacrebleu -t {name} -l {pair} --echo src, "
                 f"and copy its ~/.sacrebleu/{name} to {folder}"
             )
         else:
-            way_out = f"type rm -r {folder} and try again"
+            remedy = f"type rm -r {folder} and try again"
         raise UserError(
-            f"--test-set {name} ({pair}) is not available: {' '.join(said.split())}; {way_out}, "
+            f"--test-set {name} ({pair}) is not available: {' '.join(said.split())}; {remedy}, "
             "or give --source FILE --reference FILE"
         ) from None
     finally:

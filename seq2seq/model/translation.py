@@ -145,7 +145,7 @@ class TranslationModel(nn.Module):
 
     def pack(self) -> None:
         """Lay weights out for translation on a CPU, in the dtype that they have; elsewhere this does nothing."""
-        if self.device.type == "cpu" and native.multiplies():
+        if self.device.type == "cpu" and native.has_fast_matmul():
             replace_linears(self, PanelLinear.of)
             self.projection = PanelLinear.of(self.output_weight)
         elif can_pack(self.output_weight):

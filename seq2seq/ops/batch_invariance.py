@@ -1,6 +1,6 @@
 """Batch invariance: a row's result depends on that row alone, to the last bit, whatever else is in the batch.
 
-Our C++ functions are batch-invariant (`native.multiplies`); some of PyTorch's, faster for long sentences, are not.
+Our C++ functions are batch-invariant (`native.has_fast_matmul`); some of PyTorch's, faster for long sentences, are not.
 """
 
 from __future__ import annotations

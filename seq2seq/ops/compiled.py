@@ -92,7 +92,7 @@ class Region:
         if not (variable and self.compiler.works and self.module.training and torch.is_grad_enabled()):
             return self.function(self.module, *arguments)
         for layout in layouts:
-            layout.complete()
+            layout.precompute()
         return self.compiler(self.function, self.module, *arguments)
 
 

@@ -30,7 +30,7 @@ def feed_forward_reference(x: Tensor, inner: Linear, outer: Linear) -> Tensor:
 
 
 def feed_forward(x: Tensor, inner: Linear, outer: Linear) -> Tensor:
-    """The same; matmuls are in the autocast dtype where autocast is active."""
+    """`feed_forward_reference`, with matmuls in the autocast dtype where autocast is active."""
     # Only in training do these layers have weights in the formats that PyTorch knows.
     if not (torch.is_grad_enabled() and fuses(x.device, compute_dtype(x)) and _fits(inner.weight.shape)):
         return feed_forward_reference(x, inner, outer)
@@ -86,7 +86,7 @@ def rectified_product_reference(x_NK: Tensor, y_KF: Tensor, rectified_NF: Tensor
 
 
 def _rectified_product(x_NK: Tensor, y_KF: Tensor, rectified_NF: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by our kernel, with a sum for each tile of rows."""
+    """`rectified_product_reference` by our kernel, with a sum for each tile of rows."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     from seq2seq.ops import gpu_kernels

@@ -84,7 +84,7 @@ class Recorded(Generic[Result]):
         return self.result
 
 
-class SharedMemory:
+class GraphMemoryPool:
     """GPU memory for graphs that never run at the same time, and for what is computed between them.
 
     `id` is the `pool` for `Recorded`; where it is None, as on CPUs, nothing is shared.

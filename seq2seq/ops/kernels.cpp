@@ -251,7 +251,7 @@ PRODUCT(product_bfloat16, bfloat16, bfloat16)
 PRODUCT(product_of_bfloat16_float32, float, bfloat16)
 
 // Whether our matmuls are faster here than oneDNN's, in all formats.
-int64_t multiplies() {
+int64_t has_fast_matmul() {
 #if defined(__AVX2__) && defined(__FMA__)
     return 1;
 #else
@@ -260,14 +260,14 @@ int64_t multiplies() {
 }
 
 // Whether our matmuls of large matrices are faster here than PyTorch's: they were measured on a Zen 4.
-int64_t multiplies_large_float32() {
+int64_t has_fast_large_matmul_float32() {
 #if defined(__AVX512BW__)
     return __builtin_cpu_is("amd") != 0;
 #else
     return 0;
 #endif
 }
-int64_t multiplies_large_bfloat16() { return adds_pairs && multiplies_large_float32(); }
+int64_t has_fast_large_matmul_bfloat16() { return adds_pairs && has_fast_large_matmul_float32(); }
 
 // Steps on each side of zero for int8 rows: where products are added in pairs in 16 bits, these sums must not overflow.
 int64_t levels_of_rows() { return adds_in_16_bits && !has_amx() ? 63 : 127; }

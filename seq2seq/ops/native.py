@@ -80,17 +80,17 @@ def call(name: str, *arguments: Tensor | float) -> None:
     function(*values, torch.get_num_threads())
 
 
-def multiplies() -> bool:
+def has_fast_matmul() -> bool:
     """Whether the library is available and its matmuls are faster here than PyTorch's (`panel_linear`)."""
     loaded = library()
-    return loaded is not None and bool(loaded.multiplies())
+    return loaded is not None and bool(loaded.has_fast_matmul())
 
 
 @functools.cache
-def multiplies_large(dtype: torch.dtype) -> bool:
-    """The same for large matrices of this dtype (`product`)."""
+def has_fast_large_matmul(dtype: torch.dtype) -> bool:
+    """Whether the library is available and its matmuls of large matrices of this dtype are faster (`product`)."""
     loaded = library()
-    return loaded is not None and dtype in FORMATS and bool(loaded[f"multiplies_large_{FORMATS[dtype]}"]())
+    return loaded is not None and dtype in FORMATS and bool(loaded[f"has_fast_large_matmul_{FORMATS[dtype]}"]())
 
 
 def levels_of_rows() -> int:

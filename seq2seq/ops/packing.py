@@ -126,10 +126,9 @@ class Layout:
         lengths = torch.cat((self.lengths, torch.tensor(added, dtype=torch.int64)))
         return Layout(lengths, longest, self.total + self.missing)
 
-    def complete(self) -> Layout:
-        """This layout with everything that attention reads precomputed: compiled code cannot compute it lazily."""
+    def precompute(self) -> None:
+        """Compute everything that attention reads: compiled code cannot compute it lazily."""
         _ = self.cu_lengths, self.padded_index, self.mask
-        return self
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""

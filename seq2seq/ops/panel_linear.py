@@ -1,6 +1,6 @@
 """Linear layers for translation on CPUs, by C++ functions (`linear.h`), in float32, bfloat16 and int8.
 
-They are used where `native.multiplies()`. Weights are laid out once, as matmuls read them; a row's result does not
+They are used where `native.has_fast_matmul()`. Weights are laid out once, as matmuls read them; a row's result does not
 depend on the other rows. Plain references: `F.linear` and `quantized_linear.quantized_linear_reference`.
 
 Shapes: ... any, R rows, I inputs, O outputs; panels of `PANEL` outputs, G groups of as many inputs as fit into 32 bits.
@@ -37,8 +37,7 @@ class PanelLinear(nn.Module):
         levels: int = 0,
     ) -> None:
         super().__init__()
-        self.format, self.outputs = words.dtype, len(bias)
-        self.levels = levels
+        self.outputs = len(bias)
         self._parts = words, bias, inputs, scales, sums, levels
         addresses = [0 if x is None else x.data_ptr() for x in (words, bias, scales, sums)]
         self.numbers = [native.WEIGHTS.index(words.dtype), *addresses, inputs, self.outputs, levels]

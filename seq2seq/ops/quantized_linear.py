@@ -81,7 +81,7 @@ def quantize_linears(module: nn.Module) -> Callable[[Tensor], nn.Module]:
 
     Raises UserError where torch has no kernel.
     """
-    if native.multiplies():
+    if native.has_fast_matmul():
         replace_linears(module, in_int8)
         return in_int8
     try:

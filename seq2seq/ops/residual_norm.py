@@ -21,12 +21,12 @@ from seq2seq.ops.dropout import LEVELS, add_dropout
 from seq2seq.ops.gpu import power_of_two, runs_kernels
 from seq2seq.ops.operators import register
 
-OF_A_WARP = 512
+ELEMENTS_PER_WARP = 512
 """Elements of a row per warp."""
 WARPS = 16
 """Warps per multiprocessor in the backward pass, and so the most that a row can have."""
 
-OF_A_SUM = 128
+ROWS_PER_SUM = 128
 """Rows over which a CPU sums the gradients of weight and bias one after another."""
 
 
@@ -76,7 +76,7 @@ def _sizes(width: int, p: float) -> dict[str, int]:
 
 
 def _warps(width: int) -> int:
-    return min(max(1, power_of_two(width) // OF_A_WARP), WARPS)
+    return min(max(1, power_of_two(width) // ELEMENTS_PER_WARP), WARPS)
 
 
 def _forward(
@@ -127,7 +127,7 @@ def _backward_on_processor(
     rows, width = total.shape
     gradients = d_x, d_y, sums = _empty_gradients(total)
     tensors = d_out.contiguous(), total, weight, seed, *gradients
-    native.call("residual_norm_gradients", *tensors, rows, width, OF_A_SUM, round(p * LEVELS), 1 / (1 - p), epsilon)
+    native.call("residual_norm_gradients", *tensors, rows, width, ROWS_PER_SUM, round(p * LEVELS), 1 / (1 - p), epsilon)
     return d_x, d_y, sums
 
 
@@ -136,7 +136,7 @@ def _empty_gradients(total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if total.device.type == "cuda":
         parts = _multiprocessors(total.device) * WARPS // _warps(width)
     else:
-        parts = (rows + OF_A_SUM - 1) // OF_A_SUM
+        parts = (rows + ROWS_PER_SUM - 1) // ROWS_PER_SUM
     sums = total.new_empty(parts, 2, width, dtype=torch.float32)
     return total.new_empty(total.shape), total.new_empty(total.shape), sums
 

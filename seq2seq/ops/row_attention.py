@@ -33,8 +33,8 @@ def suits_rows(x: Tensor, queries: Layout, keys: Layout) -> bool:
     # This comes first: training code is compiled, where the other conditions cannot be evaluated.
     if torch.is_grad_enabled() or queries.filler or keys.filler:
         return False
-    is_quicker = keys.max_length <= SHORT.get(x.dtype, 0)
-    return (is_quicker or is_batch_invariant()) and native.can_compute(x)
+    is_faster = keys.max_length <= SHORT.get(x.dtype, 0)
+    return (is_faster or is_batch_invariant()) and native.can_compute(x)
 
 
 def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
@@ -50,7 +50,7 @@ def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, lis
 
 
 def row_attention(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
-    """The same, where `can_attend`; lists and `list_of` are in int32."""
+    """`row_attention_reference` in one pass, where `can_attend`; lists and `list_of` are in int32."""
     if gpu.can_compute(q_RQ, rows_NE):
         return row_attention_on_gpu(q_RQ, rows_NE, lists_GT, list_of_R, heads)
     count, keys = q_RQ.shape
@@ -62,7 +62,7 @@ def row_attention(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Te
 
 
 def row_attention_on_gpu(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
-    """The same by our GPU kernel."""
+    """`row_attention` by our GPU kernel."""
     from seq2seq.ops import gpu_search_kernels
 
     count, keys = q_RQ.shape[0], q_RQ.shape[1] // heads

@@ -17,7 +17,7 @@ def pick(sequences_SKT: Tensor, parents_SC: Tensor) -> Tensor:
 
 
 def extended_reference(sequences_SKT: Tensor, parents_SC: Tensor, last: Tensor | int) -> Tensor:
-    """The same with one more element each, [S, C, T + 1]: from `last` [S, C], or numbers counting up from it."""
+    """`pick`, with one more element each, [S, C, T + 1]: from `last` [S, C], or numbers counting up from it."""
     if isinstance(last, int):
         count, dtype, device = parents_SC.numel(), sequences_SKT.dtype, sequences_SKT.device
         last = torch.arange(last, last + count, dtype=dtype, device=device).view(parents_SC.shape)
@@ -25,7 +25,7 @@ def extended_reference(sequences_SKT: Tensor, parents_SC: Tensor, last: Tensor |
 
 
 def extended(sequences_SKT: Tensor, parents_SC: Tensor, last: Tensor | int) -> Tensor:
-    """The same in one C++ call where available."""
+    """`extended_reference`, in one C++ call where available."""
     if sequences_SKT.device.type != "cpu" or native.library() is None:
         return extended_reference(sequences_SKT, parents_SC, last)
     (slots, width), before, length = parents_SC.shape, *sequences_SKT.shape[1:]

@@ -85,36 +85,36 @@ def _parts(rows: list[Tensor]) -> list[Tensor]:
 
 
 def _forward(
-    rows: list[Tensor], cu_q: Tensor, cu_k: Tensor, most_q: int, most_k: int, heads: int, causal: bool
+    rows: list[Tensor], cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, heads: int, causal: bool
 ) -> Tensor:
     out = rows[0].new_empty(rows[0].shape[0], _width(rows))
-    _launch("attention_forward", [*_parts(rows), out], heads, (cu_q, cu_k), (most_q, most_k), causal)
+    _launch("attention_forward", [*_parts(rows), out], heads, (cu_q, cu_k), (max_q, max_k), causal)
     return out
 
 
 def _backward(
-    rows: list[Tensor], d_out: Tensor, cu_q: Tensor, cu_k: Tensor, most_q: int, most_k: int, heads: int, causal: bool
+    rows: list[Tensor], d_out: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, heads: int, causal: bool
 ) -> list[Tensor]:
     gradients = [matrix.new_empty(matrix.shape) for matrix in rows]
     # The gradient of a sum is an expanded tensor, whose elements are not adjacent in memory.
     d_out = d_out if d_out.stride(1) == 1 else d_out.contiguous()
     tensors = [*_parts(rows), d_out, *_parts(gradients)]
-    _launch("attention_backward", tensors, heads, (cu_q, cu_k), (most_q, most_k), causal)
+    _launch("attention_backward", tensors, heads, (cu_q, cu_k), (max_q, max_k), causal)
     return gradients
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    rows, *lengths, ctx.most_q, ctx.most_k, ctx.heads, ctx.causal = inputs
+    rows, *lengths, ctx.max_q, ctx.max_k, ctx.heads, ctx.causal = inputs
     ctx.save_for_backward(*lengths, *rows)
 
 
 def _gradients(ctx: Any, d_out: Tensor) -> tuple[list[Tensor] | None, ...]:
     cu_q, cu_k, *rows = ctx.saved_tensors
-    sizes = cu_q, cu_k, ctx.most_q, ctx.most_k, ctx.heads, ctx.causal
+    sizes = cu_q, cu_k, ctx.max_q, ctx.max_k, ctx.heads, ctx.causal
     return torch.ops.seq2seq.short_attention_backward(rows, d_out, *sizes), None, None, None, None, None, None
 
 
-_sizes = "Tensor cu_q, Tensor cu_k, SymInt most_q, SymInt most_k, int heads, bool causal"
+_sizes = "Tensor cu_q, Tensor cu_k, SymInt max_q, SymInt max_k, int heads, bool causal"
 register(
     f"short_attention(Tensor[] rows, {_sizes}) -> Tensor",
     _forward,

@@ -75,7 +75,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and native) else torch.float32
 
 
-def choose_format(dtype: torch.dtype | str) -> torch.dtype:
+def choose_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """The number format for translation, by its name or as it is. Raises UserError for any other."""
     name = str(dtype).removeprefix("torch.")
     if name not in FORMATS:

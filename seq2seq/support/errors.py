@@ -22,19 +22,19 @@ LONGEST = 2000
 """Characters of a message that are shown; what it quotes from a file may have millions."""
 
 
-class Explained(Exception):
+class ReportedError(Exception):
     """An error that one line explains; the command ends with `exit_code`."""
 
     exit_code = 1
 
 
-class UserError(Explained):
+class UserError(ReportedError):
     """Something the user can put right; one line that says what, where and what to type next. Exit code 2."""
 
     exit_code = 2
 
 
-class RunError(Explained):
+class RunError(ReportedError):
     """The run itself could not go on (non-finite loss, full disk, dead rank). Exit code 3."""
 
     exit_code = 3
@@ -44,7 +44,7 @@ class OutOfMemory(RunError):
     """A batch does not fit the device's memory."""
 
 
-class Elsewhere(Explained):
+class ProcessFailed(ReportedError):
     """What ended another process of this command, in its words and with its exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -52,7 +52,7 @@ class Elsewhere(Explained):
         self.exit_code = exit_code
 
 
-class Stopped(Explained):
+class Stopped(ReportedError):
     """A signal ended the run; the first one, after its state was saved. Exit code 128 + signal, as in shells."""
 
     def __init__(self, signum: int, message: str) -> None:
@@ -112,7 +112,7 @@ def exit_code_of(command: str, run: Callable[[], None]) -> int:
 
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and what to tell the user: one line, except for a bug of ours."""
-    if isinstance(error, Explained):
+    if isinstance(error, ReportedError):
         # A defect of another process comes with its trace, at whose end is what matters.
         return error.exit_code, str(error) if error.exit_code == 1 else one_line(str(error))
     if isinstance(error, KeyboardInterrupt):

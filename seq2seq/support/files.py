@@ -65,10 +65,10 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def require_ours(folder: Path, record: str, way_out: str) -> None:
+def require_ours(folder: Path, record: str, remedy: str) -> None:
     """Raise UserError if anything is where our folder is to be, except a folder that is empty or has our `record`."""
     if folder.exists() and not (folder.is_dir() and ((folder / record).is_file() or not any(folder.iterdir()))):
-        raise UserError(f"{folder}: already exists and was not created by seq2seq; move it away, or {way_out}")
+        raise UserError(f"{folder}: already exists and was not created by seq2seq; move it away, or {remedy}")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from seq2seq.data.batches import Batch
 from seq2seq.ops.gpu import power_of_two
-from seq2seq.ops.graphs import Recorded, SharedMemory
+from seq2seq.ops.graphs import GraphMemoryPool, Recorded
 from seq2seq.ops.short_attention import LONGEST
 from seq2seq.support.progress import say
 
@@ -72,7 +72,7 @@ class RecordedPasses:
         self.graphs: dict[tuple[tuple[int, ...], bool], tuple[Batch, Recorded[Tensor]]] = {}
         self._met: set[tuple[tuple[int, ...], bool]] = set()
         self._room = SHAPES
-        self._memory = SharedMemory(device)
+        self._memory = GraphMemoryPool(device)
         for weight, gradient in zip(self.weights, self.gradients, strict=True):
             weight.grad = gradient
 

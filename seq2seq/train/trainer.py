@@ -27,7 +27,7 @@ from seq2seq.model.directory import load_model_directory, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.model.weights import fill, own_weights
 from seq2seq.support.devices import SHAPES_OF_TRAINING, choose_device, keep_freed_memory, limit_compiled_shapes
-from seq2seq.support.errors import Explained, OutOfMemory, RunError, Stopped, UserError, first_line
+from seq2seq.support.errors import OutOfMemory, ReportedError, RunError, Stopped, UserError, first_line
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
@@ -223,7 +223,7 @@ class Trainer:
         """Whether to validate at this step."""
         return self.progress.step % self.config.trainer.validate_every == 0 or self._finished()
 
-    def _stopped(self, number: int) -> Explained:
+    def _stopped(self, number: int) -> ReportedError:
         name, step = signal.Signals(number).name, self.progress.step
         return self.full_disk.error() or Stopped(
             number, f"stopped by {name} at step {step:,}, saved; rerun the same command to resume"

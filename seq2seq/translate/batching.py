@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from seq2seq.data.batches import cut
 from seq2seq.support.errors import OutOfMemory
 
-FIXED = 50
+CROSSOVER = 50
 """The sentence length in pieces at which the quadratic part of the cost equals the linear part."""
 
 
@@ -33,7 +33,7 @@ def batches(
     sizes = lengths.astype(np.int64)
     sides, limit = [sizes], max(most, int(sizes.max()))
     if workers > 1:
-        costs = sizes * (FIXED + sizes)
+        costs = sizes * (CROSSOVER + sizes)
         # As few batches as possible; with room for one more sentence in each, none is left over.
         count = workers * -(-int(sizes.sum()) // (workers * most))
         cost, room = int(costs.sum()) // count + int(costs.max()), max(room, limit)

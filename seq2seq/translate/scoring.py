@@ -26,7 +26,7 @@ from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
 from seq2seq.model.directory import load_model_directory
 from seq2seq.model.translation import TranslationModel
 from seq2seq.ops.packing import Layout
-from seq2seq.support.devices import choose_device, choose_format
+from seq2seq.support.devices import choose_device, choose_dtype
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.translate.alignment import pharaoh, word_links, words_of
 from seq2seq.translate.batching import explaining_out_of_memory
@@ -142,7 +142,7 @@ class Scorer:
         """Load a model directory; `dtype` is float32, bfloat16 or int8 (on a CPU), or its name. Raises UserError."""
         config, tokenizer, model, longest_source = load_model_directory(Path(directory))
         return cls(
-            model.placed(choose_device(device), choose_format(dtype)),
+            model.placed(choose_device(device), choose_dtype(dtype)),
             tokenizer,
             limits=(config.model.encoder.max_length, config.model.decoder.max_length),
             longest_source=longest_source,

@@ -25,7 +25,7 @@ from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import Beams, BeamSearch, longest_outputs
 from seq2seq.search.interfaces import Constraints, Hypothesis
 from seq2seq.search.penalties import coverage_penalty
-from seq2seq.support.devices import choose_device, choose_format
+from seq2seq.support.devices import choose_device, choose_dtype
 from seq2seq.support.errors import RunError, UserError, nearest
 from seq2seq.support.progress import bar
 from seq2seq.translate.batching import batches, explaining_out_of_memory
@@ -128,7 +128,7 @@ class Translator:
             if name not in known:
                 raise UserError(f"{name}: no such setting of search{nearest(name, known)}")
         places = [choose_device(name) for name in device.split(",")]
-        dtype = choose_format(dtype)
+        dtype = choose_dtype(dtype)
         directories = (directory, *others)
         members = [cls._load(Path(one), places, dtype) for one in directories]
         first = members[0]

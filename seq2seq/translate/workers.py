@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from seq2seq.support.errors import Elsewhere, Explained, RunError, explain
+from seq2seq.support.errors import ProcessFailed, ReportedError, RunError, explain
 
 DIED = "a worker process died (killed, or out of memory?); try fewer: --workers 1, or fewer devices in --device"
 
@@ -49,8 +49,8 @@ class Workers:
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """The number of each task and its result, in the order in which tasks finish.
 
-        Raises what the function raised if that is Explained, else Elsewhere with what `explain` makes of it, and
-        RunError where a process died.
+        Raises what the function raised if that is a ReportedError, else ProcessFailed with what `explain` makes of it,
+        and RunError where a process died.
         """
         waiting = iter(enumerate(tasks))
         running: dict[Connection, int] = {}
@@ -97,10 +97,10 @@ def _receive(pipe: Connection) -> Any:
         raise RunError(DIED) from None
     if error is None:
         return result
-    if isinstance(error, Explained):
+    if isinstance(error, ReportedError):
         raise error
     exit_code, message = error
-    raise Elsewhere(message, exit_code)
+    raise ProcessFailed(message, exit_code)
 
 
 def _work(
@@ -132,7 +132,7 @@ def _work(
             answer = None, function(task)
         except Exception as error:
             # Not all other errors can be sent, and none would keep its traceback.
-            answer = error if isinstance(error, Explained) else explain(error), None
+            answer = error if isinstance(error, ReportedError) else explain(error), None
         try:
             pipe.send(answer)
         except (BrokenPipeError, ConnectionResetError):

@@ -9,7 +9,7 @@ import pytest
 
 from seq2seq.cli.launch import _first_failure, launch
 from seq2seq.config.compose import compose
-from seq2seq.support.errors import LONGEST, Elsewhere, RunError, explain
+from seq2seq.support.errors import LONGEST, ProcessFailed, RunError, explain
 from seq2seq.support.files import write_json
 
 LONG = f"{'x' * 2 * LONGEST} and its end"
@@ -19,7 +19,7 @@ LONG = f"{'x' * 2 * LONGEST} and its end"
 def test_the_error_of_a_rank_is_told_as_if_it_were_alone(error: Exception, tmp_path: Path) -> None:
     exit_code, message = told = explain(error)
     write_json(tmp_path / "error.json", {"message": message, "exit_code": exit_code, "lost": False})
-    assert explain(_first_failure(tmp_path, {1: exit_code}, Elsewhere("unknown", 3))) == told
+    assert explain(_first_failure(tmp_path, {1: exit_code}, ProcessFailed("unknown", 3))) == told
     is_defect = isinstance(error, ValueError)
     assert ("\n" in message, LONG in message) == (is_defect, is_defect)
 

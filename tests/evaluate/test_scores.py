@@ -17,7 +17,7 @@ import sacremoses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq.evaluate.scores import below_bars, bleu, compare, exact, paper_bleu, scores, tokenised_bleu
+from seq2seq.evaluate.scores import below_minimums, bleu, compare, exact, paper_bleu, scores, tokenised_bleu
 
 REFERENCES = [
     "Ein brauner Hund rennt über die grüne Wiese.",
@@ -129,8 +129,8 @@ def test_inputs_are_left_alone() -> None:
 
 def test_bars() -> None:
     found = {**scores(HYPOTHESES, REFERENCES, ["a", "a", "b", "b"]), "bleu": {"score": 40.0}}
-    assert below_bars(found, None, None, None) == below_bars(found, 40.0, 25.0, 0.0) == []
-    assert below_bars(found, 40.1, 26.0, 1.0) == [
+    assert below_minimums(found, None, None, None) == below_minimums(found, 40.0, 25.0, 0.0) == []
+    assert below_minimums(found, 40.1, 26.0, 1.0) == [
         "BLEU 40.0 is below --min-bleu 40.1",
         "exact 25.0 is below --min-exact 26.0",
         "exact (b) 0.0 is below --min-exact-each 1.0",

@@ -110,18 +110,18 @@ def test_without_a_network_it_says_what_to_type(folder: Path) -> None:
 def test_a_damaged_download_says_what_to_remove(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    way_out = f"; type rm -r {folder} and try again, or give --source FILE --reference FILE"
+    remedy = f"; type rm -r {folder} and try again, or give --source FILE --reference FILE"
     monkeypatch.setattr(urllib.request, "urlopen", lambda _: io.BytesIO(b"no archive"))
     message = refused("wmt13")
     assert "(en-de) is not available: Fatal: MD5 sum of downloaded file was incorrect (got " in message
-    assert message.endswith(way_out)
+    assert message.endswith(remedy)
     assert capfd.readouterr().err.count("\n") == 1, "the notice of the download alone"
     message = refused("wmt13")
-    assert "is not available: FileNotFoundError: " in message and message.endswith(way_out)
+    assert "is not available: FileNotFoundError: " in message and message.endswith(remedy)
     shutil.rmtree(folder)
     download(monkeypatch, b"no archive")
     message = refused("wmt13")
-    assert "is not available: ReadError: " in message and message.endswith(way_out)
+    assert "is not available: ReadError: " in message and message.endswith(remedy)
 
 
 def test_a_full_disk_is_not_the_users_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

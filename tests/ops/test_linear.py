@@ -25,7 +25,7 @@ def plain(x: Tensor, layer: nn.Linear, rectify: bool = True) -> Tensor:
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch, native_calls: list[str]) -> list[str]:
     """On all processors our own are taken to be quicker; the names of the functions that are called."""
-    monkeypatch.setattr(native, "multiplies_large", lambda dtype: dtype in native.FORMATS)
+    monkeypatch.setattr(native, "has_fast_large_matmul", lambda dtype: dtype in native.FORMATS)
     return native_calls
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seq2seq.ops import native
 from seq2seq.ops import product as module
-from seq2seq.ops.product import add_product, multiplies, product, product_and_sums, product_reference
+from seq2seq.ops.product import add_product, product, product_and_sums, product_reference, runs_in_cpp
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 SHAPES = [
@@ -22,7 +22,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, native_calls: list[str]) -> list[str]
     """Products of all sizes are in C++, on all processors; the calls are noted."""
     monkeypatch.setattr(module, "LEAST", 1)
     monkeypatch.setattr(module, "FEWEST_SUMMED", 1)
-    monkeypatch.setattr(native, "multiplies_large", lambda dtype: dtype in native.FORMATS)
+    monkeypatch.setattr(native, "has_fast_large_matmul", lambda dtype: dtype in native.FORMATS)
     return native_calls
 
 
@@ -163,7 +163,7 @@ def test_shapes_and_devices_that_do_not_fit_are_refused(calls: list[str]) -> Non
     for given in [(x, y[:49], drawn(60)), (x, y, drawn(59)), (x, y.double(), drawn(60))]:
         with pytest.raises(RuntimeError):
             product(*given)
-    assert not multiplies(x, y.to("meta"), None)
+    assert not runs_in_cpp(x, y.to("meta"), None)
     for out in (drawn(39, 60), drawn(40, 59)):
         with pytest.raises(RuntimeError):
             add_product(out, x, y)

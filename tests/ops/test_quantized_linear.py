@@ -29,7 +29,7 @@ def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mak
     is_native = request.param == "native"
     if is_native and native.library() is None:
         pytest.skip("no C++ compiler here")
-    monkeypatch.setattr(native, "multiplies", lambda: is_native)
+    monkeypatch.setattr(native, "has_fast_matmul", lambda: is_native)
     return in_int8 if is_native else QuantizedLinear
 
 
@@ -106,6 +106,6 @@ def test_without_a_kernel_one_line_says_what_to_type(monkeypatch: pytest.MonkeyP
         raise RuntimeError("not implemented for this CPU")
 
     monkeypatch.setattr(QuantizedLinear, "_product", missing)
-    monkeypatch.setattr(native, "multiplies", lambda: False)
+    monkeypatch.setattr(native, "has_fast_matmul", lambda: False)
     with pytest.raises(UserError, match=r"int8: .*--dtype float32"):
         quantize_linears(nn.Sequential(nn.Linear(8, 8)))

@@ -14,7 +14,7 @@ from seq2seq.support.devices import (
     FORMATS,
     choose_compiling,
     choose_device,
-    choose_format,
+    choose_dtype,
     choose_precision,
     has_native_bfloat16,
     keep_freed_memory,
@@ -129,8 +129,8 @@ def test_a_training_may_be_held_to_operations_that_repeat() -> None:
 
 
 def test_formats_go_by_name_or_as_they_are() -> None:
-    assert [choose_format(name) for name in FORMATS] == [torch.float32, torch.bfloat16, torch.int8]
-    assert choose_format(torch.int8) is torch.int8
+    assert [choose_dtype(name) for name in FORMATS] == [torch.float32, torch.bfloat16, torch.int8]
+    assert choose_dtype(torch.int8) is torch.int8
     for wrong in ("float64", torch.float16, "fp32"):
         with pytest.raises(UserError, match=r"^dtype=\w+: must be one of float32, bfloat16, int8$"):
-            choose_format(wrong)
+            choose_dtype(wrong)

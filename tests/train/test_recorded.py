@@ -14,7 +14,7 @@ from seq2seq.config.schema import Config, ModelConfig, TrainerConfig, Transforme
 from seq2seq.data.batches import Batch, MicroBatch
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.ops import linear_cross_entropy, native, residual_norm, sentence_attention
-from seq2seq.ops.graphs import Recorded, SharedMemory
+from seq2seq.ops.graphs import GraphMemoryPool, Recorded
 from seq2seq.ops.packing import Layout
 from seq2seq.support.errors import UserError
 from seq2seq.train import recorded as module
@@ -205,7 +205,7 @@ def test_where_memory_runs_out_graphs_are_let_go_and_the_pass_is_made_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @contextlib.contextmanager
-    def full(memory: SharedMemory) -> Iterator[None]:
+    def full(memory: GraphMemoryPool) -> Iterator[None]:
         if memory.id is not None:
             raise torch.OutOfMemoryError("of this much")
         yield
@@ -218,7 +218,7 @@ def test_where_memory_runs_out_graphs_are_let_go_and_the_pass_is_made_again(
         recorded(short, 1.0, adds=True)
     assert recorded.graphs
     recorded._memory.id = recorded._memory.id or (0, 1)
-    monkeypatch.setattr(SharedMemory, "used", full)
+    monkeypatch.setattr(GraphMemoryPool, "used", full)
     for batch in (long, long, short):
         assert float(recorded(batch, 1.0, adds=True)) == int(batch.source.sum())
     assert not recorded.graphs
@@ -276,7 +276,7 @@ def test_graphs_of_before_are_left_where_a_recording_parted_them_from_the_seed(m
     layer = torch.nn.Linear(1, 1, bias=False)
     recorded = RecordedPasses(lambda batch: (layer.weight.sum(), batch.source.sum()), layer, torch.device("cpu"))
     recorded.device, recorded._memory.id = torch.device("cuda"), (0, 1)
-    monkeypatch.setattr(SharedMemory, "used", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(GraphMemoryPool, "used", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(Batch, "to", lambda batch, _: batch)
     generator = torch.Generator().manual_seed(1)
     batches = [regular(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [20], [40], [70])]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seq2seq.support.errors import OutOfMemory
-from seq2seq.translate.batching import FIXED, batches, explaining_out_of_memory
+from seq2seq.translate.batching import CROSSOVER, batches, explaining_out_of_memory
 
 ROOM = 10_000
 
@@ -39,8 +39,8 @@ def test_workers_get_equally_many_batches_that_cost_the_same(workers: int) -> No
     lengths, widths = texts(1000)
     found = batches(lengths, widths, workers, 5000, ROOM)
     assert len(found) == workers * -(-int(lengths.sum()) // (workers * 5000))
-    costs = [int((lengths[run] * (FIXED + lengths[run])).sum()) for run in found]
-    assert max(costs) - min(costs) <= len(found) * 60 * (FIXED + 60) < max(costs) / 3
+    costs = [int((lengths[run] * (CROSSOVER + lengths[run])).sum()) for run in found]
+    assert max(costs) - min(costs) <= len(found) * 60 * (CROSSOVER + 60) < max(costs) / 3
 
 
 @pytest.mark.parametrize("room", [5000, 7500])

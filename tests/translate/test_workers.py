@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from seq2seq.support.errors import Elsewhere, RunError, UserError
+from seq2seq.support.errors import ProcessFailed, RunError, UserError
 from seq2seq.translate import translator as module
 from seq2seq.translate.translator import Translator
 from seq2seq.translate.workers import Workers
@@ -55,7 +55,7 @@ def test_a_defect_in_a_worker_comes_with_its_trace() -> None:
     def stumble(_: int) -> NoReturn:
         raise IndexError("list index out of range")
 
-    with pytest.raises(Elsewhere, match=r"(?s)in stumble.*IndexError: list.* a bug in seq2seq") as held:
+    with pytest.raises(ProcessFailed, match=r"(?s)in stumble.*IndexError: list.* a bug in seq2seq") as held:
         list(Workers(2, stumble).map([1, 2, 3]))
     assert held.value.exit_code == 1
 
