@@ -246,6 +246,7 @@ def _tokenizer_of(model: str, taken: Path) -> Path:
 def _train_tokenizer(folder: Path, root: Path, config: Config) -> None:
     if config.init_from:
         shutil.copy(_tokenizer_of(config.init_from, root / "tokenizer"), folder / "tokenizer.model")
+        say(f"the vocabulary is that of init_from={config.init_from}, whatever tokenizer.* says")
         return
     table = _cleaned(root, "train")
     count = min(len(table), max(1, config.tokenizer.max_lines // 2))

@@ -39,6 +39,7 @@ def test_weights_and_vocabulary_are_the_models(
     _, tokenizer, model, _ = load_model_directory(finished)
     trainer = trained(tmp_path / "second", 2, f"init_from={finished}", "model.dropout=0.3", "trainer.max_steps=20")
     assert trainer.data.tokenizer.model == tokenizer.model
+    assert f"the vocabulary is that of init_from={finished}, whatever" in capsys.readouterr().err
     for name, weight in own_weights(model).items():
         assert torch.equal(own_weights(trainer.model)[name], weight), name
     trainer.config.schedule.warmup_steps = 100
