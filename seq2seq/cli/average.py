@@ -58,7 +58,7 @@ def average(arguments: argparse.Namespace) -> None:
         if len(chosen) < arguments.last:
             raise UserError(
                 f"{arguments.run_dir}: {len(chosen)} of {arguments.last} checkpoints at multiples of "
-                f"trainer.save_every={every} found (steps there: {there}); choose by --last N or --steps A,B,…"
+                f"trainer.save_every={every} found (steps there: {there}); choose others: --steps A,B,…"
             )
     else:
         steps = arguments.steps.split(",")

@@ -20,7 +20,7 @@ from seq2seq.support.streams import make_dependable
 if TYPE_CHECKING:
     from seq2seq.translate.translator import Translator
 
-UNMET = "lines were translated without the prefix or terms asked for; the first"
+UNMET = "lines translated without the prefix or terms asked for"
 MOST_THREADS = 16
 """Threads for each processor beyond which a number is taken for a mistake: some systems cannot start as many."""
 
@@ -169,7 +169,7 @@ def find_model(given: str | None) -> Path:
     """The directory given, else $SEQ2SEQ_MODEL, else the newest under runs/, named on stderr. Raises UserError."""
     named = given or os.environ.get("SEQ2SEQ_MODEL")
     if named:
-        return Path(named).expanduser()
+        return Path(named)
     manifests = sorted(Path("runs").glob("**/model/manifest.json"), key=lambda path: path.stat().st_mtime)
     if not manifests:
         raise UserError("no model under runs/; train one: seq2seq-train +recipe=quickstart, or give one: --model DIR")

@@ -101,7 +101,7 @@ def _translated(translator: Translator, texts: Sequence[str]) -> list[str]:
     found = translator.translate_n_best(texts)
     unmet = [translation.unmet for translation in found if translation.unmet]
     if unmet:
-        say(f"{len(unmet):,} {UNMET}: {unmet[0]}")
+        say(f"{UNMET}: {len(unmet):,}; the first: {unmet[0]}")
     return [translation.texts[0] for translation in found]
 
 

@@ -55,7 +55,7 @@ flags:
   --version         print the version
   --hydra-help      Hydra's own flags
 
-A run that was stopped goes on when the same command is typed again.
+A run that was stopped is resumed by the same command.
 """
 
 
@@ -63,8 +63,7 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
     """Compose the configuration from the command line, check it, and run `task` with it; returns the exit code."""
     make_dependable()
     spin(2_000)
-    # Hydra takes settings at one place only: after the flags.
-    arguments = sys.argv[1:] = sorted(sys.argv[1:], key=_is_setting)
+    arguments = sys.argv[1:]
     if "--version" in arguments:
         print(f"{command} {seq2seq.__version__}")
         return 0
@@ -108,21 +107,18 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
     return exit_code_of(command, run)
 
 
-def _is_setting(argument: str) -> bool:
-    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
-
-
 @contextlib.contextmanager
 def _parsed_our_way(command: str) -> Iterator[None]:
-    """A context in which Hydra's mistakes of usage are told in one line, and its help texts are not checked.
+    """A context in which mistakes in Hydra's flags are told in one line, and settings may stand between flags.
 
-    One text of Hydra 1.3 is not a string, which argparse refuses since Python 3.14.
+    Its help texts are not checked: one text of Hydra 1.3 is not a string, which argparse refuses since Python 3.14.
     """
 
     def error(_: argparse.ArgumentParser, message: str) -> NoReturn:
         raise UserError(f"{message}; {command} --help lists the flags, and settings are typed key=value")
 
-    ours = {"error": error, "_check_help": lambda *_: None}
+    intermixed = argparse.ArgumentParser.parse_intermixed_args
+    ours = {"error": error, "parse_args": intermixed, "_check_help": lambda *_: None}
     theirs = {name: getattr(argparse.ArgumentParser, name) for name in ours if hasattr(argparse.ArgumentParser, name)}
     for name in theirs:
         setattr(argparse.ArgumentParser, name, ours[name])

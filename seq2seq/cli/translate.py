@@ -99,7 +99,7 @@ def translate(arguments: argparse.Namespace) -> None:
         )
     prefixes.require_end()
     if unmet:
-        raise UserError(f"{unmet:,} {UNMET}: {first_unmet}")
+        raise UserError(f"{UNMET}: {unmet:,}; the first: {first_unmet}")
 
 
 def _stream(translator: Translator, text: str, prefix: str) -> str:

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 from seq2seq.support.errors import UserError
+
+WORDS = {
+    numbers.Integral: "a whole number",
+    numbers.Real: "a number",
+    bool: "true or false",
+    str: "a string",
+    type(None): "null",
+}
+"""Types of values, as messages call them."""
 
 
 def of_declared_types(prefix: str, config: Any) -> None:
     """Raise UserError for a field of this dataclass whose value is not of its type; integers are numbers too."""
     for name, kinds in _declared_types(config.__class__).items():
         value = getattr(config, name)
-        # A bool is an int to Python.
+        # A bool is an integer to Python.
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise UserError(f"{prefix}.{name}={value!r}: must be {wanted}")
+            raise UserError(f"{prefix}.{name}={value!r}: must be {' or '.join(WORDS[kind] for kind in kinds)}")
 
 
 @functools.cache
 def _declared_types(dataclass: type) -> dict[str, tuple[type, ...]]:
     hints = get_type_hints(dataclass)
     kinds = {key.name: get_args(hints[key.name]) or (hints[key.name],) for key in fields(dataclass)}
-    return {name: (*of_one, int) if float in of_one else of_one for name, of_one in kinds.items()}
+    # NumPy's numbers too.
+    wider = {int: numbers.Integral, float: numbers.Real}
+    return {name: tuple(wider.get(kind, kind) for kind in of_one) for name, of_one in kinds.items()}
 
 
 def at_least(key: str, value: float | None, limit: float) -> None:

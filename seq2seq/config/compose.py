@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -13,6 +14,7 @@ from typing import Any, cast
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -135,9 +137,26 @@ def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]
     return [] if old == new else [(key, old, new)]
 
 
-def override(key: str, value: Any) -> str:
-    """What to type on the command line so that `key` has this value."""
-    return shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+def to_type(settings: dict[str, Any]) -> str:
+    """What to type on the command line so that these keys have these values.
+
+    An encoder or decoder of another kind is chosen first; its keys, which that kind may not have, are left out.
+    """
+    kinds = {key: kind for key, kind in settings.items() if key in ("model.encoder.kind", "model.decoder.kind")}
+    sides = tuple(key.removesuffix("kind") for key in kinds)
+    others = {key: value for key, value in settings.items() if not key.startswith(sides)}
+    chosen = {f"model/{key.split('.')[1]}": kind for key, kind in kinds.items()} | others
+    return " ".join(shlex.quote(f"{key}={_spelt(key, value)}") for key, value in chosen.items())
+
+
+def _spelt(key: str, value: Any) -> str:
+    """A value as an override of Hydra's spells it."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    with contextlib.suppress(HydraException):
+        if OverridesParser.create().parse_override(f"{key}={value}").value() == value:
+            return value
+    return "'" + value.replace("'", "\\'") + "'"
 
 
 def explained(error: Exception, overrides: Sequence[str]) -> UserError:

@@ -32,7 +32,7 @@ class SearchConfig:
     n_best: int = option(1, "hypotheses given for each sentence")
     length_normalization: str = option("gnmt", "what scores are divided by: gnmt, average (the length) or none")
     stop: str = option(
-        "exact", "when a text is done: exact (nothing better can come) or beam (beam_size hypotheses have ended)"
+        "exact", "when a text is done: exact (nothing better can come) or beam (--beam-size hypotheses have ended)"
     )
     coverage_penalty: float = option(0.0, "GNMT's β: above 0 penalizes outputs that leave source words unattended")
     max_length: int | None = option(None, "longest output in pieces, eos counted")

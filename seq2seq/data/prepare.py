@@ -40,7 +40,7 @@ COLUMNS = {"source": "large_string", "target": "large_string", "label": "string"
 """The columns of a corpus as it is read; the training table that is kept has neither label nor hash."""
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 1000
 HELD_OUT_LEAST, HELD_OUT_LEAST_SHARE = 200, 0.1
-"""Fewer pairs than HELD_OUT_LEAST tell little of a model; but not more than this share is taken to have so many."""
+"""Fewer pairs than this least number tell little of a model; but no more than this share of the sources is taken."""
 
 
 class Prepared:
@@ -222,8 +222,9 @@ def _hold_out(train: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows for validation, each source once, with the smallest hashes; and the rows that share no source with them."""
     hashes = np.asarray(train.with_format("numpy")["hash"][:], np.int64)
     sources, first = np.unique(hashes, return_index=True)
-    least = max(1, min(HELD_OUT_LEAST, int(len(hashes) * HELD_OUT_LEAST_SHARE)))
-    count = min(max(least, int(len(hashes) * HELD_OUT_SHARE)), HELD_OUT_MOST)
+    # Of sources: with each, all its pairs leave training.
+    least = max(1, min(HELD_OUT_LEAST, int(len(sources) * HELD_OUT_LEAST_SHARE)))
+    count = min(max(least, int(len(sources) * HELD_OUT_SHARE)), HELD_OUT_MOST)
     if len(sources) <= count:
         raise UserError(
             f"the training corpus has {len(sources)} different sources: too few to hold some out; "

@@ -41,7 +41,7 @@ def scores(
 def below_minimums(
     result: dict[str, Any], min_bleu: float | None, min_exact: float | None, min_exact_each: float | None
 ) -> list[str]:
-    """Messages on those of the `scores` that are below their bars; None sets no bar."""
+    """Messages on those of the `scores` that are below their minimum; None sets none."""
     found = [
         ("BLEU", result["bleu"]["score"], "--min-bleu", min_bleu),
         ("exact", result["exact"], "--min-exact", min_exact),

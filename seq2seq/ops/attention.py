@@ -79,7 +79,7 @@ def _packed_kernel_works(device: torch.device, dtype: torch.dtype, width: int) -
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        say(f"no attention over packed rows on {device} ({first_line(error)}); going on with padded sentences")
+        say(f"no attention over packed rows on {device} ({first_line(error)}); falling back to padded sentences")
         return False
     return True
 

@@ -171,14 +171,12 @@ class Checkpoints:
             return
         folder = self.all()[-1]
         stored = compose.load(folder / "config.yaml")
-        before = [
-            compose.override(key, old)
-            for key, old, _ in compose.differences(asdict(stored), asdict(config))
-            if key not in MAY_CHANGE
-        ]
+        before = {
+            key: old for key, old, _ in compose.differences(asdict(stored), asdict(config)) if key not in MAY_CHANGE
+        }
         if before:
             raise UserError(
-                f"{folder}: this run was started with other settings; type {' '.join(before)} to resume it, "
+                f"{folder}: this run was started with other settings; type {compose.to_type(before)} to resume it, "
                 "or another run_dir=DIR"
             )
 

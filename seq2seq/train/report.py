@@ -18,7 +18,7 @@ from seq2seq.support.progress import say
 class Report:
     """Writes `log.jsonl` and, where TensorBoard is installed, its events; prints a line every few seconds of training.
 
-    The first update has a line of its own: it takes as long as compiling does, which tells nothing of the others.
+    The first update has a line of its own, without rates: its time includes what is compiled.
     Without a `run_dir` nothing is written: only one of several ranks reports. `trained` is the training time so far, in
     seconds.
     """
@@ -76,17 +76,16 @@ class Report:
             "loss": self._loss / self._target_tokens,
             "perplexity": math.exp(min(nll, 50.0)),
             "learning_rate": self._rate,
-            "source_tokens_per_second": self._source_tokens / seconds,
-            "target_tokens_per_second": self._target_tokens / seconds,
         }
-        time_left = max(0.0, min(self._left[0] * seconds / self._steps, self._left[1]))
-        pace = (
-            f"{self._source_tokens / seconds:,.0f} + {self._target_tokens / seconds:,.0f} tokens/s  "
-            f"{time_left / 60:.1f} min left"
-        )
+        pace = ""
+        if self._warm:
+            rates = self._source_tokens / seconds, self._target_tokens / seconds
+            values["source_tokens_per_second"], values["target_tokens_per_second"] = rates
+            time_left = max(0.0, min(self._left[0] * seconds / self._steps, self._left[1]))
+            pace = f"  {rates[0]:,.0f} + {rates[1]:,.0f} tokens/s  {time_left / 60:.1f} min left"
         say(
             f"step {self._step:,}  loss {values['loss']:.3f}  perplexity {values['perplexity']:.2f}  "
-            f"lr {self._rate:.2e}  {pace if self._warm else f'first update: {seconds:.1f} s'}"
+            f"lr {self._rate:.2e}{pace}"
         )
         self.record("train", self._step, values)
         self._warm = True

@@ -27,7 +27,7 @@ from seq2seq.model.directory import load_model_directory, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.model.weights import fill, own_weights
 from seq2seq.support.devices import SHAPES_OF_TRAINING, choose_device, keep_freed_memory, limit_compiled_shapes
-from seq2seq.support.errors import OutOfMemory, ReportedError, RunError, Stopped, UserError, first_line
+from seq2seq.support.errors import OutOfMemory, ReportedError, RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
@@ -313,10 +313,10 @@ class Trainer:
         step, parts = self.progress.step, self.progress.micro_batches
         try:
             values = validate(model, self.data, self.config, self.world, self.updater.precision, parts)
-        except (torch.OutOfMemoryError, OutOfMemory) as error:
+        except (torch.OutOfMemoryError, OutOfMemory):
             raise RunError(
-                f"step {step}: validation does not fit the device's memory beside training ({first_line(error)}); "
-                "the last checkpoint stands: free memory, or take a larger device, and rerun the same command"
+                f"step {step}: validation does not fit the device's memory beside training; the last checkpoint "
+                "stands: free memory, or take a larger device, and rerun the same command"
             ) from None
         # PyTorch would keep cached what search freed, where training passes, with their own pool, cannot use it.
         torch.cuda.empty_cache()

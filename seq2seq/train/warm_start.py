@@ -20,18 +20,10 @@ def require_same_model(config: Config) -> None:
         hint = f"; type init_from={inside}" if (inside / "config.yaml").is_file() else ""
         raise UserError(f"init_from={directory}: no model directory (no config.yaml in it){hint}")
     stored = asdict(compose.load(directory / "config.yaml").model)
-    changed = {
-        key: was
+    other = {
+        f"model.{key}": was
         for key, was, _ in compose.differences(stored, asdict(config.model))
         if key.rpartition(".")[2] != "dropout"
     }
-    # The two kinds have different keys; those that also differ are told when the kind is right.
-    other_kinds = {side: changed[f"{side}.kind"] for side in ("encoder", "decoder") if f"{side}.kind" in changed}
-    overrides = [compose.override(f"model/{side}", kind) for side, kind in other_kinds.items()]
-    overrides += [
-        compose.override(f"model.{key}", was)
-        for key, was in changed.items()
-        if key.partition(".")[0] not in other_kinds
-    ]
-    if overrides:
-        raise UserError(f"init_from={directory}: its model has other settings; add {' '.join(overrides)}")
+    if other:
+        raise UserError(f"init_from={directory}: its model has other settings; add {compose.to_type(other)}")

@@ -23,7 +23,7 @@ class Prefixes:
         self.taken += len(found)
         if len(found) < count:
             raise UserError(
-                f"{self.path}: only {self.taken} lines, fewer than the input: give one per line, empty for no prefix"
+                f"{self.path}: fewer lines than the input ({self.taken}): give one per line, empty for no prefix"
             )
         return found
 

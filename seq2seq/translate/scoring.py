@@ -10,7 +10,7 @@ eos counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class Scorer:
 
     def score(
         self,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Iterable[tuple[str, str]],
         *,
         attention: bool = False,
         layer: int | None = None,
@@ -162,6 +162,7 @@ class Scorer:
         Nothing is truncated: raises UserError for a text that is too long, naming its side (one of `names`) and its
         number, counted from `first`; and for what is not a pair of strings.
         """
+        pairs = list(pairs)
         for number, given in enumerate(pairs, first):
             if not (isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(x, str) for x in given)):
                 raise UserError(f"pair {number}: {given!r} is not a pair (source, target) of strings")

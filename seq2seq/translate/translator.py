@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, fields, replace
@@ -229,7 +230,7 @@ class Translator:
         self.search.check()
         for name in ("workers", "batch_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name}={value!r}: must be a whole number, at least 1")
         if not isinstance(self.glossary, Glossary | None):
             raise UserError(

@@ -132,7 +132,7 @@ def test_terms_that_cannot_be_had_are_told(run: Any, files: Files, tiny_model: P
     )
     assert code == 0 and "bleu" in json.loads(out)
     count = sum("dog" in line.rstrip(".").split() for line in set(lines_of(files["source"])))
-    assert count and f"{count} lines were translated without the prefix or terms asked for; the first: " in err
+    assert count and f"lines translated without the prefix or terms asked for: {count}; the first: " in err
     assert "'Wolf'" in err and err.count("\n") == 1
 
 

@@ -68,6 +68,16 @@ def test_a_python_that_checks_help_texts_does_not_mind_hydras(run: Any, monkeypa
     assert argparse.ArgumentParser._check_help is check  # type: ignore[attr-defined]
 
 
+def test_settings_without_a_value_and_flags_with_one_are_told_apart(run: Any, tmp_path: Path) -> None:
+    own = tmp_path / "a=b"
+    (own / "recipe").mkdir(parents=True)
+    (own / "recipe" / "own.yaml").write_text("# @package _global_\nrun_dir: runs/own\n", encoding="utf-8")
+    assert "run_dir: runs/own\n" in run(command(), "--config-dir", own, "+recipe=own", "--cfg", "job").out
+    mistyped = ("+recipe=quickstart", "trainer.max_steps", "--cfg", "job")
+    run(command(), *mistyped).refused("seq2seq-test", "trainer.max_steps: not a setting; type key=value")
+    assert run(command(), "+recipe=quickstart", "--info").code == 0
+
+
 @pytest.mark.parametrize("arguments", [["--bogus"], ["--recipe", "files"], ["--cfg", "foo"], ["--cfg"]])
 def test_a_mistyped_flag_is_told_in_one_line(arguments: list[str], run: Any) -> None:
     told = "; seq2seq-test --help lists the flags, and settings are typed key=value"

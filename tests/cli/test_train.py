@@ -67,7 +67,7 @@ def test_training_from_raw_text_to_a_model_directory(run: Any, overrides: list[s
     assert (code, out) == (0, "")
     lines = err.split("\n")
     told = [line for line in lines if line.startswith("step ") and " lr " in line]
-    assert [("first update" in line, "min left" in line) for line in told] == [(True, False)] + 5 * [(False, True)]
+    assert ["min left" in line for line in told] == [False] + 5 * [True]
     assert sum(line.startswith("validation at step ") for line in lines) == 2
     assert sum(line.startswith("    source:     the ") for line in lines) == 2, "one sample translation at each"
     assert lines[-3].startswith("finished after") and str(run_dir / "model") in lines[-3]

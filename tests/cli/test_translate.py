@@ -175,14 +175,14 @@ def test_terms_prefixes_and_what_is_forbidden(run: Any, tiny_model: Path, tmp_pa
     flags = ("--glossary", tmp_path / "terms.tsv", "--forbid", tmp_path / "never")
     code, out, err = run(main, *model, *flags, "--jsonl", stdin=stdin)
     assert (code, out.count("\n"), err.count("\n")) == (2, 2, 1)
-    assert "1 lines were translated without the prefix or terms asked for; the first: line 1: no output" in err
+    assert "lines translated without the prefix or terms asked for: 1; the first: line 1: no output" in err
     rows = [json.loads(line) for line in out.split("\n")[:-1]]
     assert ["unmet" in row["status"] for row in rows] == [True, False]
     assert "'Wolf'" in rows[0]["unmet"]
 
 
 @pytest.mark.parametrize(
-    ("count", "message"), [(1, "only 1 lines, fewer than the input"), (3, "more lines than the input")]
+    ("count", "message"), [(1, "fewer lines than the input (1): give"), (3, "more lines than the input")]
 )
 def test_a_prefix_for_each_line(run: Any, tiny_model: Path, tmp_path: Path, count: int, message: str) -> None:
     (tmp_path / "prefixes").write_text("Zwei\n" * count, encoding="utf-8")
@@ -263,11 +263,7 @@ def test_streaming_goes_on_after_a_prefix_that_cannot_be_had(run: Any, tiny_mode
     streamed = run(main, *flags, "--prefix", tmp_path / "prefixes", "--stream", stdin=stdin)
     assert whole.code == streamed.code == 2
     assert whole.out == streamed.out and whole.out.count("\n") == 3
-    assert (
-        whole.err == streamed.err
-        and "1 lines were translated without the prefix or terms asked for; the first: line 2: the prefix has"
-        in whole.err
-    )
+    assert whole.err == streamed.err and "asked for: 1; the first: line 2: the prefix has" in whole.err
 
 
 def test_token_scores_and_alignments(run: Any, tiny_model: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from seq2seq.config import compose as composing
-from seq2seq.config.compose import ADDED, compose, conf_dir, from_plain, known_keys, load, options_of, to_yaml
+from seq2seq.config.compose import ADDED, compose, conf_dir, from_plain, known_keys, load, options_of, to_type, to_yaml
 from seq2seq.config.schema import KINDS, Config, ModelConfig
 from seq2seq.model.translation import build_model
 from seq2seq.support.errors import UserError
@@ -328,3 +329,22 @@ def test_any_value_at_any_place_is_taken_or_refused(place: tuple[str, ...], valu
         assert str(error)
         return
     assert from_plain(asdict(config)) == config or "nan" in repr(config)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, True, 1, 0.5, "a.en", "/data/a,b.en", "~/x.en", "/d/ä.en", "a(1).en", "it's.en", "a=b", "a#b", "a[b]"),
+        *("null", "1e3", "12", "true", "two words", "${x}"[1:], ["a,b", "c"]),
+    ],
+)
+def test_what_is_to_be_typed_is_read_back(value: Any) -> None:
+    (argument,) = shlex.split(to_type({"data.train.source": value}))
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = hydra_compose("config", overrides=[argument])
+    assert cast("dict[str, Any]", OmegaConf.to_container(composed.data.train))["source"] == value
+
+
+def test_a_side_of_another_kind_is_chosen_without_its_other_keys() -> None:
+    settings = {"model.encoder.kind": "recurrent", "model.encoder.d_ff": None, "model.d_model": 16, "seed": 2}
+    assert to_type(settings) == "model/encoder=recurrent model.d_model=16 seed=2"

@@ -322,7 +322,7 @@ def test_pairs_held_out_share_no_source_with_training(tmp_path: Path, toy_pairs:
     sources = list(dict.fromkeys(source for source, _ in toy_pairs))
     pairs = [(source, f"{n} {source}") for n in range(3) for source in sources]
     data = prepare(config(tmp_path, pairs))
-    count = len(pairs) // 10
+    count = len(sources) // 10
     assert len(data.valid) == len(data.valid_text) == count
     held = [pair.source for pair in data.valid_text]
     assert held == sorted(sources, key=text_hash)[:count], "by hash, each source once"
@@ -364,6 +364,12 @@ def test_one_percent_at_most_a_thousand_at_least_two_hundred_of_enough(pairs: in
     table = datasets.Dataset.from_dict({"hash": np.arange(pairs)[::-1]})
     valid, train = preparing._hold_out(table)
     assert (len(valid), len(train)) == (held, pairs - held)
+
+
+def test_sources_of_many_pairs_take_no_more_than_their_share_out_of_training() -> None:
+    table = datasets.Dataset.from_dict({"hash": np.repeat(np.arange(201), 10)})
+    valid, train = preparing._hold_out(table)
+    assert (len(valid), len(train)) == (20, 1_810)
 
 
 def test_too_few_sources_to_hold_any_out(tmp_path: Path) -> None:

@@ -172,6 +172,15 @@ def test_it_is_layer_norm_of_the_sum(
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
 
 
+@torch.no_grad()
+def test_in_translation_the_sum_is_rounded_as_the_reference_rounds_it() -> None:
+    x, y = torch.randn(2, 70, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
+    norm = nn.LayerNorm(256, dtype=torch.bfloat16)
+    other = add_norm(x, y, norm) != residual_norm_reference(x, y, norm, 0.0)
+    # A quarter of them, if the sum were not rounded.
+    assert float(other.float().mean()) < 0.01
+
+
 def test_gradients_go_through_the_plain_form() -> None:
     x = torch.randn(3, 8, requires_grad=True)
     norm = nn.LayerNorm(8)

@@ -21,13 +21,13 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 def test_a_line_averages_what_came_since_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = Report(tmp_path, log_seconds=5.0, trained=60.0)
     report.update(1, (30.0, 20.0), (8, 10), 0.1, 100.0, (3, math.inf))
-    assert capsys.readouterr().err == "step 1  loss 3.000  perplexity 7.39  lr 1.00e-01  first update: 40.0 s\n"
+    assert capsys.readouterr().err == "step 1  loss 3.000  perplexity 7.39  lr 1.00e-01\n"
     report.update(2, (30.0, 20.0), (8, 5), 0.1, 104.9, (2, math.inf))
     assert capsys.readouterr().err == ""
     report.update(3, (10.0, 10.0), (9, 15), 0.2, 110.0, (1, math.inf))
     report.close()
     first, line = lines(tmp_path)
-    assert (first["step"], first["loss"], first["target_tokens_per_second"]) == (1, 3.0, 0.25)
+    assert (first["step"], first["loss"]) == (1, 3.0) and "target_tokens_per_second" not in first
     assert (line["kind"], line["step"], line["learning_rate"]) == ("train", 3, 0.2)
     assert line["loss"] == pytest.approx(40 / 20)
     assert line["perplexity"] == pytest.approx(math.exp(30 / 20))
@@ -48,11 +48,12 @@ def test_time_left_is_the_shorter_of_steps_and_minutes(tmp_path: Path, capsys: p
 
 def test_every_line_starts_anew(tmp_path: Path) -> None:
     report = Report(tmp_path, log_seconds=0.0)
-    report.update(1, (30.0, 20.0), (8, 5), 0.1, 2.0, (2, math.inf))
-    report.update(2, (10.0, 10.0), (9, 10), 0.2, 4.0, (1, math.inf))
+    report.update(1, (9.0, 9.0), (3, 3), 0.1, 1.0, (3, math.inf))
+    report.update(2, (30.0, 20.0), (8, 5), 0.1, 3.0, (2, math.inf))
+    report.update(3, (10.0, 10.0), (9, 10), 0.2, 5.0, (1, math.inf))
     report.close()
-    assert [line["loss"] for line in lines(tmp_path)] == pytest.approx([6.0, 1.0])
-    assert [line["target_tokens_per_second"] for line in lines(tmp_path)] == [2.5, 5.0]
+    assert [line["loss"] for line in lines(tmp_path)] == pytest.approx([3.0, 6.0, 1.0])
+    assert [line["target_tokens_per_second"] for line in lines(tmp_path)[1:]] == [2.5, 5.0]
 
 
 def test_what_is_left_at_the_end_is_told_once(tmp_path: Path) -> None:

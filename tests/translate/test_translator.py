@@ -8,8 +8,9 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -284,14 +285,15 @@ def test_texts_may_come_one_by_one(translator: Translator, sentences: list[str])
     ("name", "value", "message"),
     [
         ("search.beam_size", 0, "search.beam_size=0: must be at least 1"),
-        ("search.beam_size", "4", "search.beam_size='4': must be int"),
-        ("search.beam_size", 2.5, "search.beam_size=2.5: must be int"),
-        ("search.beam_size", True, "search.beam_size=True: must be int"),
-        ("search.length_penalty", None, "search.length_penalty=None: must be float or int"),
-        ("search.sampling", "yes", "search.sampling='yes': must be bool"),
-        ("search.max_length", 2.0, "search.max_length=2.0: must be int or null"),
+        ("search.beam_size", "4", "search.beam_size='4': must be a whole number"),
+        ("search.beam_size", 2.5, "search.beam_size=2.5: must be a whole number"),
+        ("search.beam_size", True, "search.beam_size=True: must be a whole number"),
+        ("search.length_penalty", None, "search.length_penalty=None: must be a number"),
+        ("search.sampling", "yes", "search.sampling='yes': must be true or false"),
+        ("search.max_length", 2.0, "search.max_length=2.0: must be a whole number or null"),
         ("search.n_best", 5, "search.n_best=5: must not be above search.beam_size=4"),
         ("search", {"beam_size": 2}, "change its settings one by one"),
+        ("workers", True, "workers=True: must be a whole number, at least 1"),
         ("workers", 0, "workers=0: must be a whole number, at least 1"),
         ("batch_tokens", "x", "batch_tokens='x': must be a whole number, at least 1"),
         ("glossary", {"dog": "Hund"}, "must be a Glossary, as in Glossary"),
@@ -306,6 +308,12 @@ def test_a_setting_changed_to_what_it_may_not_be(name: str, value: Any, message:
         translator.translate(["the dog"])
     with pytest.raises(UserError, match=message):
         list(translator.stream("the dog"))
+
+
+def test_numbers_may_be_those_of_numpy(tiny_model: Path) -> None:
+    translator = Translator.load(tiny_model, device="cpu", beam_size=np.int64(2), length_penalty=np.float32(0.5))
+    translator.batch_tokens = cast(int, np.int64(100))
+    assert len(translator.translate(["the dog"])) == 1
 
 
 def test_a_misspelt_setting_cannot_be_set(tiny_model: Path) -> None:
