@@ -37,7 +37,7 @@ class PanelLinear(nn.Module):
         levels: int = 0,
     ) -> None:
         super().__init__()
-        self.outputs = len(bias)
+        self.outputs, self.levels = len(bias), levels
         self._parts = words, bias, inputs, scales, sums, levels
         addresses = [0 if x is None else x.data_ptr() for x in (words, bias, scales, sums)]
         self.numbers = [native.WEIGHTS.index(words.dtype), *addresses, inputs, self.outputs, levels]
