@@ -76,6 +76,7 @@ def _files(name: str, pair: str) -> tuple[Path, list[Path]]:
         say(f"downloading the test set {name} to {folder}")
     # Before it gives up with SystemExit, sacreBLEU logs why.
     log, logger = BufferingHandler(100), logging.getLogger("sacrebleu")
+    log.setLevel(logging.ERROR)
     logger.addHandler(log)
     try:
         return Path(utils.get_source_file(name, pair)), [Path(path) for path in utils.get_reference_files(name, pair)]

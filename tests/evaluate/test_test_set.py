@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import shutil
 import tarfile
 import urllib.request
@@ -99,7 +100,9 @@ def test_a_pair_that_the_set_does_not_have() -> None:
     )
 
 
-def test_without_a_network_it_says_what_to_type(folder: Path) -> None:
+@pytest.mark.parametrize("level", [logging.WARNING, logging.INFO])
+def test_without_a_network_it_says_what_to_type(folder: Path, level: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(level)
     message = refused("wmt13")
     assert message.startswith("--test-set wmt13 (en-de) is not available: URLError: <urlopen error ")
     assert "where there is a network type sacrebleu -t wmt13 -l en-de --echo src" in message
