@@ -61,9 +61,9 @@ def average(arguments: argparse.Namespace) -> None:
                 f"trainer.save_every={every} found (steps there: {there}); choose others: --steps A,B,…"
             )
     else:
-        steps = arguments.steps.split(",")
-        chosen = [path for path in found if str(step_of(path)) in steps]
-        if absent := [step for step in steps if step not in map(str, map(step_of, chosen))]:
+        steps, by_step = arguments.steps.split(","), {str(step_of(path)): path for path in found}
+        chosen = [path for step, path in by_step.items() if step in steps]
+        if absent := [step for step in steps if step not in by_step]:
             raise UserError(
                 f"--steps {arguments.steps}: {arguments.run_dir} has no checkpoint of step {', '.join(absent)} "
                 f"(steps there: {there})"

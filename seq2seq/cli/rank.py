@@ -73,7 +73,7 @@ def main() -> None:
         write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {**record, "lost": isinstance(error, LostRank)})
         # Not the interpreter's own exit, which would wait for the other ranks.
         os._exit(exit_code)
-    # Nor here: once in hundreds of starts, the end of PyTorch's threads aborts a process whose work is done.
+    # Nor here: a rank whose work was done was once ended by SIGABRT (docs/log.md, 2026-11-28).
     sys.stderr.flush()
     os._exit(0)
 

@@ -21,10 +21,9 @@ def batches(
 ) -> list[NDArray[np.int64]]:
     """The indices of the texts of each batch: of similar length, of equal width, of at most `most` pieces.
 
-    A text of more pieces is a batch of its own. `lengths` are those of the sources in pieces, `widths` the
-    numbers of hypotheses by which their beams are widened.
-    Several workers get equally many batches each, of equal cost within a width, for which one may have up to `room`
-    pieces.
+    A text of more pieces is a batch of its own. `lengths` are those of the sources in pieces, `widths` the numbers of
+    hypotheses by which their beams are widened. Several workers get equally many batches each, of equal cost within a
+    width, for which one may have up to `room` pieces.
     """
     if len(lengths) < 2:
         return [np.zeros(1, np.int64)] * len(lengths)
