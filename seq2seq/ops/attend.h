@@ -6,28 +6,12 @@
 
 namespace {
 
-// Numbers per vector: vectors of 512 bits are no faster here.
-constexpr int64_t vector = std::min<int64_t>(lanes, 8);
-typedef float floats __attribute__((vector_size(4 * vector)));
-typedef uint32_t words __attribute__((vector_size(4 * vector)));
+inline wide_floats load_floats(const float* x) { return load_wide<wide_floats>(x); }
 
-#ifdef __AVX512BW__
-// `add_product` for `floats`, which without AVX-512 is the same type as `wide_floats`.
-inline floats add_product(floats sums, floats x, floats y) {
-    return (floats)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)sums);
-}
-#endif
-
-inline floats load(const float* x) {
-    floats found;
-    std::memcpy(&found, x, sizeof found);
-    return found;
-}
-
-inline floats load(const bfloat16* x) {
-    words found;
-    for (int64_t i = 0; i < vector; i++) found[i] = uint32_t(x[i].bits) << 16;
-    return (floats)found;
+inline wide_floats load_floats(const bfloat16* x) {
+    wide_words found;
+    for (int64_t i = 0; i < lanes; i++) found[i] = uint32_t(x[i].bits) << 16;
+    return (wide_floats)found;
 }
 
 template <int64_t count>
@@ -95,23 +79,26 @@ constexpr int64_t usual_width = 64, together = 4;
 template <int queries, class Q, class T>
 void attend_together(const Q* query, const T* keys_values, const int32_t* seen, int64_t count, const int32_t* next,
                      Q* out, int64_t heads) {
-    constexpr int64_t width = usual_width, vectors = width / vector;
+    constexpr int64_t width = usual_width, vectors = width / lanes;
     constexpr float scale = 0.125f;
     static_assert(scale * scale * width == 1.0f);
     const int64_t keys = heads * width;
     // Weights are padded to whole vectors: the exponential of the padding is negligible.
-    const int64_t filled = (count + vector - 1) / vector * vector;
+    const int64_t filled = (count + lanes - 1) / lanes * lanes;
     const auto weights = uninitialised<float>(queries * filled);
     for (int64_t head = 0; head < heads; head++) {
-        floats scaled[queries][vectors], sums[queries][vectors] = {};
+        wide_floats scaled[queries][vectors], sums[queries][vectors] = {};
         for (int q = 0; q < queries; q++)
-            for (int v = 0; v < vectors; v++) scaled[q][v] = load(query + q * keys + head * width + v * vector) * scale;
+            for (int v = 0; v < vectors; v++)
+                scaled[q][v] = load_floats(query + q * keys + head * width + v * lanes) * scale;
         for (int64_t t = 0; t < count; t++) {
             ask_for_row(keys_values, next, t, 2 * keys, head * 2 * width, 2 * width);
             const T* key = keys_values + seen[t] * (2 * keys) + head * width;
-            floats products[queries] = {};
+            wide_floats products[queries] = {};
+#pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) {
-                const floats part = load(key + v * vector);
+                const wide_floats part = load_floats(key + v * lanes);
+#pragma GCC unroll 4
                 for (int q = 0; q < queries; q++) products[q] = add_product(products[q], scaled[q][v], part);
             }
             for (int q = 0; q < queries; q++) weights[q * filled + t] = sum_of(products[q]);
@@ -127,18 +114,19 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
         }
         for (int64_t t = 0; t < count; t++) {
             const T* value = keys_values + seen[t] * (2 * keys) + keys + head * width;
+#pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) {
-                const floats part = load(value + v * vector);
+                const wide_floats part = load_floats(value + v * lanes);
+#pragma GCC unroll 4
                 for (int q = 0; q < queries; q++)
-                    sums[q][v] = add_product(sums[q][v], weights[q * filled + t] - floats{}, part);
+                    sums[q][v] = add_product(sums[q][v], spread(weights[q * filled + t]), part);
             }
         }
         for (int q = 0; q < queries; q++)
             for (int v = 0; v < vectors; v++) {
-                const floats found = sums[q][v] * shares[q];
-                float parts[vector];
-                std::memcpy(parts, &found, sizeof found);
-                for (int64_t i = 0; i < vector; i++) narrow(parts[i], out[q * keys + head * width + v * vector + i]);
+                float parts[lanes];
+                store_wide(sums[q][v] * shares[q], parts);
+                for (int64_t i = 0; i < lanes; i++) narrow(parts[i], out[q * keys + head * width + v * lanes + i]);
             }
     }
 }

@@ -70,13 +70,13 @@ void scan_part(const Linear& output, const LayerInput& given, int64_t first_row,
                const int64_t* never, int64_t never_count, PartialLogSumExp* partial, int64_t parts,
                const Highest* highest) {
     alignas(64) float logits[rows_per_scan * part_size];
-    const int64_t count = std::min(part_size, output.outputs - start), panels = (count + panel - 1) / panel;
+    const int64_t count = std::min(part_size, output.outputs - start);
     for (int64_t first = first_row; first < end_row; first += rows_per_scan) {
         const int64_t end = std::min(first + rows_per_scan, end_row);
-        for (int64_t p = 0; p < panels; p++) {
-            const Beside beside(output, start + p * panel);
-            products<Format>(output, given, start + p * panel, first, end, [&](int64_t row, const auto* sums) {
-                finish_row(beside, sums, given.step(row), logits + (row - first) * part_size + p * panel, panel, false);
+        for (int64_t place = 0; place < count; place += panel) {
+            const Beside beside(output, start + place);
+            products<Format>(output, given, start + place, first, end, [&](int64_t row, const auto* sums) {
+                finish_row(beside, sums, given.step(row), logits + (row - first) * part_size + place, panel, false);
             });
         }
         for (int64_t row = first; row < end; row++) {

@@ -15,14 +15,15 @@
 namespace {
 
 // A layer as panel_linear.py lays it out: words of 32 bits [outputs / panel, groups, panel], each with one weight in
-// float32, two in bfloat16, four in int8, for as many inputs; the last panel and the last groups are padded with zeros.
-// In int8, `scales` are the step sizes of each output's weights, `sums` the sums of these weights.
+// float32, two in bfloat16, four in int8, for as many inputs. In int8, `scales` are the step sizes of each output's
+// weights, and `zeros` is what the number that stands for zero adds to its sum. All are padded with zeros to whole
+// panels, the inputs to whole groups.
 struct Linear {
     int64_t format;
     const uint32_t* weight;
     const float* bias;
     const float* scales;
-    const int32_t* sums;
+    const int32_t* zeros;
     int64_t inputs, outputs, levels;
 };
 enum Format { in_float32, in_bfloat16, in_int8 };
@@ -30,7 +31,7 @@ enum Format { in_float32, in_bfloat16, in_int8 };
 // How many weights a layer must have, counted once for every sixteen rows, for it to be worth waking other threads.
 constexpr int64_t many = 1 << 19;
 // How many bytes ahead weights are prefetched: hardware prefetchers only look ahead within a page.
-constexpr int64_t ahead = 16384;
+constexpr int64_t ahead = 8192;
 
 inline void narrow_row(const float* x, float* out, int64_t columns) { std::memcpy(out, x, columns * sizeof(float)); }
 
@@ -180,7 +181,11 @@ void multiply(const typename Format::Row* x, int64_t stride, const uint32_t* wei
         Sums sums[rows][vectors] = {};
         for (int64_t i = 0; i < groups; i++, weight += panel) {
             wide_words words[vectors];
-            for (int v = 0; v < vectors; v++) words[v] = load_wide<wide_words>(weight + v * lanes);
+            for (int v = 0; v < vectors; v++) {
+                words[v] = load_wide<wide_words>(weight + v * lanes);
+                // Where a CPU has sixteen registers, all are needed for the sums.
+                if (vectors == 2) words[v] = in_register(words[v]);
+            }
             prefetch(weight + ahead / 4, panel);
 #pragma GCC unroll 16
             for (int row = 0; row < rows; row++)
@@ -192,27 +197,22 @@ void multiply(const typename Format::Row* x, int64_t stride, const uint32_t* wei
     }
 }
 
-// What a panel's outputs are computed from besides these sums.
+// What a panel's outputs are computed from besides these sums; read before them, since it may lie beyond the caches.
 struct Beside {
     wide_floats bias[vectors], scales[vectors];
     wide_ints zeros[vectors];
 
     Beside(const Linear& layer, int64_t first) {
-        const int64_t count = std::min(panel, layer.outputs - first);
-        float biases[panel] = {}, steps[panel] = {};
-        int32_t sums[panel] = {};
-        std::copy_n(layer.bias + first, count, biases);
-        if (layer.scales) std::copy_n(layer.scales + first, count, steps), std::copy_n(layer.sums + first, count, sums);
         for (int v = 0; v < vectors; v++) {
-            bias[v] = load_wide<wide_floats>(biases + v * lanes);
-            scales[v] = load_wide<wide_floats>(steps + v * lanes);
-            zeros[v] = int32_t(layer.levels + 1) * load_wide<wide_ints>(sums + v * lanes);
+            bias[v] = load_wide<wide_floats>(layer.bias + first + v * lanes);
+            if (!layer.scales) continue;
+            scales[v] = load_wide<wide_floats>(layer.scales + first + v * lanes);
+            zeros[v] = load_wide<wide_ints>(layer.zeros + first + v * lanes);
         }
     }
 
     wide_floats value(const float* sums, float, int v) const { return load_wide<wide_floats>(sums) + bias[v]; }
 
-    // The sum over (x + zero)·w is the wanted one plus zero times the sum of w.
     wide_floats value(const int32_t* sums, float step, int v) const {
         const wide_ints wanted = load_wide<wide_ints>(sums) - zeros[v];
         return __builtin_convertvector(wanted, wide_floats) * (scales[v] * step) + bias[v];

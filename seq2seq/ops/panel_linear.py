@@ -24,7 +24,8 @@ class PanelLinear(nn.Module):
     """x·Wᵀ + b for rows in float32 or bfloat16; it has no state dict.
 
     `words` are the weights of a layer as `laid_out` returns them. In int8 they come with the step size of each output
-    [O], its sum of weights [O] in int32, and the number of steps on each side of zero to which rows are rounded.
+    [O], what the number that stands for zero adds to its sum [O] in int32, and the number of steps on each side of zero
+    to which rows are rounded.
     """
 
     def __init__(
@@ -33,13 +34,14 @@ class PanelLinear(nn.Module):
         bias: Tensor,
         inputs: int,
         scales: Tensor | None = None,
-        sums: Tensor | None = None,
+        zeros: Tensor | None = None,
         levels: int = 0,
     ) -> None:
         super().__init__()
         self.outputs, self.levels = len(bias), levels
-        self._parts = words, bias, inputs, scales, sums, levels
-        addresses = [0 if x is None else x.data_ptr() for x in (words, bias, scales, sums)]
+        self._parts = words, bias, inputs, scales, zeros, levels
+        self._padded = [None if x is None else F.pad(x, (0, -self.outputs % PANEL)) for x in (bias, scales, zeros)]
+        addresses = [0 if x is None else x.data_ptr() for x in (words, *self._padded)]
         self.numbers = [native.WEIGHTS.index(words.dtype), *addresses, inputs, self.outputs, levels]
         """The fields of the C++ struct `Linear`."""
         self._struct = torch.tensor(self.numbers)

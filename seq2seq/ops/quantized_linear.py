@@ -72,8 +72,9 @@ def in_int8(weight_OI: Tensor, bias: Tensor | None = None) -> PanelLinear:
     """The same layer by our own C++ functions."""
     rounded, scale_O = rounded_rows(weight_OI.detach().double(), 127)
     weight, bias = rounded.to(torch.int8), weight_OI.new_zeros(len(weight_OI)) if bias is None else bias.detach()
-    sums, levels = weight.sum(1, dtype=torch.int32), native.levels_of_rows()
-    return PanelLinear(laid_out(weight), bias.float(), weight.shape[1], scale_O.float(), sums, levels)
+    levels = native.levels_of_rows()
+    zeros = weight.sum(1, dtype=torch.int32) * (levels + 1)
+    return PanelLinear(laid_out(weight), bias.float(), weight.shape[1], scale_O.float(), zeros, levels)
 
 
 def quantize_linears(module: nn.Module) -> Callable[[Tensor], nn.Module]:

@@ -45,7 +45,8 @@ inline void store_wide(wide_floats x, bfloat16* out) {
 }
 
 // Otherwise compilers would read x from memory for each use, more often than a CPU can load.
-inline wide_floats in_register(wide_floats x) {
+template <class Wide>
+Wide in_register(Wide x) {
 #ifdef __AVX2__
     __asm__("" : "+v"(x));
 #endif
@@ -62,6 +63,9 @@ inline wide_floats add_product(wide_floats sums, wide_floats x, wide_floats y) {
     return (wide_floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)sums);
 #elif defined(__AVX2__) && defined(__FMA__)
     return (wide_floats)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)sums);
+#elif defined(__FP_FAST_FMAF)
+    for (int64_t i = 0; i < lanes; i++) sums[i] = __builtin_fmaf(x[i], y[i], sums[i]);
+    return sums;
 #else
     return sums + x * y;
 #endif
