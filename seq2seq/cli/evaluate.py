@@ -123,8 +123,19 @@ def _require_sense(arguments: argparse.Namespace) -> None:
             value = getattr(arguments, name)
             if value is not None and value is not False:
                 raise UserError(f"--{name.replace('_', '-')} with --compare, which only compares: leave out either")
+    if arguments.hypotheses or arguments.compare:
+        _require_no_translating_options(arguments, "--hypotheses" if arguments.hypotheses else "--compare")
     if arguments.output and _is_stdout(arguments.output):
         raise UserError(f"--output {arguments.output}: the scores go there, to standard output; give another file")
+
+
+def _require_no_translating_options(arguments: argparse.Namespace, instead: str) -> None:
+    """Raise UserError for options of translation; --model may name the languages and the test set."""
+    translating = argparse.ArgumentParser()
+    add_model_options(translating)
+    for name, default in vars(translating.parse_args([])).items():
+        if name != "model" and getattr(arguments, name) != default:
+            raise UserError(f"--{name.replace('_', '-')} with {instead}: nothing is translated; leave out either")
 
 
 def _are_one_file(path: Path, other: Path | None) -> bool:
