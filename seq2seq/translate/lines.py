@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 WINDOW = 4096
+FIRST_WINDOW = 256
+"""Windows double from here on, so that the first output of a long input comes soon."""
 PAUSE_SECONDS = 0.05
 
 
 def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
-    """The lines of a stream without their `\\n`, in lists of up to `size`; fewer when the input pauses.
+    """The lines of a stream without their `\\n`, in lists of up to `size`; fewer at first, and when the input pauses.
 
     A last line without `\\n` counts; an empty stream has no lines.
     """
     descriptor = stream.fileno()
     lines: list[bytes] = []
     rest: list[bytes] = []
+    now = min(FIRST_WINDOW, size)
     while True:
         # Even without lines: a descriptor that does not block would have nothing to read.
         if not select.select([descriptor], [], [], PAUSE_SECONDS if lines else None)[0]:
@@ -33,9 +36,9 @@ def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
         if others:
             lines += [b"".join(rest), *others[:-1]]
             rest = [others[-1]]
-        while len(lines) >= size:
-            yield lines[:size]
-            lines = lines[size:]
+        while len(lines) >= now:
+            yield lines[:now]
+            lines, now = lines[now:], min(2 * now, size)
     last = b"".join(rest)
     if last:
         lines.append(last)

@@ -56,9 +56,10 @@ def test_joined_windows_are_the_input(content: bytes, size: int, through_pipe: b
     assert all(0 < len(window) <= size for window in found)
 
 
-def test_a_file_comes_in_full_windows() -> None:
+def test_a_file_comes_in_windows_that_double_up_to_full_ones() -> None:
     content = b"".join(b"%d\n" % number for number in range(20_000))
-    assert [len(window) for window in read_file(content, 4096)] == [4096] * 4 + [20_000 - 4 * 4096]
+    sizes = [256, 512, 1024, 2048, *[4096] * 3]
+    assert [len(window) for window in read_file(content, 4096)] == [*sizes, 20_000 - sum(sizes)]
 
 
 def test_a_line_longer_than_any_buffer() -> None:
