@@ -54,11 +54,12 @@ def test_what_is_found_is_what_was_asked_for(
     for source, wish, found in zip(SOURCES, wanted, everything, strict=True):
         scores = [hypothesis.score for hypothesis in found]
         assert scores == sorted(scores, reverse=True) and all(map(math.isfinite, scores))
-        for tokens, *_ in found:
+        most = min(limit_of(source, config), config.max_length or math.inf)
+        for tokens, _, limited in found:
+            assert len(tokens) < most and limited == (len(tokens) + 1 == most)
             begin = len(wish.prefix)
             assert tokens[:begin] == wish.prefix
             assert all(holds(tokens, phrase) for phrase in wish.phrases)
-            assert len(tokens) < min(limit_of(source, config), config.max_length or math.inf)
             # What the prefix holds was asked for; nothing forbidden may end after it.
             ends = [tokens[:end] for end in range(begin + 1, len(tokens) + 1)]
             assert not any(end[-len(phrase) :] == phrase for end in ends for phrase in forbidden)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seq2seq.config.search import SearchConfig
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.topk import Candidates, best_continuations_reference
 from seq2seq.search.beam import BeamSearch
 from seq2seq.search.interfaces import Constraints, Hypothesis, SearchModel
 
@@ -43,10 +44,13 @@ class ToyState:
 
 
 class ToyModel:
-    """A search model whose logits are drawn from the whole source and the whole prefix."""
+    """A search model whose logits are drawn from the whole source and the whole prefix.
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    With `chooses` it finds continuations itself, as models do on CPUs, and search takes logits only where it must.
+    """
+
+    def __init__(self, seed: int, *, chooses: bool = False) -> None:
+        self.seed, self.chooses = seed, chooses
         self.state: ToyState | None = None
 
     def encode(self, tokens: Tensor, layout: Layout) -> list[Prefix]:
@@ -68,8 +72,10 @@ class ToyModel:
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
 
-    def best(self, *_: object) -> None:
-        """It is searched by its logits alone."""
+    def best(self, hidden: Tensor, scores: Tensor, count: int, never: Tensor) -> Candidates | None:
+        if not self.chooses or count > scores.shape[1] * VOCABULARY:
+            return None
+        return best_continuations_reference(hidden.log_softmax(2).index_fill(2, never, -math.inf), scores, count)
 
     def keep(self, state: ToyState, slots: Tensor) -> None:
         assert len(slots) < len(state.rows), "it is called to let slots go"
@@ -119,9 +125,19 @@ def run(
     constraints: list[Constraints] | None = None,
     forbidden: list[list[int]] | None = None,
 ) -> list[list[Hypothesis]]:
+    """The results of search, which must be the same where the model itself finds continuations."""
     tokens = torch.tensor([token for source in sources for token in source])
     search = BeamSearch(config, BOS, EOS, NEVER, forbidden=forbidden or [])
-    return search(model, tokens, Layout.of([len(source) for source in sources]), constraints)
+    layout = Layout.of([len(source) for source in sources])
+    found = search(model, tokens, layout, constraints)
+    if type(model) is ToyModel and not model.chooses:
+        again = search(ToyModel(model.seed, chooses=True), tokens, layout, constraints)
+        for of_one, also in zip(found, again, strict=True):
+            assert [hypothesis.tokens for hypothesis in also] == [hypothesis.tokens for hypothesis in of_one]
+            for hypothesis, other in zip(of_one, also, strict=True):
+                assert other.score == pytest.approx(hypothesis.score, abs=1e-5)
+                assert other.limited == hypothesis.limited
+    return found
 
 
 def holds(words: Sequence[int], phrase: Sequence[int]) -> bool:
