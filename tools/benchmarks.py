@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tools.figures import head, row
 from tools.parts import BETWEEN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,22 +27,8 @@ def rendered(name: str) -> str:
     """The Markdown of docs/benchmarks/NAME.json."""
     figures = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     versions = "".join(f", {package} {version}" for package, version in figures.get("versions", {}).items())
-    head = [
-        f"`{figures['command']}`",
-        "",
-        f"{figures['date']}; {figures['machine']}{versions}; {figures['rounds']} rounds.",
-    ]
-    return "\n".join([*head, "", *TABLES[name.partition("-")[0]](figures)]) + "\n"
-
-
-def row(*cells: object) -> str:
-    """A line of a table."""
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-
-def head(*cells: str) -> list[str]:
-    """The first two lines of a table."""
-    return [row(*cells), "|---" * len(cells) + "|"]
+    measured = f"{figures['date']}; {figures['machine']}{versions}; {figures['rounds']} rounds."
+    return "\n".join([f"`{figures['command']}`", "", measured, "", *TABLES[name.partition("-")[0]](figures)]) + "\n"
 
 
 def span(values: dict[str, float], form: str) -> str:

@@ -20,6 +20,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from seq2seq.config.compose import compose  # noqa: E402
+from seq2seq.config.schema import ModelConfig  # noqa: E402
 from seq2seq.data.tokenizer import EOS, PAD  # noqa: E402
 from seq2seq.model.directory import load_model_directory  # noqa: E402
 from seq2seq.model.translation import TranslationModel, build_model  # noqa: E402
@@ -31,18 +32,18 @@ Turn = Callable[[list[str]], tuple[list[str], int | None]]
 """Texts to translations, and how many rows the decoder computed (None: not known)."""
 
 
-def weights_of(job: dict[str, Any]) -> Translator:
-    """The translator of the job's model; with `forced`, of a base model with random weights and the same vocabulary."""
+def loaded(job: dict[str, Any]) -> tuple[Translator, ModelConfig]:
+    """The job's model and its settings; with `forced`, a base model with random weights and the same vocabulary."""
     config, tokenizer, model, _ = load_model_directory(Path(job["model"]))
     if "forced" in job:
         config = compose(["+recipe=files", "model=base"])
         model = build_model(config.model, tokenizer.vocab_size, 1)
-    return Translator.of(model.eval(), tokenizer, config)
+    return Translator.of(model.eval(), tokenizer, config), config.model
 
 
 def ours(job: dict[str, Any]) -> Turn:
     """Our translator."""
-    translator = weights_of(job)
+    translator, _ = loaded(job)
     counted = count_rows(translator.model)
     translator.model.placed(torch.device(job["device"]), getattr(torch, job["dtype"]))
     chosen = {name: job[name] for name in ("beam_size", "length_penalty", "stop") if name in job}
@@ -113,12 +114,9 @@ def by_ctranslate2(job: dict[str, Any]) -> Turn:
     from tools.ctranslate2_model import piece, token, write_ctranslate2_model
 
     folder = Path(job["folder"]) / ("ctranslate2-base" if "forced" in job else "ctranslate2")
-    translator = weights_of({**job, "device": "cpu"})
+    translator, config = loaded(job)
     if not folder.exists():
-        config = load_model_directory(Path(job["model"])).config
-        if "forced" in job:
-            config = compose(["+recipe=files", "model=base"])
-        write_ctranslate2_model(translator.model, config.model, folder)
+        write_ctranslate2_model(translator.model, config, folder)
     theirs = ctranslate2.Translator(
         str(folder),
         device=job["device"],
@@ -150,12 +148,9 @@ def by_transformers(job: dict[str, Any]) -> Turn:
     """Hugging Face's Marian with the same weights, in one process with as many threads as others have workers."""
     from tools.marian_weights import as_marian
 
-    translator = weights_of({**job, "device": "cpu"})
-    config = (
-        compose(["+recipe=files", "model=base"]) if "forced" in job else load_model_directory(Path(job["model"])).config
-    )
+    translator, config = loaded(job)
     device = torch.device(job["device"])
-    model = as_marian(translator.model, config.model).to(device, getattr(torch, job["dtype"]))
+    model = as_marian(translator.model, config).to(device, getattr(torch, job["dtype"]))
     threads = torch.get_num_threads()
     torch.set_num_threads(job["workers"])
     length = {"min_new_tokens": job.get("forced", 1)}

@@ -151,26 +151,34 @@ def rendered_run(results: dict[str, Any]) -> str:
     }
     if "target_tokens" not in last:
         del columns["million target tokens"]
-    lines += ["", _row(list(columns)), "|---" * len(columns) + "|"]
-    lines += [_row([cell(row) for cell in columns.values()]) for row in results["validations"]]
-    for row in results["averages"]:
+    lines += ["", *head(*columns)]
+    lines += [row(*(cell(found) for cell in columns.values())) for found in results["validations"]]
+    for found in results["averages"]:
         empty = "|" + " |" * (len(columns) - 2)
-        lines += [f"| average of the last {row['checkpoints']} checkpoints {empty} {row['bleu']:.2f} |"]
+        lines += [f"| average of the last {found['checkpoints']} checkpoints {empty} {found['bleu']:.2f} |"]
     return "\n".join(lines) + "\n"
 
 
 def score_table(scores: dict[str, Any], published: dict[str, str] | None = None) -> list[str]:
     """The lines of a table of all scores, each beside the `published` figure of its kind where there is one."""
-    head = ["test set", "score", *(["published"] if published else []), "signature"]
     rows = []
     for name, of_set in scores.items():
         for key, score, signature in _score_rows(of_set):
             rows.append([name, score, *([published.get(key, "")] if published else []), signature])
-    return [_row(head), "|---" * len(head) + "|", *map(_row, rows)]
+    return [
+        *head("test set", "score", *(["published"] if published else []), "signature"),
+        *(row(*cells) for cells in rows),
+    ]
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def row(*cells: object) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def head(*cells: str) -> list[str]:
+    """The first two lines of a table."""
+    return [row(*cells), "|---" * len(cells) + "|"]
 
 
 def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -38,10 +38,6 @@ class Uncached:
     def __init__(self, model: TranslationModel) -> None:
         self.model = model
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
     def encode(self, tokens: Tensor, layout: Layout) -> list[list[int]]:
         return [source.tolist() for source in tokens.split(layout.lengths.tolist())]
 

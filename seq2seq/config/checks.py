@@ -44,10 +44,10 @@ def at_least(key: str, value: float | None, limit: float) -> None:
         raise UserError(f"{key}={value}: must be at least {limit}{_and_finite(value)}")
 
 
-def above(key: str, value: float | None, limit: float) -> None:
-    """Raise UserError for a value that is not above `limit`, or not finite."""
-    if value is not None and not limit < value < math.inf:
-        raise UserError(f"{key}={value}: must be greater than {limit}{_and_finite(value)}")
+def positive(key: str, value: float | None) -> None:
+    """Raise UserError for a value that is not above 0, or not finite."""
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"{key}={value}: must be greater than 0{_and_finite(value)}")
 
 
 def _and_finite(value: float) -> str:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seq2seq.config.schema import KINDS, Config
-from seq2seq.support.errors import UserError, nearest
+from seq2seq.support.errors import UserError, first_line, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
 COMPOSING = (HydraException, ValueError)
@@ -75,7 +75,7 @@ def checked(composed: DictConfig) -> Config:
             )
         return from_plain(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
     except OmegaConfBaseException as error:
-        raise UserError(str(error).partition("\n")[0]) from None
+        raise UserError(first_line(error)) from None
 
 
 def from_plain(plain: dict[str, Any]) -> Config:
@@ -92,7 +92,7 @@ def from_plain(plain: dict[str, Any]) -> Config:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
     except OmegaConfBaseException as error:
-        key, reason = getattr(error, "full_key", None), str(error).partition("\n")[0]
+        key, reason = getattr(error, "full_key", None), first_line(error)
         raise UserError(f"{key}: {reason}" if key else reason) from None
     assert isinstance(config, Config)
     return config

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from seq2seq.config.checks import above, at_least, fraction, one_of, valid_seed
+from seq2seq.config.checks import at_least, fraction, one_of, positive, valid_seed
 from seq2seq.config.search import SearchConfig
 from seq2seq.support.errors import UserError
 
@@ -234,9 +234,9 @@ class OptimizerConfig:
         one_of("optimizer.kind", self.kind, ("adam",))
         fraction("optimizer.beta1", self.beta1)
         fraction("optimizer.beta2", self.beta2)
-        above("optimizer.epsilon", self.epsilon, 0)
+        positive("optimizer.epsilon", self.epsilon)
         at_least("optimizer.weight_decay", self.weight_decay, 0)
-        above("optimizer.clip_norm", self.clip_norm, 0)
+        positive("optimizer.clip_norm", self.clip_norm)
 
 
 @dataclass
@@ -253,7 +253,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         one_of("schedule.kind", self.kind, ("inverse_sqrt", "linear"))
         at_least("schedule.warmup_steps", self.warmup_steps, 1)
-        above("schedule.peak", self.peak, 0)
+        positive("schedule.peak", self.peak)
 
 
 @dataclass
@@ -300,7 +300,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         at_least("trainer.max_steps", self.max_steps, 1)
         for key in ("max_minutes", "timeout_minutes"):
-            above(f"trainer.{key}", getattr(self, key), 0)
+            positive(f"trainer.{key}", getattr(self, key))
         at_least("trainer.log_seconds", self.log_seconds, 0)
         for key in ("save_every", "validate_every", "keep_checkpoints", "devices", "max_skipped"):
             at_least(f"trainer.{key}", getattr(self, key), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from seq2seq.config.checks import above, at_least, of_declared_types, one_of, valid_seed
+from seq2seq.config.checks import at_least, of_declared_types, one_of, positive, valid_seed
 from seq2seq.support.errors import UserError
 
 
@@ -65,7 +65,7 @@ class SearchConfig:
             at_least(f"search.{name}", getattr(self, name), 0)
         valid_seed("search.seed", self.seed)
         for name in ("repetition_penalty", "temperature", "top_p"):
-            above(f"search.{name}", getattr(self, name), 0)
+            positive(f"search.{name}", getattr(self, name))
         if self.top_p > 1:
             raise UserError(f"search.top_p={self.top_p}: must not be above 1")
         if self.max_length is not None and self.min_length > self.max_length:

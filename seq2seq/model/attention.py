@@ -61,16 +61,10 @@ class MultiHeadAttention(nn.Module):
         self, x_ND: Tensor, layout: Layout, memory_MD: Tensor, memory_layout: Layout, *, causal: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         """`forward` by the textbook formula, with the attention weights [H, T, L] from each sentence's T rows to L."""
-        k_MHE, v_MHE = self.keys_values(memory_MD)
-        out_NHE, weights = attention_reference(
-            self._heads(self.query(x_ND)), k_MHE, v_MHE, layout, memory_layout, causal=causal
-        )
+        projected = self.query(x_ND), *self.key_value(memory_MD).split(self.widths, -1)
+        q_NHE, k_MHE, v_MHE = map(self._heads, projected)
+        out_NHE, weights = attention_reference(q_NHE, k_MHE, v_MHE, layout, memory_layout, causal=causal)
         return self.output(out_NHE.flatten(1)), weights
-
-    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of `memory` [..., D] for all heads: [..., H, E] each."""
-        keys, values = self.key_value(memory).split(self.widths, -1)
-        return self._heads(keys), self._heads(values)
 
     def _projected(self, x_ND: Tensor, memory_MD: Tensor) -> tuple[Tensor, ...]:
         """Queries, then keys and values, of all heads side by side; all in one tensor in self-attention in training."""

@@ -31,9 +31,9 @@ def save_model_directory(
 ) -> None:
     """Write a model directory atomically; `facts` (steps, scores, hash of the data) go into its manifest."""
     with new_directory(directory) as folder:
-        save_weights(folder / FILES[0], weights)
-        (folder / FILES[1]).write_text(compose.to_yaml(config), encoding="utf-8")
-        (folder / FILES[2]).write_bytes(tokenizer.model)
+        save_weights(folder / "model.safetensors", weights)
+        (folder / "config.yaml").write_text(compose.to_yaml(config), encoding="utf-8")
+        (folder / "tokenizer.model").write_bytes(tokenizer.model)
         manifest = {
             "format_version": FORMAT_VERSION,
             "sha256": {name: sha256_of(folder / name) for name in FILES},

@@ -15,6 +15,7 @@ from seq2seq.model.layers import FeedForward, Residual, final_norm
 from seq2seq.model.native_layers import NativeEncoder
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.row_attention import suits_rows
 
 
 class EncoderLayer(nn.Module):
@@ -51,7 +52,7 @@ class TransformerEncoder(nn.Module):
     def forward(self, tokens: Tensor, layout: Layout) -> Memory:
         """Packed source tokens [N] to their memory."""
         x_ND = self.input(tokens, layout.positions, layout.max_length)
-        if self._native and self._native.takes(x_ND, layout):
+        if self._native and suits_rows(x_ND, layout, layout):
             return Memory(self.norm(self._native(x_ND, layout)), layout)
         for layer in self.layers:
             x_ND = layer(x_ND, layout)

@@ -19,7 +19,6 @@ from seq2seq.ops import native
 from seq2seq.ops.dropout import Dropout
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
-from seq2seq.ops.row_attention import suits_rows
 
 
 class NativeLayers:
@@ -60,10 +59,6 @@ def _parts(layer: nn.Module) -> list[nn.Module]:
 
 class NativeEncoder(NativeLayers):
     """The layers of an encoder."""
-
-    def takes(self, x_ND: Tensor, layout: Layout) -> bool:
-        """Whether to use it for these packed sentences."""
-        return suits_rows(x_ND, layout, layout)
 
     def __call__(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """The layers applied to packed rows, in place: [N, D]."""

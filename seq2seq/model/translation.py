@@ -20,7 +20,7 @@ from seq2seq.ops import native
 from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
-from seq2seq.ops.quantized_linear import quantize_linears
+from seq2seq.ops.quantized_linear import int8_layer
 from seq2seq.ops.topk import MAX_INSERTED, Candidates
 from seq2seq.support.devices import limit_compiled_shapes
 from seq2seq.support.errors import UserError
@@ -146,17 +146,19 @@ class TranslationModel(nn.Module):
     def pack(self) -> None:
         """Lay weights out for translation on a CPU, in the dtype that they have; elsewhere this does nothing."""
         if self.device.type == "cpu" and native.has_fast_matmul():
-            replace_linears(self, PanelLinear.of)
-            self.projection = PanelLinear.of(self.output_weight)
+            self._replace_linears(PanelLinear.of)
         elif can_pack(self.output_weight):
-            replace_linears(self, PackedLinear)
-            self.projection = PackedLinear(self.output_weight)
+            self._replace_linears(PackedLinear)
 
     def quantize(self) -> None:
         """Compute linear layers and logits in int8 from now on, for translation. Raises UserError."""
-        self.projection = quantize_linears(self)(self.output_weight)
+        self._replace_linears(int8_layer())
         if isinstance(self.projection, PanelLinear):
             self.bfloat16()
+
+    def _replace_linears(self, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+        replace_linears(self, make)
+        self.projection = make(self.output_weight, None)
 
 
 def count_parameters(model: nn.Module) -> int:

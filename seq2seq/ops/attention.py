@@ -52,17 +52,13 @@ def takes_packed_rows(device: torch.device, dtype: torch.dtype, d_k: int, d_v: i
     return suits_packed_kernel(capability(device), dtype, d_k, d_v) and _packed_kernel_works(device, dtype, d_k)
 
 
-def suits_packed_kernel(compute_capability: tuple[int, int] | None, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
+def suits_packed_kernel(compute_capability: tuple[int, int], dtype: torch.dtype, d_k: int, d_v: int) -> bool:
     """Whether the packed-row kernel supports this GPU generation, dtype and head widths.
 
     Above a head width of 192 it has no backward pass on some of these GPUs.
     """
     return (
-        compute_capability is not None
-        and compute_capability >= (8, 0)
-        and dtype in (torch.float16, torch.bfloat16)
-        and d_k == d_v <= 192
-        and d_k % 8 == 0
+        compute_capability >= (8, 0) and dtype in (torch.float16, torch.bfloat16) and d_k == d_v <= 192 and d_k % 8 == 0
     )
 
 

@@ -41,8 +41,7 @@ def feed_forward(x: Tensor, inner: Linear, outer: Linear) -> Tensor:
 
 def fuses(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel can be used: on GPUs that copy tiles by themselves, from Hopper on."""
-    newest = (capability(device) or (0, 0)) >= (9, 0)
-    return newest and dtype in (torch.float16, torch.bfloat16) and runs_kernels(device)
+    return capability(device) >= (9, 0) and dtype in (torch.float16, torch.bfloat16) and runs_kernels(device)
 
 
 def _fits(shape: torch.Size) -> bool:

@@ -7,26 +7,21 @@ import functools
 import torch
 from torch import Tensor
 
-from seq2seq.support.devices import capability
+from seq2seq.support.devices import alike, capability
 from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
 
 
 def runs_kernels(device: torch.device) -> bool:
     """Whether Triton kernels run on this device; if they should but fail, one line on stderr says why."""
-    return (capability(device) or (0, 0)) >= (8, 0) and _works(device)
+    return capability(device) >= (8, 0) and _works(device)
 
 
 def can_compute(*tensors: Tensor) -> bool:
     """Whether our search kernels can take these tensors: on one GPU, of one dtype, needing no gradients."""
     first = tensors[0]
-    if first.device.type != "cuda" or not first.dtype.is_floating_point:
-        return False
-    wants_gradients = torch.is_grad_enabled()
-    for x in tensors:
-        if x.dtype is not first.dtype or x.device != first.device or (wants_gradients and x.requires_grad):
-            return False
-    return runs_kernels(first.device)
+    on_gpu = first.device.type == "cuda" and first.dtype.is_floating_point
+    return on_gpu and alike(tensors) and runs_kernels(first.device)
 
 
 def power_of_two(count: int) -> int:

@@ -92,11 +92,11 @@ void add_norm(const T* x, const T* y, const T* weight, const T* bias, T* out, in
 }
 
 template <class T>
-void linear_rows(const T* x, const Linear& layer, T* out, int64_t rows, bool rectify, int64_t threads) {
+void linear_rows(const T* x, const Linear& layer, T* out, int64_t rows, int64_t rectify, int64_t threads) {
     constexpr int64_t some = 256;
     for (int64_t first = 0; first < rows; first += some) {
         const LayerInput given(layer, x + first * layer.inputs, std::min(some, rows - first));
-        linear(layer, given, out + first * layer.outputs, threads, rectify);
+        linear(layer, given, out + first * layer.outputs, threads, rectify != 0);
     }
 }
 
@@ -137,118 +137,94 @@ void decoder_step(T* out, const DecoderLayer* layers, const Norm& last, const Em
     narrow_rows(x.get(), out, rows, columns);
 }
 
-}  // namespace
+// What Python calls with numbers alone: the same, with their arguments put together.
+template <class T>
+void embed_rows(const T* of_tokens, const T* of_positions, const int64_t* tokens, const int64_t* positions, T* out,
+                int64_t vocabulary, int64_t longest, int64_t columns, int64_t same, int64_t count, int64_t threads) {
+    embed<T>({of_tokens, of_positions, vocabulary, longest, columns}, tokens, positions, same, out, count, threads);
+}
 
-#define FOR_BOTH_FORMATS(format, T)                                                                                    \
-    void attend_##format(const T* queries, const T* keys_values, const int32_t* lists, const int32_t* list_of, T* out, \
-                         int64_t rows, int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t threads) {    \
-        attend(queries, keys_values, lists, list_of, out, rows, longest, heads, d_k, d_v, threads);                    \
-    }                                                                                                                  \
-    void negative_log_sum_exp_##format(const T* logits, float* out, int64_t rows, int64_t vocabulary,                  \
-                                       int64_t threads) {                                                              \
-        negative_log_sum_exp(logits, out, rows, vocabulary, threads);                                                  \
-    }                                                                                                                  \
-    void best_##format(const T* scores, const float* totals, float* found, int64_t* hypotheses, int64_t* tokens,       \
-                       int64_t slots, int64_t width, int64_t vocabulary, int64_t count, int64_t threads) {             \
-        best(scores, totals, found, hypotheses, tokens, slots, width, vocabulary, count, threads);                     \
-    }                                                                                                                  \
-    void add_norm_##format(const T* x, const T* y, const T* weight, const T* bias, T* out, int64_t rows,               \
-                           int64_t columns, int64_t threads) {                                                         \
-        add_norm(x, y, weight, bias, out, rows, columns, threads);                                                     \
-    }                                                                                                                  \
-    void embed_##format(const T* of_tokens, const T* of_positions, const int64_t* tokens, const int64_t* positions,    \
-                        T* out, int64_t vocabulary, int64_t longest, int64_t columns, int64_t same, int64_t count,     \
-                        int64_t threads) {                                                                             \
-        embed<T>({of_tokens, of_positions, vocabulary, longest, columns}, tokens, positions, same, out, count, threads);\
-    }                                                                                                                  \
-    void linear_rows_##format(const T* x, const Linear* layer, T* out, int64_t rows, int64_t rectify,                  \
-                              int64_t threads) {                                                                       \
-        linear_rows(x, *layer, out, rows, rectify != 0, threads);                                                      \
-    }                                                                                                                  \
-    void best_of_rows_##format(const T* hidden, const Linear* output, const float* scores, const int64_t* never,       \
-                               float* found, int64_t* hypotheses, int64_t* tokens, int64_t never_count, int64_t slots, \
-                               int64_t width, int64_t count, int64_t threads) {                                        \
-        best_of_rows(hidden, *output, scores, never, found, hypotheses, tokens, never_count, slots, width, count,      \
-                     threads);                                                                                         \
-    }                                                                                                                  \
-    void encoder_layers_##format(T* x, const EncoderLayer* layers, const int32_t* lists, const int32_t* list_of,       \
-                                 int64_t longest, int64_t heads, int64_t d_k, int64_t d_v, int64_t norm_first,         \
-                                 int64_t number, int64_t rows, int64_t columns, int64_t threads) {                     \
-        encoder_layers(x, layers, {lists, list_of, longest}, {heads, d_k, d_v, norm_first != 0, threads}, number,      \
-                       rows, columns);                                                                                 \
-    }                                                                                                                  \
-    void decoder_step_##format(T* out, const DecoderLayer* layers, const Norm* last, const T* of_tokens,               \
-                               const T* of_positions, const int64_t* tokens, const int64_t* parents,                   \
-                               const int32_t* past, int32_t* grown, T* const* targets, T* const* sources,              \
-                               const int32_t* lists, const int32_t* list_of, int64_t vocabulary, int64_t longest,      \
-                               int64_t columns, int64_t slots, int64_t before, int64_t width, int64_t length,          \
-                               int64_t filled, int64_t longest_source, int64_t heads, int64_t d_k, int64_t d_v,        \
-                               int64_t norm_first, int64_t number, int64_t threads) {                                  \
-        decoder_step<T>(out, layers, *last, {of_tokens, of_positions, vocabulary, longest, columns}, tokens,           \
-                        {past, parents, grown, slots, before, width, length}, {targets, sources, filled},              \
-                        {lists, list_of, longest_source}, {heads, d_k, d_v, norm_first != 0, threads}, number);        \
-    }                                                                                                                  \
-    void attend_sentences_##format(T* out, const T* queries, const T* keys_values, const int32_t* cu_queries,          \
-                                   const int32_t* cu_keys, int64_t sentences, int64_t heads, int64_t d_k, int64_t d_v, \
-                                   int64_t query_row, int64_t first_key, int64_t key_row, int64_t causal,              \
-                                   int64_t threads) {                                                                  \
-        attend_sentences(out, queries, keys_values,                                                                    \
-                         {cu_queries, cu_keys, sentences, heads, d_k, d_v, query_row, first_key, key_row}, causal != 0,\
-                         threads);                                                                                     \
-    }                                                                                                                  \
-    void gradients_of_sentences_##format(T* d_queries, T* d_keys_values, const T* d_out, const T* queries,             \
-                                         const T* keys_values, const int32_t* cu_queries, const int32_t* cu_keys,      \
-                                         int64_t sentences, int64_t heads, int64_t d_k, int64_t d_v,                   \
-                                         int64_t query_row, int64_t first_key, int64_t key_row, int64_t causal,        \
-                                         int64_t threads) {                                                            \
-        gradients_of_sentences(d_queries, d_keys_values, d_out, queries, keys_values,                                  \
-                               {cu_queries, cu_keys, sentences, heads, d_k, d_v, query_row, first_key, key_row},       \
-                               causal != 0, threads);                                                                  \
-    }                                                                                                                  \
-    void residual_norm_##format(const T* x, const T* y, const float* weight, const float* bias, const int64_t* seed,   \
-                                T* out, T* total, int64_t rows, int64_t columns, int64_t dropped, float keep_scale,    \
-                                float epsilon, int64_t threads) {                                                      \
-        residual_norm(x, y, weight, bias, seed, out, total, rows, columns, dropped, keep_scale, epsilon, threads);     \
-    }                                                                                                                  \
-    void residual_norm_gradients_##format(const T* d_out, const T* total, const float* weight, const int64_t* seed,    \
-                                          T* d_x, T* d_y, float* sums, int64_t rows, int64_t columns, int64_t some,    \
-                                          int64_t dropped, float keep_scale, float epsilon, int64_t threads) {         \
-        residual_norm_gradients(d_out, total, weight, seed, d_x, d_y, sums, rows, columns, some, dropped, keep_scale,  \
-                                epsilon, threads);                                                                     \
-    }                                                                                                                  \
-    void logits_to_gradients_##format(T* logits, const int64_t* targets, float* nll, float* lse, int64_t rows,         \
-                                      int64_t vocabulary, float confidence, int64_t threads) {                         \
-        logits_to_gradients(logits, targets, nll, lse, rows, vocabulary, confidence, threads);                         \
-    }
+template <class T>
+void all_encoder_layers(T* x, const EncoderLayer* layers, const int32_t* lists, const int32_t* list_of, int64_t longest,
+                        int64_t heads, int64_t d_k, int64_t d_v, int64_t norm_first, int64_t number, int64_t rows,
+                        int64_t columns, int64_t threads) {
+    encoder_layers(x, layers, {lists, list_of, longest}, {heads, d_k, d_v, norm_first != 0, threads}, number, rows,
+                   columns);
+}
 
-extern "C" {
-FOR_BOTH_FORMATS(float32, float)
-FOR_BOTH_FORMATS(bfloat16, bfloat16)
+template <class T>
+void whole_decoder_step(T* out, const DecoderLayer* layers, const Norm* last, const T* of_tokens, const T* of_positions,
+                        const int64_t* tokens, const int64_t* parents, const int32_t* past, int32_t* grown,
+                        T* const* targets, T* const* sources, const int32_t* lists, const int32_t* list_of,
+                        int64_t vocabulary, int64_t longest, int64_t columns, int64_t slots, int64_t before,
+                        int64_t width, int64_t length, int64_t filled, int64_t longest_source, int64_t heads,
+                        int64_t d_k, int64_t d_v, int64_t norm_first, int64_t number, int64_t threads) {
+    decoder_step<T>(out, layers, *last, {of_tokens, of_positions, vocabulary, longest, columns}, tokens,
+                    {past, parents, grown, slots, before, width, length}, {targets, sources, filled},
+                    {lists, list_of, longest_source}, {heads, d_k, d_v, norm_first != 0, threads}, number);
+}
 
-#define EXTENDED(format, T)                                                                                            \
-    void extended_##format(const T* sequences, const int64_t* places, const T* last, T* out, int64_t slots,            \
-                           int64_t before, int64_t width, int64_t length, int64_t number, int64_t threads) {           \
-        extended<T>({sequences, places, out, slots, before, width, length}, last, number, threads);                    \
-    }
-EXTENDED(int32, int32_t)
-EXTENDED(int64, int64_t)
+template <class T>
+void attend_all_sentences(T* out, const T* queries, const T* keys_values, const int32_t* cu_queries,
+                          const int32_t* cu_keys, int64_t sentences, int64_t heads, int64_t d_k, int64_t d_v,
+                          int64_t query_row, int64_t first_key, int64_t key_row, int64_t causal, int64_t threads) {
+    attend_sentences(out, queries, keys_values,
+                     {cu_queries, cu_keys, sentences, heads, d_k, d_v, query_row, first_key, key_row}, causal != 0,
+                     threads);
+}
 
-void highest_float32(const float* scores, const int64_t* places, const int64_t* tokens, float* best, int64_t* best_places,
-                     int64_t* best_tokens, int64_t slots, int64_t candidates, int64_t count, int64_t threads) {
-    highest(scores, places, tokens, best, best_places, best_tokens, slots, candidates, count, threads);
+template <class T>
+void gradients_of_all_sentences(T* d_queries, T* d_keys_values, const T* d_out, const T* queries, const T* keys_values,
+                                const int32_t* cu_queries, const int32_t* cu_keys, int64_t sentences, int64_t heads,
+                                int64_t d_k, int64_t d_v, int64_t query_row, int64_t first_key, int64_t key_row,
+                                int64_t causal, int64_t threads) {
+    gradients_of_sentences(d_queries, d_keys_values, d_out, queries, keys_values,
+                           {cu_queries, cu_keys, sentences, heads, d_k, d_v, query_row, first_key, key_row},
+                           causal != 0, threads);
+}
+
+template <class T>
+void extended_sequences(const T* sequences, const int64_t* places, const T* last, T* out, int64_t slots, int64_t before,
+                        int64_t width, int64_t length, int64_t number, int64_t threads) {
+    extended<T>({sequences, places, out, slots, before, width, length}, last, number, threads);
 }
 
 // x·y, with `Finish` applied, for matrices whose elements lie at i * row + j * column.
-#define PRODUCT(name, Out, T)                                                                                          \
-    void name(Out* out, T* x, T* y, const float* bias, float* sums_of_x, int64_t rows, int64_t inner, int64_t columns, \
-              int64_t x_row, int64_t x_column, int64_t y_row, int64_t y_column, int64_t add, int64_t rectify,          \
-              int64_t threads) {                                                                                       \
-        large_product<T, Out>({x, x_row, x_column}, {y, y_row, y_column}, rows, inner, columns, {out, columns},        \
-                              add != 0, {bias, rectify != 0}, sums_of_x, threads);                                     \
-    }
-PRODUCT(product_float32, float, float)
-PRODUCT(product_bfloat16, bfloat16, bfloat16)
-PRODUCT(product_of_bfloat16_float32, float, bfloat16)
+template <class T, class Out = T>
+void product(Out* out, T* x, T* y, const float* bias, float* sums_of_x, int64_t rows, int64_t inner, int64_t columns,
+             int64_t x_row, int64_t x_column, int64_t y_row, int64_t y_column, int64_t add, int64_t rectify,
+             int64_t threads) {
+    large_product<T, Out>({x, x_row, x_column}, {y, y_row, y_column}, rows, inner, columns, {out, columns}, add != 0,
+                          {bias, rectify != 0}, sums_of_x, threads);
+}
+
+}  // namespace
+
+// The addresses of these functions under the names by which Python asks for them (`native.call`).
+#define OF_BOTH_FORMATS(name, function)        \
+    auto* name##_float32 = function<float>;    \
+    auto* name##_bfloat16 = function<bfloat16>;
+
+extern "C" {
+OF_BOTH_FORMATS(attend, attend)
+OF_BOTH_FORMATS(negative_log_sum_exp, negative_log_sum_exp)
+OF_BOTH_FORMATS(best, best)
+OF_BOTH_FORMATS(add_norm, add_norm)
+OF_BOTH_FORMATS(embed, embed_rows)
+OF_BOTH_FORMATS(linear_rows, linear_rows)
+OF_BOTH_FORMATS(best_of_rows, best_of_rows)
+OF_BOTH_FORMATS(encoder_layers, all_encoder_layers)
+OF_BOTH_FORMATS(decoder_step, whole_decoder_step)
+OF_BOTH_FORMATS(attend_sentences, attend_all_sentences)
+OF_BOTH_FORMATS(gradients_of_sentences, gradients_of_all_sentences)
+OF_BOTH_FORMATS(residual_norm, residual_norm)
+OF_BOTH_FORMATS(residual_norm_gradients, residual_norm_gradients)
+OF_BOTH_FORMATS(logits_to_gradients, logits_to_gradients)
+OF_BOTH_FORMATS(product, product)
+auto* product_of_bfloat16_float32 = product<bfloat16, float>;
+auto* extended_int32 = extended_sequences<int32_t>;
+auto* extended_int64 = extended_sequences<int64_t>;
+auto* highest_float32 = highest;
 
 // Whether our matmuls are faster here than oneDNN's, in all formats.
 int64_t has_fast_matmul() {

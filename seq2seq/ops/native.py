@@ -25,6 +25,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from seq2seq.support.devices import alike
 from seq2seq.support.progress import say
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -51,14 +52,8 @@ def serves(x: Tensor) -> bool:
 
 def can_compute(*tensors: Tensor) -> bool:
     """Whether the functions can take these tensors: on the CPU, of one dtype, needing no gradients."""
-    kind = tensors[0].dtype
-    if kind not in FORMATS:
-        return False
-    wants_gradients = torch.is_grad_enabled()
-    for x in tensors:
-        if x.dtype is not kind or x.device.type != "cpu" or (wants_gradients and x.requires_grad):
-            return False
-    return library() is not None
+    first = tensors[0]
+    return first.dtype in FORMATS and first.device.type == "cpu" and alike(tensors) and library() is not None
 
 
 def call(name: str, *arguments: Tensor | float) -> None:
@@ -100,9 +95,9 @@ def levels_of_rows() -> int:
 
 def _declared(name: str, kind: torch.dtype, values: list[float]) -> Callable[..., None]:
     """The function of this name, for arguments of these types: integers, including addresses, and floats."""
-    function = cast(ctypes.CDLL, library())[f"{name}_{NAMES[kind]}"]
-    function.argtypes = [ctypes.c_float if isinstance(x, float) else ctypes.c_int64 for x in (*values, 0)]
-    function.restype = None
+    types = [ctypes.c_float if isinstance(x, float) else ctypes.c_int64 for x in (*values, 0)]
+    address = ctypes.c_void_p.in_dll(cast(ctypes.CDLL, library()), f"{name}_{NAMES[kind]}").value
+    function = ctypes.CFUNCTYPE(None, *types)(cast(int, address))
     _functions[name, kind] = cast(Callable[..., None], function)
     return function
 

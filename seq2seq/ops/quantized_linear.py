@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from seq2seq.ops import native
 from seq2seq.ops.filled_rows import whole_steps
-from seq2seq.ops.packed_linear import replace_linears
 from seq2seq.ops.panel_linear import PanelLinear, laid_out
 from seq2seq.support.devices import processor_has
 from seq2seq.support.errors import UserError
@@ -77,13 +76,9 @@ def in_int8(weight_OI: Tensor, bias: Tensor | None = None) -> PanelLinear:
     return PanelLinear(laid_out(weight), bias.float(), weight.shape[1], scale_O.float(), zeros, levels)
 
 
-def quantize_linears(module: nn.Module) -> Callable[[Tensor], nn.Module]:
-    """Replace all linear layers in `module` by quantized ones; returns the function that makes one from a weight.
-
-    Raises UserError where torch has no kernel.
-    """
+def int8_layer() -> Callable[[Tensor, Tensor | None], nn.Module]:
+    """What makes an int8 layer of a weight and a bias on this CPU. Raises UserError where torch has no kernel."""
     if native.has_fast_matmul():
-        replace_linears(module, in_int8)
         return in_int8
     try:
         QuantizedLinear(torch.ones(8, 8))(torch.ones(8, 8))
@@ -91,5 +86,4 @@ def quantize_linears(module: nn.Module) -> Callable[[Tensor], nn.Module]:
         raise UserError(
             f"int8: torch {torch.__version__} has no 8-bit products on this processor; type --dtype float32"
         ) from None
-    replace_linears(module, QuantizedLinear)
     return QuantizedLinear

@@ -40,15 +40,24 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
     return device
 
 
-def capability(device: torch.device) -> tuple[int, int] | None:
-    """The compute capability of a GPU, such as (9, 0); None for the CPU."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU, such as (9, 0); (0, 0) for the CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def alike(tensors: tuple[torch.Tensor, ...]) -> bool:
+    """Whether tensors are on one device and of one dtype, and need no gradients."""
+    first, wants_gradients = tensors[0], torch.is_grad_enabled()
+    for x in tensors:
+        if x.dtype is not first.dtype or x.device != first.device or (wants_gradients and x.requires_grad):
+            return False
+    return True
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 matrix multiplications run in hardware, and so faster than in float32."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return capability(device) >= (8, 0)
     return any(map(processor_has, ("avx512_bf16", "amx_bf16", "sve_bf16")))
 
 

@@ -42,7 +42,6 @@ class Updater:
             compile_regions(working)
         self.optimizer = build_optimizer(model, config.optimizer)
         self._loss: nn.Module = BatchLoss(working)
-        self._is_started = False
         self._recorded = RecordedPasses(self._loss_of, model, self.device, working) if records else None
 
     def try_out(self, batch: Batch) -> None:
@@ -50,7 +49,6 @@ class Updater:
 
         Only to be called before `start`. Raises torch.OutOfMemoryError.
         """
-        assert not self._is_started
         self._loss.train()
         try:
             if self._recorded:
@@ -77,7 +75,6 @@ class Updater:
     def start(self) -> None:
         """Get ready for updates: from now on gradients are shared with the other ranks."""
         self._loss.train()
-        self._is_started = True
         self._loss = self.world.synchronised(self._loss)
         if self.world.size > 1:
             # DistributedDataParallel records its static graph in the first backward pass, which must synchronise.

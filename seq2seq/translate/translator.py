@@ -182,10 +182,12 @@ class Translator:
         tasks_of_texts = self._tasks_of(texts, prefixes)
         tasks = list(chain.from_iterable(tasks_of_texts))
         results = self._search(tasks)
-        unmet = {place: self._why(task) for place, task in enumerate(tasks) if not results[place]}
-        freed = [tasks[place]._replace(constraints=Constraints()) for place in unmet]
-        again = iter(self._search(freed) if freed else [])
-        found = ((task, results[place] or next(again), unmet.get(place, "")) for place, task in enumerate(tasks))
+        unmet = ["" if found else self._why(task) for task, found in zip(tasks, results, strict=True)]
+        if any(unmet):
+            freed = [task._replace(constraints=Constraints()) for task, why in zip(tasks, unmet, strict=True) if why]
+            again = iter(self._search(freed))
+            results = [next(again) if why else found for found, why in zip(results, unmet, strict=True)]
+        found = zip(tasks, results, unmet, strict=True)
         translations = [self._join([next(found) for _ in of_text]) for of_text in tasks_of_texts]
         outputs = [output for translation in translations for output in translation.outputs]
         sequences = [part.tokens for output in outputs for _, part in output]

@@ -183,7 +183,7 @@ def test_sentences_do_not_see_each_other(training: bool) -> None:
         ((8, 0), torch.float16, 8, 8, True),
         ((10, 0), torch.bfloat16, 192, 192, True),
         ((7, 5), torch.float16, 64, 64, False),
-        (None, torch.bfloat16, 64, 64, False),
+        ((0, 0), torch.bfloat16, 64, 64, False),
         ((9, 0), torch.float32, 64, 64, False),
         ((9, 0), torch.bfloat16, 256, 256, False),
         ((9, 0), torch.bfloat16, 60, 60, False),
@@ -191,7 +191,7 @@ def test_sentences_do_not_see_each_other(training: bool) -> None:
     ],
 )
 def test_what_suits_the_packed_kernel(
-    capability: tuple[int, int] | None, dtype: torch.dtype, d_k: int, d_v: int, suits: bool
+    capability: tuple[int, int], dtype: torch.dtype, d_k: int, d_v: int, suits: bool
 ) -> None:
     assert suits_packed_kernel(capability, dtype, d_k, d_v) is suits
 

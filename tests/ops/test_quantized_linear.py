@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from seq2seq.ops import native
+from seq2seq.ops.packed_linear import replace_linears
 from seq2seq.ops.quantized_linear import (
     QuantizedLinear,
     in_int8,
-    quantize_linears,
+    int8_layer,
     quantized_linear_reference,
     rounded_rows,
 )
@@ -95,7 +96,8 @@ def test_all_linear_layers_of_a_module_are_replaced(make: Make) -> None:
     module = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), inner)
     x = drawn(4, 32)
     before = module(x)
-    assert quantize_linears(module) is make
+    assert int8_layer() is make
+    replace_linears(module, make)
     kind = type(make(torch.ones(1, 1)))
     assert [type(part) for part in (module[0], module[1], inner[0])] == [kind, nn.LayerNorm, kind]
     torch.testing.assert_close(module(x), before, atol=0.05, rtol=0)
@@ -108,4 +110,4 @@ def test_without_a_kernel_one_line_says_what_to_type(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(QuantizedLinear, "_product", missing)
     monkeypatch.setattr(native, "has_fast_matmul", lambda: False)
     with pytest.raises(UserError, match=r"int8: .*--dtype float32"):
-        quantize_linears(nn.Sequential(nn.Linear(8, 8)))
+        int8_layer()
