@@ -1,6 +1,6 @@
 """What the training benchmark compares: our model, and the same Transformer as its peers would train it.
 
-All three are post-norm, tie source, target and output embeddings, add sinusoids, smooth labels by 0.1, and apply
+All are post-norm, tie source, target and output embeddings, add sinusoids, smooth labels by 0.1, and apply
 dropout to sub-layer outputs and embeddings only, as in the paper (sections 3 and 5.4). Peers get padded batches in a
 plain loop.
 

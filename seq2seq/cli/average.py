@@ -13,7 +13,7 @@ from seq2seq.support.progress import say
 SUMMARY = "Average the weights of a run's last checkpoints into a new model directory."
 EXAMPLES = """examples:
   seq2seq-average runs/multi30k_en_de --last 5 --output averaged
-  seq2seq-average runs/multi30k_en_de --steps 4000,5000,6000 --output averaged
+  seq2seq-average runs/multi30k_en_de --steps 5000,5500,6000 --output averaged
 """
 
 

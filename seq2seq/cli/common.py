@@ -58,28 +58,31 @@ def parser(command: str, summary: str, epilog: str) -> argparse.ArgumentParser:
     return made
 
 
-def add_device_options(options: argparse.ArgumentParser, devices: str = "auto, cpu, cuda, cuda:1") -> None:
+def add_device_options(
+    options: argparse.ArgumentParser,
+    devices: str = "auto, cpu, cuda, cuda:1",
+    batches: str = "source and target tokens per batch (default: 4096)",
+) -> None:
     """The options of commands that compute with a model."""
     options.add_argument(
         "--model", metavar="DIR", help="model directory (default: $SEQ2SEQ_MODEL, else the newest under runs/)"
     )
     options.add_argument("--device", default="auto", help=f"{devices} (default: auto)")
     options.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "int8"), help="number format (default: float32)"
+        "--dtype", default="float32", choices=("float32", "bfloat16", "int8"), help="default: float32; int8 is for CPUs"
     )
-    options.add_argument("--threads", type=int, metavar="N", help="CPU threads, in a single process (default: all)")
-    options.add_argument(
-        "--batch-tokens",
-        type=int,
-        metavar="N",
-        help="source tokens per batch (default: 8192, on GPUs 32768; in scoring 4096); with several workers up to "
-        "half as many more, so that all end together",
-    )
+    options.add_argument("--threads", type=int, metavar="N", help="use one process, of N threads (default: all)")
+    options.add_argument("--batch-tokens", type=int, metavar="N", help=batches)
 
 
 def add_model_options(options: argparse.ArgumentParser) -> None:
     """The options of commands that translate."""
-    add_device_options(options, "auto, cpu, cuda, or several GPUs: cuda:0,cuda:1")
+    add_device_options(
+        options,
+        "auto, cpu, cuda, or several GPUs: cuda:0,cuda:1",
+        "source tokens per batch (default: 8192, on GPUs 32768); with several workers up to half as many more, so that "
+        "all end together",
+    )
     options.add_argument(
         "--ensemble",
         metavar="DIR",

@@ -62,6 +62,7 @@ A run that was stopped is resumed by the same command.
 def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]) -> int:
     """Compose the configuration from the command line, check it, and run `task` with it; returns the exit code."""
     make_dependable()
+    # More would cost training beside other processes much of its speed (docs/log.md).
     spin(2_000)
     arguments = sys.argv[1:]
     if "--version" in arguments:

@@ -29,7 +29,7 @@ def launch(config: Config) -> None:
 
     Raises ProcessFailed with the line and exit code of the rank that failed first, UserError for more ranks than GPUs.
     """
-    # Ranks that are told to stop compute at most two more updates, and save.
+    # Ranks that are told to stop compute at most two more updates, and save. PyTorch 2.11 leaves them 30 seconds.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
 
     import torch

@@ -25,9 +25,10 @@ def train(config: Config) -> None:
 def main() -> None:
     """The command."""
     code = run_hydra_command("seq2seq-train", SUMMARY, train)
-    if code and is_rank():
-        # Not the interpreter's own exit, which would wait for the other ranks.
+    if is_rank():
+        # As in `rank.main`: not the interpreter's own exit.
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -38,7 +38,9 @@ def options() -> argparse.ArgumentParser:
         "--scores", action="store_true", help="print the score (log-probability / length penalty), tab, text"
     )
     made.add_argument(
-        "--jsonl", action="store_true", help="print one JSON object a line: text, score, status, hypotheses"
+        "--jsonl",
+        action="store_true",
+        help="print one JSON object a line: text, score, status; with --n-best also hypotheses",
     )
     made.add_argument(
         "--token-scores", action="store_true", help="with --jsonl: also all tokens with their log-probabilities"

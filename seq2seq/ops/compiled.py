@@ -41,6 +41,8 @@ def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "induc
     torch.compiler.assume_constant_result(takes_short_sentences)
     torch.compiler.assume_constant_result(runs_kernels)
     torch.compiler.assume_constant_result(fuses)
+    # Models before this one (multirun) may have used up the number of times that a function is compiled.
+    torch.compiler.reset()
     compiler = Compiler(backend)
     for module in model.modules():
         for name in getattr(module, "regions", ()):

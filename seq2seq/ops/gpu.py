@@ -44,6 +44,6 @@ def _works(device: torch.device) -> bool:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        say(f"our kernels do not run on {device} ({first_line(error)}); falling back to PyTorch's, which are slower")
+        say(f"seq2seq's kernels do not run on {device} ({first_line(error)}); PyTorch's are used, which are slower")
         return False
     return True

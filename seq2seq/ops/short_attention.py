@@ -24,6 +24,9 @@ from seq2seq.ops.packing import Layout
 LONGEST = 128
 """Sentence length up to which a multiprocessor can hold the attention weights of a head."""
 WIDTHS = (16, 32, 64, 128)
+SHARED_MEMORY = 160 << 10
+"""Bytes of a multiprocessor's shared memory that the backward pass needs for heads of 128 columns. GeForce cards have
+100 KiB, in which narrower heads fit."""
 WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
 """Warps for each size of tile."""
 REGISTERS = {32: 112, 64: 128, 128: 128}
@@ -45,7 +48,9 @@ def short_attention(
 
 def takes_short_sentences(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
     """Whether `short_attention` can be used on this device, in this dtype and for heads of these widths."""
-    return dtype in (torch.float16, torch.bfloat16) and d_k == d_v and d_k in WIDTHS and runs_kernels(device)
+    if not (dtype in (torch.float16, torch.bfloat16) and d_k == d_v and d_k in WIDTHS and runs_kernels(device)):
+        return False
+    return d_k < 128 or torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor > SHARED_MEMORY
 
 
 def _launch(

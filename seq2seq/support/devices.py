@@ -78,7 +78,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     native = has_native_bfloat16(device)
     if name == "auto" and device.type == "cuda" and not native:
-        say(f"{device} has no bfloat16; computing in float32 (trainer.precision=float32 says so without this line)")
+        say(f"{device} has no bfloat16; computing in float32 (to choose that yourself: trainer.precision=float32)")
     if name == "bfloat16" and not native:
         say(f"this {device.type} has no bfloat16: it is emulated, slower than trainer.precision=float32")
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and native) else torch.float32

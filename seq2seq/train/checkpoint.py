@@ -130,7 +130,7 @@ class Checkpoints:
         """
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise RunError(
-                f"step {progress.step}: a weight is not finite; nothing was saved, the last checkpoint stands. {REMEDY}"
+                f"step {progress.step}: a weight is not finite; nothing was saved; the last checkpoint is kept. {REMEDY}"
             )
         with new_directory(self.directory / f"step-{progress.step}", verify=_require_whole) as folder:
             save_weights(folder / "model.safetensors", own_weights(model))
@@ -204,7 +204,7 @@ def step_of(checkpoint: Path) -> int:
 def _require_whole(folder: Path) -> None:
     if fault := damage(folder, from_disk=True):
         raise RunError(
-            f"{folder.parent}: what was read back is not what was written ({fault}); the last checkpoint stands, but "
+            f"{folder.parent}: what was read back is not what was written ({fault}); the last checkpoint is kept, but "
             "this disk is not to be trusted: take a run_dir=DIR on another"
         )
 

@@ -37,7 +37,7 @@ class FullDisk:
                 f"needed, {free:,} are free"
             )
             if self._policy == "stop":
-                raise RunError(f"{message}; what was saved before stands; rerun the same command to resume") from None
+                raise RunError(f"{message}; what was saved before is kept; rerun the same command to resume") from None
             say(f"{message}; the next save tries again (trainer.on_full_disk=retry)")
             self._unsaved[what] = message
 

@@ -54,7 +54,7 @@ class Interrupts:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         seconds = time.monotonic() - self._since
         if self.caught and seconds > (ONE_SIGNAL_OF_LAUNCHERS if is_rank() else ONE_SIGNAL):
-            raise Stopped(number, "stopped at once; the last save stands")
+            raise Stopped(number, "stopped at once; the last save is kept")
         if not self.caught:
             self.caught, self._since = number, time.monotonic()
             if self._all_is_saved:

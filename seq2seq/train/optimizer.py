@@ -23,10 +23,16 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 def change_weights(optimizer: torch.optim.Optimizer, rate: float, *, skip: Tensor) -> None:
     """Take an optimizer step at this learning rate, or none if `skip`, a boolean [], is true.
 
-    `skip` is evaluated on the device: the host does not wait for it.
+    `skip` is evaluated on the device: the host does not wait for it. Raises torch.OutOfMemoryError.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
     # This is how torch's GradScaler tells a fused optimizer to skip its step.
     optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
-    optimizer.step()
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError:
+        # A weight's state is made in parts, and would never be completed.
+        for weight in [weight for weight, state in optimizer.state.items() if "exp_avg_sq" not in state]:
+            del optimizer.state[weight]
+        raise

@@ -98,14 +98,22 @@ class RecordedPasses:
             with self._memory.used():
                 return self._compute(batch.to(self.device), adds=adds)
         except torch.OutOfMemoryError:
-            if self._memory.id is None:
+            if not self.end():
                 raise
+        # The first try has drawn some of the random numbers that follow from the seed.
+        torch.manual_seed(torch.initial_seed())
+        return self._compute(batch.to(self.device), adds=adds)
+
+    def end(self) -> bool:
+        """Free what graphs hold, from now on launching kernels one by one; False if nothing is held."""
+        if self._memory.id is None:
+            return False
         say(f"too little memory on {self.device} for passes as graphs: their kernels are launched one by one")
         self._room = 0
         self.graphs.clear()
         self._memory.end()
         torch.cuda.empty_cache()
-        return self._compute(batch.to(self.device), adds=adds)
+        return True
 
     def try_out(self, batch: Batch) -> None:
         """Compute a pass that changes nothing but gradients. Raises torch.OutOfMemoryError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import shlex
 import signal
@@ -154,6 +155,9 @@ class Trainer:
         most = min(tokens, max(int(lengths.sum()) for lengths in self.data.train.lengths))
         parts = given or size * -(-most // (CPU_TOKENS * size))
         if self.device.type != "cpu":
+            # Of a run before in this process (multirun), reference cycles may still hold memory.
+            gc.collect()
+            torch.cuda.empty_cache()
             trial = partial(self._try_out, self.sampler.epoch(0))
             if given:
                 try:
@@ -311,13 +315,17 @@ class Trainer:
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
         step, parts = self.progress.step, self.progress.micro_batches
-        try:
-            values = validate(model, self.data, self.config, self.world, self.updater.precision, parts)
-        except (torch.OutOfMemoryError, OutOfMemory):
-            raise RunError(
-                f"step {step}: validation does not fit the device's memory beside training; the last checkpoint "
-                "stands: free memory, or take a larger device, and rerun the same command"
-            ) from None
+        values: dict[str, Any] = {}
+        while not values:
+            try:
+                values = validate(model, self.data, self.config, self.world, self.updater.precision, parts)
+            except (torch.OutOfMemoryError, OutOfMemory):
+                # Graphs hold memory for passes that do not run now.
+                if not self.updater.end_recording():
+                    raise RunError(
+                        f"step {step}: validation does not fit the device's memory beside training; the last "
+                        "checkpoint is kept: free memory, or take a larger device, and rerun the same command"
+                    ) from None
         # PyTorch would keep cached what search freed, where training passes, with their own pool, cannot use it.
         torch.cuda.empty_cache()
         self._skip_pause()

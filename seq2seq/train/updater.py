@@ -58,6 +58,12 @@ class Updater:
             # Otherwise the optimizer's state would be scattered over the memory that the pass freed.
             torch.cuda.empty_cache()
             change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
+            if not self._recorded:
+                # Later passes find that state, and gradients of passes before them; of several ranks, also buckets.
+                weights = self.model.parameters() if self.world.size > 1 else ()
+                buckets = [torch.empty_like(weight) for weight in weights]
+                self._backward(batch, 0.0)
+                del buckets
         finally:
             if not self._recorded:
                 self.optimizer.zero_grad(set_to_none=True)
@@ -71,6 +77,10 @@ class Updater:
         if self._recorded:
             self._loss.train()
             self._recorded.reserve(self.ready(batch))
+
+    def end_recording(self) -> bool:
+        """Free the memory of recorded passes, whose kernels are then launched one by one; False if there is none."""
+        return self._recorded is not None and self._recorded.end()
 
     def start(self) -> None:
         """Get ready for updates: from now on gradients are shared with the other ranks."""

@@ -183,3 +183,13 @@ def test_an_error_of_the_code_itself_is_not_taken_for_one_of_the_compiler(capsys
     with pytest.raises(RuntimeError, match="shapes"):
         model(batches(1)[0])
     assert capsys.readouterr().err == ""
+
+
+def test_models_of_any_number_of_shapes_are_compiled_one_after_another(capsys: pytest.CaptureFixture[str]) -> None:
+    # In a multirun they are in one process, and PyTorch compiles a function at most eight times.
+    for d_ff in range(8, 8 * 11, 8):
+        layers = TransformerConfig(num_layers=1, num_heads=1, d_ff=d_ff, dropout=0.0)
+        model = build_model(ModelConfig(d_model=8, dropout=0.0, encoder=layers, decoder=layers), VOCABULARY, 1).train()
+        compile_regions(model, "eager")
+        model(batch([5, 2], [3, 4])).sum().backward()
+    assert "compiling failed" not in capsys.readouterr().err

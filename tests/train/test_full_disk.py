@@ -124,7 +124,7 @@ def test_a_run_whose_last_save_failed_does_not_end_well(
 
 def test_it_stops_where_that_is_asked_for(small_disk: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     filling(monkeypatch, small_disk, full={6})
-    with pytest.raises(RunError, match=rf"^step 6: {NEEDED}; what was saved before stands") as stopped:
+    with pytest.raises(RunError, match=rf"^step 6: {NEEDED}; what was saved before is kept") as stopped:
         trainer_on(small_disk, corpus, "trainer.on_full_disk=stop").run()
     assert stopped.value.exit_code == 3
     assert steps_saved(small_disk / "run") == [3]

@@ -51,7 +51,7 @@ def test_a_second_one_ends_the_run_at_once(clock: Clock, monkeypatch: pytest.Mon
         signal.raise_signal(signal.SIGINT)
         assert interrupts.caught == signal.SIGTERM, "the same one, passed on"
         clock.now += 2.0
-        with pytest.raises(Stopped, match="at once; the last save stands") as stopped:
+        with pytest.raises(Stopped, match="at once; the last save is kept") as stopped:
             signal.raise_signal(signal.SIGINT)
         assert stopped.value.exit_code == 130
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,24 @@ def test_two_steps_by_hand() -> None:
     # Step 2, gradients 0.5 and -0.25: m = (0.9·0.05 - 0.025) / (1 - 0.9²), v = (0.98·0.005 + 0.00125) / (1 - 0.98²).
     mean, variance = 0.02 / 0.19, 0.00615 / 0.0396
     assert stepped(OptimizerConfig(), [0.5, -0.25], 0.1) == pytest.approx(0.9 - 0.1 * mean / variance**0.5, abs=1e-6)
+
+
+def test_a_state_for_which_memory_ran_out_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Linear(2, 3)
+    optimizer, calls, zeros = build_optimizer(module, OptimizerConfig()), iter(range(99)), torch.zeros_like
+    for weight in module.parameters():
+        weight.grad = torch.ones_like(weight)
+
+    def full(*arguments: Any, **settings: Any) -> torch.Tensor:
+        if next(calls) == 3:
+            raise torch.OutOfMemoryError("of this much")
+        return zeros(*arguments, **settings)
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(torch, "zeros_like", full)
+        change_weights(optimizer, 0.1, skip=torch.zeros(()))
+    change_weights(optimizer, 0.1, skip=torch.zeros(()))
+    assert all({"exp_avg", "exp_avg_sq"} < set(optimizer.state[weight]) for weight in module.parameters())
 
 
 def test_epsilon_is_added_to_the_root() -> None:

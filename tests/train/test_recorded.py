@@ -227,6 +227,26 @@ def test_where_memory_runs_out_graphs_are_let_go_and_the_pass_is_made_again(
     assert "too little memory" in line
 
 
+def test_a_pass_made_again_draws_the_same_random_numbers() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False).to(DEVICE)
+    drawn: list[float] = []
+
+    def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+        drawn.append(float(torch.rand((), device=DEVICE)))
+        if len(drawn) == 1:
+            raise torch.OutOfMemoryError("of this much")
+        return layer.weight.sum(), batch.source.sum()
+
+    recorded = RecordedPasses(loss, layer, DEVICE)
+    recorded._memory.id = recorded._memory.id or (0, 1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(GraphMemoryPool, "used", lambda _: contextlib.nullcontext())
+        torch.manual_seed(5)
+        recorded(batch_to_train(torch.Generator().manual_seed(1), [3], [3]), 1.0, adds=False)
+    assert drawn[0] == drawn[1]
+    assert not recorded.end(), "nothing is held any more"
+
+
 @pytest.mark.parametrize("tie", ["all", "target", "none"])
 def test_no_weight_of_a_model_is_left_without_a_gradient(tie: str) -> None:
     layers = TransformerConfig(num_layers=2, num_heads=1, d_ff=16, norm="pre", positions="learned", max_positions=16)

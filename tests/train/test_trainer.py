@@ -26,6 +26,7 @@ from seq2seq.train.fitting import worst_part
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Update
+from seq2seq.train.updater import Updater
 from seq2seq.translate.translator import Translator
 from tests.train.runs import Make, assert_same_state, draw, log, manifest, steps_saved, tensors, write_copies
 
@@ -204,6 +205,36 @@ def test_trying_whether_an_update_fits_changes_nothing(make: Make, tmp_path: Pat
     assert all(weight.grad is None for weight in trainer.model.parameters())
     trainer.run()
     assert_same_state(tmp_path / "plain", tmp_path / "tried", 12)
+
+
+def test_the_trial_computes_beside_all_that_later_passes_find(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    updater = make("run").updater
+    held: list[tuple[bool, int]] = []
+    backward = Updater._backward
+
+    def watched(self: Updater, batch: Batch, scale: float) -> Tensor:
+        held.append((all(weight.grad is not None for weight in self.model.parameters()), len(self.optimizer.state)))
+        return backward(self, batch, scale)
+
+    monkeypatch.setattr(Updater, "_backward", watched)
+    updater.try_out(Batch.of(make("other").data.train, np.arange(3)))
+    assert held == [(False, 0), (True, len(list(updater.model.parameters())))]
+
+
+def test_validation_takes_the_memory_of_recorded_passes_where_it_needs_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, tries = BeamSearch.__call__, [torch.OutOfMemoryError("out of memory")]
+
+    def full_once(*arguments: Any) -> Any:
+        if tries:
+            raise tries.pop()
+        return search(*arguments)
+
+    monkeypatch.setattr(BeamSearch, "__call__", full_once)
+    monkeypatch.setattr(Updater, "end_recording", lambda _: True)
+    make("run").run()
+    assert not tries and steps_saved(tmp_path / "run") == [12]
 
 
 def test_an_update_larger_than_pays_on_the_cpu_is_cut(
