@@ -45,7 +45,7 @@ def ours(job: dict[str, Any]) -> Turn:
     """Our translator."""
     translator, _ = loaded(job)
     counted = count_rows(translator.model)
-    translator.model.placed(torch.device(job["device"]), getattr(torch, job["dtype"]))
+    translator.model.place(torch.device(job["device"]), getattr(torch, job["dtype"]))
     chosen = {name: job[name] for name in ("beam_size", "length_penalty", "stop") if name in job}
     # Two with eos, which CTranslate2 does not count in its one: no side gives an empty output.
     translator.search = replace(translator.search, min_length=2, **chosen)

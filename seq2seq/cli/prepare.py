@@ -13,7 +13,7 @@ SUMMARY = (
 )
 
 
-def prepare(config: Config) -> None:
+def prepare_data(config: Config) -> None:
     """Prepare the data, and say what there is."""
     from seq2seq.data.prepare import prepare
 
@@ -28,7 +28,7 @@ def prepare(config: Config) -> None:
 
 def main() -> None:
     """The command."""
-    sys.exit(run_hydra_command("seq2seq-prepare", SUMMARY, prepare))
+    sys.exit(run_hydra_command("seq2seq-prepare", SUMMARY, prepare_data))
 
 
 if __name__ == "__main__":

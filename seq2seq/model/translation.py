@@ -121,10 +121,10 @@ class TranslationModel(nn.Module):
         """Keep only these slots; see `interfaces.Decoder.keep`."""
         self.decoder.keep(state, slots)
 
-    def placed(self, device: torch.device, dtype: torch.dtype) -> TranslationModel:
-        """This model, placed there for translating and scoring: float32, bfloat16, or int8 on a CPU. Raises UserError.
+    def place(self, device: torch.device, dtype: torch.dtype) -> TranslationModel:
+        """Make this model ready to translate and score there: in float32, bfloat16, or int8 on a CPU. Raises UserError.
 
-        It cannot be trained after this, nor be placed again.
+        It cannot be trained after this, nor placed again.
         """
         limit_compiled_shapes(SHAPES_OF_TRANSLATION)
         if device.type == "cpu":

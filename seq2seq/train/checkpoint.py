@@ -130,7 +130,8 @@ class Checkpoints:
         """
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise RunError(
-                f"step {progress.step}: a weight is not finite; nothing was saved; the last checkpoint is kept. {REMEDY}"
+                f"step {progress.step}: a weight is not finite; nothing was saved, the last checkpoint is kept. "
+                + REMEDY
             )
         with new_directory(self.directory / f"step-{progress.step}", verify=_require_whole) as folder:
             save_weights(folder / "model.safetensors", own_weights(model))

@@ -142,7 +142,7 @@ class Scorer:
         """Load a model directory; `dtype` is float32, bfloat16 or int8 (on a CPU), or its name. Raises UserError."""
         config, tokenizer, model, longest_source = load_model_directory(Path(directory))
         return cls(
-            model.placed(choose_device(device), choose_dtype(dtype)),
+            model.place(choose_device(device), choose_dtype(dtype)),
             tokenizer,
             limits=(config.model.encoder.max_length, config.model.decoder.max_length),
             longest_source=longest_source,

@@ -152,7 +152,7 @@ class Translator:
     def _load(cls, directory: Path, places: list[torch.device], dtype: torch.dtype) -> Translator:
         config, tokenizer, model, trained = load_model_directory(directory)
         # Each of several devices gets a copy, in a process of its own.
-        model = model.placed(places[0], dtype) if len(places) == 1 else model.eval()
+        model = model.place(places[0], dtype) if len(places) == 1 else model.eval()
         return cls.of(model, tokenizer, config, trained or LONGEST)
 
     @classmethod
@@ -327,7 +327,7 @@ class Translator:
     def _move_to_device(self, worker: int) -> None:
         if self.devices:
             for model in (self.model, *self.others):
-                model.placed(self.devices[worker], self.dtype)
+                model.place(self.devices[worker], self.dtype)
 
     def _beam_search(self) -> BeamSearch:
         forbidden = list(filter(None, self.tokenizer.encode(self.forbidden)))

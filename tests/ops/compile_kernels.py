@@ -1,10 +1,13 @@
-"""Compiles our Triton kernels for a GPU of the Hopper generation on a machine that need not have one.
+"""Compiles our Triton kernels for a GPU on a machine that need not have one.
+
+python -m tests.ops.compile_kernels CAPABILITY      such as 90 (Hopper)
 
 Each launch becomes a compilation; a line for each gives the kernel's name and its bytes of shared memory.
 """
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -24,11 +27,14 @@ DTYPE = torch.bfloat16
 launch: Any = JITFunction.run
 
 
-class Hopper:
+class Driver:
     """What Triton asks of a driver in order to compile."""
 
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -78,6 +84,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     JITFunction.run = compiled
-    driver.set_active(Hopper())
+    driver.set_active(Driver(int(sys.argv[1])))
     with mock.patch.object(native, "serves", lambda _: False):
         main()

@@ -277,7 +277,7 @@ def test_the_fast_path_finds_what_whole_passes_find(kind: str, beam_size: int) -
     model = real_model(kind)
     plain = run(Uncached(model), sources, config)
     assert len({len(found[0].tokens) for found in plain}) > 2, "outputs of several lengths are needed to show it"
-    placed = copy.deepcopy(model).placed(torch.device("cpu"), torch.float32)
+    placed = copy.deepcopy(model).place(torch.device("cpu"), torch.float32)
     for fast in (model, placed):
         for found, expected in zip(run(fast, sources, config), plain, strict=True):
             assert [hypothesis.tokens for hypothesis in found] == [hypothesis.tokens for hypothesis in expected]
