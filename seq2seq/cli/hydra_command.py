@@ -39,18 +39,21 @@ common keys:
   data.valid.source=… data.valid.target=…   the same for validation (else the recipe's own; with +recipe=files some of
                                             the training pairs are held out)
   data.source_language=en data.target_language=de
-  tokenizer.vocab_size=8000
+  tokenizer={tokenizers} tokenizer.vocab_size=8000
   model={models}
-                                            or model/encoder=… model/decoder=…, model.d_model=512, …
-  trainer.max_steps=N trainer.max_minutes=M trainer.device=cpu trainer.precision=float32
+                                            (default: the recipe's, else base); or model/encoder=… model/decoder=…,
+                                            model.d_model=512, …
+  schedule={schedules} schedule.peak=X schedule.warmup_steps=N
+  trainer.max_steps=N trainer.max_minutes=M trainer.patience=N trainer.device=cpu trainer.precision=float32
   trainer.devices=N                         that many GPUs of this machine; of several machines: torchrun
   init_from=DIR                             go on from a model directory, with its vocabulary, on other data
-  search.beam_size=4 search.length_penalty=0.6
+  search={searches} search.beam_size=4 search.length_penalty=0.6
   +ablation=ROW                             after +recipe=NAME: one row of the paper's table 3, such as A_heads_1,
                                             B_key_size_16, E_learned_positions; +recipe=table3 runs them all
 
 flags:
   --cfg job         print the composed configuration and exit: every key there is
+  --config-dir DIR  also find recipes of your own there: DIR/recipe/NAME.yaml
   --multirun, -m    one run for each value of key=a,b,c, in RUN_DIR/0, RUN_DIR/1, … (rows of table 3: RUN_DIR/ROW)
   --version         print the version
   --hydra-help      Hydra's own flags
@@ -73,7 +76,8 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
             command=command,
             summary=summary,
             recipes="\n  ".join(options_of("recipe")),
-            models="|".join(options_of("model")),
+            **{f"{group}s": "|".join(options_of(group)) for group in ("model", "tokenizer", "schedule")},
+            searches="|".join(options_of("search")),
         )
         print(help_text, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
