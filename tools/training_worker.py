@@ -82,7 +82,7 @@ class Ours:
     def start(self, store: Store, updates: Epoch, micro_batches: int) -> None:
         """What the trainer does before its first update."""
         if self._updater.device.type != "cpu":
-            self._updater.try_out(worst_part(store, updates, micro_batches))
+            self._updater.try_out(worst_part(store, updates, micro_batches), adds=micro_batches > 1)
             self._updater.reserve(largest_part(store, updates, micro_batches))
         self._updater.start()
 

@@ -71,7 +71,7 @@ def add_device_options(
     options.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "int8"), help="default: float32; int8 is for CPUs"
     )
-    options.add_argument("--threads", type=int, metavar="N", help="use one process, of N threads (default: all)")
+    options.add_argument("--threads", type=int, metavar="N", help="compute in one process of N threads")
     options.add_argument("--batch-tokens", type=int, metavar="N", help=batches)
 
 

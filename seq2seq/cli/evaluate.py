@@ -134,8 +134,10 @@ def _require_no_translating_options(arguments: argparse.Namespace, instead: str)
     translating = argparse.ArgumentParser()
     add_model_options(translating)
     for name, default in vars(translating.parse_args([])).items():
-        if name != "model" and getattr(arguments, name) != default:
-            raise UserError(f"--{name.replace('_', '-')} with {instead}: nothing is translated; leave out either")
+        given = getattr(arguments, name)
+        if name != "model" and given != default:
+            option = f"--{'no-' if given is False else ''}{name.replace('_', '-')}"
+            raise UserError(f"{option} with {instead}: nothing is translated; leave out either")
 
 
 def _are_one_file(path: Path, other: Path | None) -> bool:

@@ -184,7 +184,7 @@ void multiply(const typename Format::Row* x, int64_t stride, const uint32_t* wei
             for (int v = 0; v < vectors; v++) {
                 words[v] = load_wide<wide_words>(weight + v * lanes);
                 // Where a CPU has sixteen registers, all are needed for the sums.
-                if (vectors == 2) words[v] = in_register(words[v]);
+                if constexpr (vectors == 2) words[v] = in_register(words[v]);
             }
             prefetch(weight + ahead / 4, panel);
 #pragma GCC unroll 16

@@ -25,8 +25,8 @@ LONGEST = 128
 """Sentence length up to which a multiprocessor can hold the attention weights of a head."""
 WIDTHS = (16, 32, 64, 128)
 SHARED_MEMORY = 160 << 10
-"""Bytes of a multiprocessor's shared memory that the backward pass needs for heads of 128 columns. GeForce cards have
-100 KiB, in which narrower heads fit."""
+"""Bytes of shared memory that the backward pass needs for heads of 128 columns on Hopper, the most of all GPUs. An A100
+has 164 KiB in each multiprocessor; a GeForce card has 100, in which narrower heads fit."""
 WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
 """Warps for each size of tile."""
 REGISTERS = {32: 112, 64: 128, 128: 128}

@@ -58,6 +58,8 @@ class Trainer:
             limit_compiled_shapes(SHAPES_OF_TRAINING)
         elif self.device.index is not None:
             torch.cuda.set_device(self.device)
+        if self.device.type == "cuda" and config.trainer.deterministic and config.search.sampling:
+            raise UserError("trainer.deterministic: not with search.sampling on a GPU; leave one out")
         self.model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(self.device)
         self.checkpoints = Checkpoints(self.run_dir)
         if config.init_from and not self.checkpoints.all():
@@ -175,7 +177,7 @@ class Trainer:
 
     def _try_out(self, updates: Epoch, parts: int) -> None:
         """See whether updates in so many parts fit the device. Raises torch.OutOfMemoryError."""
-        self.updater.try_out(worst_part(self.data.train, updates, parts))
+        self.updater.try_out(worst_part(self.data.train, updates, parts), adds=parts > self.world.size)
         self.updater.reserve(largest_part(self.data.train, updates, parts))
 
     def _train(self) -> None:
@@ -315,10 +317,10 @@ class Trainer:
 
     def _scores(self, model: TranslationModel) -> dict[str, Any]:
         step, parts = self.progress.step, self.progress.micro_batches
-        values: dict[str, Any] = {}
-        while not values:
+        while True:
             try:
                 values = validate(model, self.data, self.config, self.world, self.updater.precision, parts)
+                break
             except (torch.OutOfMemoryError, OutOfMemory):
                 # Graphs hold memory for passes that do not run now.
                 if not self.updater.end_recording():

@@ -44,10 +44,11 @@ class Updater:
         self._loss: nn.Module = BatchLoss(working)
         self._recorded = RecordedPasses(self._loss_of, model, self.device, working) if records else None
 
-    def try_out(self, batch: Batch) -> None:
+    def try_out(self, batch: Batch, *, adds: bool) -> None:
         """Compute a whole update that changes nothing, to see whether it fits; this creates the optimizer's state.
 
-        Only to be called before `start`. Raises torch.OutOfMemoryError.
+        With `adds`, an update has several parts like this batch on each rank. Only to be called before `start`. Raises
+        torch.OutOfMemoryError.
         """
         self._loss.train()
         try:
@@ -59,9 +60,12 @@ class Updater:
             torch.cuda.empty_cache()
             change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
             if not self._recorded:
-                # Later passes find that state, and gradients of passes before them; of several ranks, also buckets.
-                weights = self.model.parameters() if self.world.size > 1 else ()
-                buckets = [torch.empty_like(weight) for weight in weights]
+                # Later passes find that state, and gradients of the parts before; of several ranks, also buckets.
+                buckets = []
+                if not adds:
+                    self.optimizer.zero_grad(set_to_none=True)
+                elif self.world.size > 1:
+                    buckets = [torch.empty_like(weight) for weight in self.model.parameters()]
                 self._backward(batch, 0.0)
                 del buckets
         finally:

@@ -78,7 +78,7 @@ def test_bars_and_outputs_that_would_mean_nothing_are_refused(run: Any, files: F
     run(main, *both, "--output", tmp_path / "o").refused(name, "--output with --compare")
     good = ("--hypotheses", files["good"], *reference)
     for given in (("--beam-size", "8"), ("--glossary", files["good"]), ("--deterministic",), ("--no-sampling",)):
-        told = f"{given[0].replace('no-', '')} with --hypotheses: nothing is translated; leave out either"
+        told = f"{given[0]} with --hypotheses: nothing is translated; leave out either"
         run(main, *good, *given).refused(name, told)
     run(main, *both, "--ensemble", tmp_path).refused(name, "--ensemble with --compare: nothing is translated")
     run(main, *good, "--min-exact-each", "9").refused(name, "have no labels; take --min-exact")

@@ -22,8 +22,10 @@ from seq2seq.search.beam import BeamSearch
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.support.files import sha256_of
 from seq2seq.train import validation
+from seq2seq.train.distributed import World
 from seq2seq.train.fitting import worst_part
 from seq2seq.train.loss import batch_loss
+from seq2seq.train.recorded import RecordedPasses
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Update
 from seq2seq.train.updater import Updater
@@ -201,24 +203,49 @@ def test_a_changed_configuration_is_refused(make: Make, tmp_path: Path) -> None:
 def test_trying_whether_an_update_fits_changes_nothing(make: Make, tmp_path: Path) -> None:
     make("plain").run()
     trainer = make("tried")
-    trainer.updater.try_out(worst_part(trainer.data.train, trainer.sampler.epoch(0), 1))
+    trainer.updater.try_out(worst_part(trainer.data.train, trainer.sampler.epoch(0), 1), adds=True)
     assert all(weight.grad is None for weight in trainer.model.parameters())
     trainer.run()
     assert_same_state(tmp_path / "plain", tmp_path / "tried", 12)
 
 
-def test_the_trial_computes_beside_all_that_later_passes_find(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    updater = make("run").updater
-    held: list[tuple[bool, int]] = []
-    backward = Updater._backward
+@pytest.mark.parametrize(("adds", "ranks", "buckets"), [(False, 1, 0), (False, 2, 0), (True, 1, 0), (True, 2, 1)])
+def test_the_trial_computes_beside_all_that_later_passes_find(
+    make: Make, monkeypatch: pytest.MonkeyPatch, adds: bool, ranks: int, buckets: int
+) -> None:
+    trainer = make("run")
+    updater, batch = trainer.updater, Batch.of(trainer.data.train, np.arange(3))
+    updater.world = World(size=ranks)
+    weights = list(updater.model.parameters())
+    held: list[tuple[bool, int, int]] = []
+    made: list[Tensor] = []
+    backward, empty = Updater._backward, torch.empty_like
 
     def watched(self: Updater, batch: Batch, scale: float) -> Tensor:
-        held.append((all(weight.grad is not None for weight in self.model.parameters()), len(self.optimizer.state)))
-        return backward(self, batch, scale)
+        gradients = all(weight.grad is not None for weight in weights)
+        held.append((gradients, len(self.optimizer.state), len(made)))
+        with monkeypatch.context() as inside:
+            inside.setattr(torch, "empty_like", empty)
+            return backward(self, batch, scale)
+
+    def bucket(weight: Tensor) -> Tensor:
+        made.append(empty(weight))
+        return made[-1]
 
     monkeypatch.setattr(Updater, "_backward", watched)
-    updater.try_out(Batch.of(make("other").data.train, np.arange(3)))
-    assert held == [(False, 0), (True, len(list(updater.model.parameters())))]
+    monkeypatch.setattr(torch, "empty_like", bucket)
+    updater.try_out(batch, adds=adds)
+    assert held == [(False, 0, 0), (adds, len(weights), buckets * len(weights))]
+
+
+def test_sampling_in_validation_is_deterministic_on_processors_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = "trainer.deterministic=true", "search=sampling"
+    make("run", *settings)
+    monkeypatch.setattr("seq2seq.train.trainer.choose_device", lambda *_: torch.device("cuda"))
+    with pytest.raises(UserError, match=r"trainer\.deterministic: not with search\.sampling on a GPU"):
+        make("run", *settings)
 
 
 def test_validation_takes_the_memory_of_recorded_passes_where_it_needs_it(
@@ -232,9 +259,19 @@ def test_validation_takes_the_memory_of_recorded_passes_where_it_needs_it(
         return search(*arguments)
 
     monkeypatch.setattr(BeamSearch, "__call__", full_once)
-    monkeypatch.setattr(Updater, "end_recording", lambda _: True)
-    make("run").run()
-    assert not tries and steps_saved(tmp_path / "run") == [12]
+    trainer = make("run")
+    ended: list[RecordedPasses] = []
+
+    def end(self: RecordedPasses) -> bool:
+        ended.append(self)
+        return len(ended) == 1
+
+    monkeypatch.setattr(RecordedPasses, "end", end)
+    monkeypatch.setattr(RecordedPasses, "_record", lambda *_: False)
+    updater = trainer.updater
+    updater._recorded = RecordedPasses(updater._loss_of, updater.model, updater.device)
+    trainer.run()
+    assert ended == [updater._recorded] and not tries and steps_saved(tmp_path / "run") == [12]
 
 
 def test_an_update_larger_than_pays_on_the_cpu_is_cut(
