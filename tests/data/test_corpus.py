@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
 import random
 import time
 from collections.abc import Callable
@@ -15,14 +12,11 @@ from typing import Any
 
 import datasets
 import pytest
-import zstandard
-from hypothesis import given
-from hypothesis import strategies as st
 
 from seq2seq.config.schema import CorpusConfig, DataConfig
 from seq2seq.data.corpus import identity, paths_of, read_pairs
-from seq2seq.data.text_files import read_lines
 from seq2seq.support.errors import LONGEST, UserError
+from tests.data.files import COMPRESS, write
 
 PAIRS = [
     ("a dog", "ein Hund"),
@@ -31,22 +25,10 @@ PAIRS = [
     ("x\u2028y\x85z\x0bw", "q\rr\0s"),
     ("e", "f"),
 ]
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-}
 
 
 def lines_of(side: int) -> bytes:
     return "".join(f"{pair[side]}\n" for pair in PAIRS).encode()
-
-
-def write(path: Path, content: bytes) -> str:
-    path.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
-    return str(path)
 
 
 def read(corpus: CorpusConfig, split: str = "train", **data: Any) -> list[tuple[str, str]]:
@@ -278,58 +260,6 @@ def test_the_sha256_sees_order_and_sides(tmp_path: Path) -> None:
         list(read_pairs(DataConfig(train=CorpusConfig(source=path)), "train", 1, found))
         digests.append(found["train"])
     assert len(set(digests)) == 4
-
-
-# Bytes and lines.
-
-
-def test_only_newlines_end_a_line(tmp_path: Path) -> None:
-    content = "\ufeffa\u2028b\r\n \t c\x85d\x0c\x1ce\rf \n\n\ufeffg\x00h".encode()
-    expected = ["a\u2028b", "c\x85d\x0c\x1ce\rf", "", "\ufeffg\x00h"]
-    for suffix in COMPRESS:
-        assert list(read_lines(Path(write(tmp_path / f"a{suffix}", content)))) == expected
-
-
-@given(lines=st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])), max_size=8))
-def test_there_are_as_many_lines_as_newlines(lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("lines") / "a"
-    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
-    found = list(read_lines(path))
-    assert len(found) == len(lines)
-    assert found[1:] == [line.strip(" \t\r") for line in lines[1:]]
-
-
-def test_invalid_utf8_is_named_by_file_line_and_byte(tmp_path: Path) -> None:
-    for suffix in COMPRESS:
-        path = write(tmp_path / f"a.en{suffix}", "gut\nü".encode() + b" caf\xe9\n")
-        message = refused(CorpusConfig(source=path, target=path))
-        assert f"{path}:2: byte 7 of the line (0xe9) is not UTF-8" in message
-        assert "iconv" in message
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-@pytest.mark.parametrize("harm", ["cut", "changed", "never compressed"])
-def test_a_damaged_file_is_named(suffix: str, harm: str, tmp_path: Path) -> None:
-    text = "".join(f"line {number} {number * number}\n" for number in range(20_000)).encode()
-    whole = COMPRESS[suffix](text)
-    middle = len(whole) // 2
-    broken = {
-        "cut": whole[:middle],
-        # Bytes that follow one another like these are valid in none of the four formats.
-        "changed": whole[:4] + bytes(255 - byte for byte in whole[4:400]) + whole[400:],
-        "never compressed": text,
-    }
-    (tmp_path / f"a{suffix}").write_bytes(broken[harm])
-    with pytest.raises(UserError, match=rf"a\{suffix}:\d+: the compressed file is damaged: "):
-        list(read_lines(tmp_path / f"a{suffix}"))
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-def test_all_parts_of_a_joined_file_are_read(suffix: str, tmp_path: Path) -> None:
-    # `cat a.zst b.zst` and parallel compressors make such files.
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(COMPRESS[suffix](b"a\nb") + COMPRESS[suffix](b"c\nd\n"))
-    assert list(read_lines(path)) == ["a", "bc", "d"]
 
 
 # Alignment.
