@@ -61,5 +61,5 @@ score() {
 
 # table KEY=FIGURE: all scores in Markdown, beside the published figure of one kind, such as paper_bleu=27.3.
 table() {
-  python3 "$(dirname "${BASH_SOURCE[0]}")/../tools/figures.py" table "${scores[@]}" --published "$1"
+  PYTHONPATH=$(dirname "${BASH_SOURCE[0]}")/.. python3 -m tools.figures table "${scores[@]}" --published "$1"
 }

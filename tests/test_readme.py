@@ -12,6 +12,7 @@ import pytest
 from seq2seq.cli import average, evaluate, score, translate
 from seq2seq.config.compose import compose, options_of
 from tools import benchmarks, figures, reliability
+from tools.pages import SECTION, filled
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), *sorted(ROOT.glob("recipes/*/run.sh"))]
@@ -82,16 +83,16 @@ def test_the_projected_cost_is_that_of_the_measured_rate() -> None:
 
 def test_the_figures_of_the_benchmarks_are_those_that_were_measured() -> None:
     text = benchmarks.PAGE.read_text(encoding="utf-8")
-    assert benchmarks.page(text) == text
-    shown = {name for _, name, _ in benchmarks.SECTION.findall(text)}
+    assert filled(benchmarks.PAGE, benchmarks.rendered) == text
+    shown = {name for _, name, _ in SECTION.findall(text)}
     assert shown == {path.stem for path in benchmarks.FOLDER.glob("*.json")}
     assert len(shown) >= 4
 
 
 def test_the_figures_of_reliability_are_those_that_were_measured() -> None:
     text = reliability.PAGE.read_text(encoding="utf-8")
-    assert reliability.page(text) == text
-    shown = {name for _, name, _ in reliability.SECTION.findall(text)}
+    assert filled(reliability.PAGE, reliability.rendered) == text
+    shown = {name for _, name, _ in SECTION.findall(text)}
     assert (
         shown
         == {path.stem for path in reliability.FOLDER.glob("*.json")}

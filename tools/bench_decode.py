@@ -30,7 +30,7 @@ from seq2seq.evaluate.scores import bleu
 from seq2seq.support.errors import RunError
 from seq2seq.support.progress import say
 from tools.benchmarks import decode, one_line_seconds
-from tools.figures import give_out, origin
+from tools.origin import give_out, origin
 from tools.worker import JsonProcess
 
 PROCESSORS = 2

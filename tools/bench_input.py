@@ -48,7 +48,7 @@ from seq2seq.data.text_files import read_lines
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.support.files import write_json
 from seq2seq.support.progress import bars_of_datasets, silence
-from tools.figures import give_out, origin
+from tools.origin import give_out, origin
 
 PARTS = ["encoding", "batches", "start"]
 VOCAB_SIZE = 37_000

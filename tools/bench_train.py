@@ -41,7 +41,7 @@ from seq2seq.support.progress import say
 from tools.bench_input import generate
 from tools.benchmarks import train_table
 from tools.contestants import CONTESTANTS, OURS, RANKS
-from tools.figures import give_out, origin
+from tools.origin import give_out, origin
 from tools.training_worker import MATRIX, Job, Stretch
 from tools.worker import ENVIRONMENT, ROOT, Worker, quotients
 

@@ -1,6 +1,6 @@
 """Put the figures of docs/benchmarks/*.json, which the bench_*.py tools wrote, into the tables of BENCHMARKS.md.
 
-    python tools/benchmarks.py
+    python -m tools.benchmarks
 
 The text between `<!-- NAME -->` and `<!-- end -->` is rendered from docs/benchmarks/NAME.json; a test checks it. Also
 draws docs/benchmarks/growth-*.svg.
@@ -9,18 +9,16 @@ draws docs/benchmarks/growth-*.svg.
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.figures import head, row
+from tools.pages import fill, head, picture, row
 from tools.parts import BETWEEN
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "BENCHMARKS.md", ROOT / "docs" / "benchmarks"
-SECTION = re.compile(r"(<!-- ([a-z]+(?:-[a-z0-9]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rendered(name: str) -> str:
@@ -105,23 +103,15 @@ def growth(figures: dict[str, Any]) -> Iterator[str]:
 
 def draw(name: str) -> None:
     """Draw the same figures as docs/benchmarks/NAME.svg."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
     figures = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    # So that the same figures give the same picture, byte for byte.
-    with plt.rc_context({"svg.hashsalt": "seq2seq", "svg.fonttype": "none"}):
-        (found,) = (measured["microseconds_per_target_token"] for measured in figures["formats"].values())
-        figure, plots = plt.subplots(1, len(found), figsize=(4.2 * len(found), 3.2), layout="constrained", sharey=True)
+    (found,) = (measured["microseconds_per_target_token"] for measured in figures["formats"].values())
+    size = (4.2 * len(found), 3.2)
+    with picture(FOLDER / f"{name}.svg", ncols=len(found), figsize=size, sharey=True) as plots:
         for axes, (axis, costs) in zip(plots, found.items(), strict=True):
             axes.plot([int(size) for size in costs], [cost["median"] for cost in costs.values()], marker="o")
             axes.set(xscale="log", yscale="log", xlabel=axis.replace("_", " "))
             axes.grid(alpha=0.3)
         plots[0].set(ylabel="µs for a target token")
-        figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None})
-        plt.close(figure)
 
 
 PEERS = {
@@ -201,12 +191,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
 }
 
 
-def page(text: str) -> str:
-    """The page with all its figures rendered anew."""
-    return SECTION.sub(lambda found: f"{found[1]}{rendered(found[2])}{found[3]}", text)
-
-
 if __name__ == "__main__":
-    for picture in FOLDER.glob("growth-*.json"):
-        draw(picture.stem)
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in FOLDER.glob("growth-*.json"):
+        draw(path.stem)
+    fill(PAGE, rendered)

@@ -1,10 +1,10 @@
 """Put a finished run's figures into its recipe: RECIPE/results.json, and from it the tables of RECIPE/README.md.
 
-    python tools/figures.py collect RECIPE_DIR RUN_DIR NAME=SCORES.json ... --command '...' [--machine '...']
-    python tools/figures.py rows RECIPE_DIR RUNS_DIR --command '...'
-    python tools/figures.py render RECIPE_DIR
-    python tools/figures.py projection PAGE.md BENCH.json
-    python tools/figures.py table NAME=SCORES.json ... [--published KEY=FIGURE]
+    python -m tools.figures collect RECIPE_DIR RUN_DIR NAME=SCORES.json ... --command '...' [--machine '...']
+    python -m tools.figures rows RECIPE_DIR RUNS_DIR --command '...'
+    python -m tools.figures render RECIPE_DIR
+    python -m tools.figures projection PAGE.md BENCH.json
+    python -m tools.figures table NAME=SCORES.json ... [--published KEY=FIGURE]
 
 `collect` reads RUN_DIR/log.jsonl, RUN_DIR/model/manifest.json and the JSON that seq2seq-evaluate printed, then renders;
 for a run on another machine, name that machine with --machine.
@@ -18,27 +18,14 @@ JSON of tools/bench_train.py.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
-import re
-import shlex
-import sys
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-MARKERS = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def give_out(figures: dict[str, Any], output: Path | None) -> None:
-    """Print figures as JSON on stdout, and also write them to `output` if given."""
-    text = json.dumps(figures, indent=1, ensure_ascii=False)
-    print(text)
-    if output:
-        output.write_text(text + "\n", encoding="utf-8")
+from tools.origin import machine
+from tools.pages import fill, head, picture, row
 
 
 def collect(run_dir: Path, scores: dict[str, Path], command: str, where: str | None = None) -> dict[str, Any]:
@@ -70,24 +57,6 @@ def read_scores(files: dict[str, Path]) -> dict[str, Any]:
     return scores
 
 
-def origin(*packages: str) -> dict[str, Any]:
-    """Where figures come from: date, machine, command, and the versions of these packages where installed."""
-    return {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "command": f"python -m tools.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip(),
-        "versions": {name: version(name) for name in packages if importlib.util.find_spec(name)},
-    }
-
-
-def machine() -> str:
-    """The CPU and its number of cores, and the number of threads where the environment limits it."""
-    info = dict(re.findall(r"^(model name|cpu family)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-    threads = os.environ.get("OMP_NUM_THREADS")
-    limit = f", {threads} thread{'s' if threads != '1' else ''}" if threads else ""
-    return f"{os.cpu_count()} cores, {info.get('model name', 'unknown')} (family {info.get('cpu family', '?')}){limit}"
-
-
 def rendered(results: dict[str, Any]) -> str:
     """The tables, in Markdown."""
     return rendered_rows(results) if "rows" in results else rendered_run(results)
@@ -95,16 +64,11 @@ def rendered(results: dict[str, Any]) -> str:
 
 def rendered_rows(results: dict[str, Any]) -> str:
     """The rows of table 3 with the paper's figures, and the figures of those that were run."""
-    lines = [
-        "| row | parameters | the paper's, ×10⁶ | the paper's perplexity | the paper's BLEU |",
-        "|---|---|---|---|---|",
-    ]
-    for name, row in results["rows"].items():
-        paper = row["paper"]
-        lines.append(
-            f"| `{name}` | {row['parameters']:,} | {paper['parameters_millions'] or ''} "
-            f"| {paper['perplexity']:.2f} | {paper['bleu']:.1f} |"
-        )
+    lines = head("row", "parameters", "the paper's, ×10⁶", "the paper's perplexity", "the paper's BLEU")
+    for name, found in results["rows"].items():
+        paper = found["paper"]
+        millions, perplexity, bleu = paper["parameters_millions"] or "", paper["perplexity"], paper["bleu"]
+        lines.append(row(f"`{name}`", f"{found['parameters']:,}", millions, f"{perplexity:.2f}", f"{bleu:.1f}"))
     if "measured" not in results:
         return "\n".join(lines) + "\n"
     first = next(iter(results["measured"].values()))
@@ -114,15 +78,16 @@ def rendered_rows(results: dict[str, Any]) -> str:
         "",
         *("```sh", first["command"], "```"),
         "",
-        "| row | minutes of training | validation perplexity | validation BLEU | test BLEU | test, exactly right |",
-        "|---|---|---|---|---|---|",
+        *head(
+            *("row", "minutes of training", "validation perplexity", "validation BLEU"),
+            *("test BLEU", "test, exactly right"),
+        ),
     ]
     for name, run in results["measured"].items():
         last, scores = run["validations"][-1], run["scores"]["test"]
-        lines.append(
-            f"| `{name}` | {last['minutes_trained']:.1f} | {last['perplexity']:.4f} | {last['bleu']:.2f} "
-            f"| {scores['bleu']['score']:.2f} | {scores['exact']:.1f} % of {scores['sentences']:,} |"
-        )
+        validation = f"{last['minutes_trained']:.1f}", f"{last['perplexity']:.4f}", f"{last['bleu']:.2f}"
+        test = f"{scores['bleu']['score']:.2f}", f"{scores['exact']:.1f} % of {scores['sentences']:,}"
+        lines.append(row(f"`{name}`", *validation, *test))
     lines += ["", f"BLEU: `{first['scores']['test']['bleu']['signature']}`."]
     return "\n".join(lines) + "\n"
 
@@ -142,12 +107,12 @@ def rendered_run(results: dict[str, Any]) -> str:
         *score_table(results["scores"], results.get("published")),
     ]
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "step": lambda row: f"{row['step']:,}",
-        "epoch": lambda row: str(row["epoch"]),
-        "million target tokens": lambda row: f"{row['target_tokens'] / 1e6:.1f}",
-        "minutes": lambda row: f"{row['minutes_trained']:.1f}",
-        "validation perplexity": lambda row: f"{row['perplexity']:.2f}",
-        "validation BLEU": lambda row: f"{row['bleu']:.2f}",
+        "step": lambda found: f"{found['step']:,}",
+        "epoch": lambda found: str(found["epoch"]),
+        "million target tokens": lambda found: f"{found['target_tokens'] / 1e6:.1f}",
+        "minutes": lambda found: f"{found['minutes_trained']:.1f}",
+        "validation perplexity": lambda found: f"{found['perplexity']:.2f}",
+        "validation BLEU": lambda found: f"{found['bleu']:.2f}",
     }
     if "target_tokens" not in last:
         del columns["million target tokens"]
@@ -169,16 +134,6 @@ def score_table(scores: dict[str, Any], published: dict[str, str] | None = None)
         *head("test set", "score", *(["published"] if published else []), "signature"),
         *(row(*cells) for cells in rows),
     ]
-
-
-def row(*cells: object) -> str:
-    """A line of a table."""
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def head(*cells: str) -> list[str]:
-    """The first two lines of a table."""
-    return [row(*cells), "|---" * len(cells) + "|"]
 
 
 def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -204,26 +159,17 @@ def _score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw the learning curve: validation BLEU by million target tokens, with minutes on the upper axis."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
     rows = results["validations"]
     tokens, minutes = (
         [row[key] / scale for row in rows] for key, scale in (("target_tokens", 1e6), ("minutes_trained", 1))
     )
-    # So that the same figures give the same picture, byte for byte.
-    with plt.rc_context({"svg.hashsalt": "seq2seq", "svg.fonttype": "none"}):
-        figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    with picture(path, figsize=(6.4, 3.6)) as axes:
         axes.plot(tokens, [row["bleu"] for row in rows], marker="o")
         axes.set(xlabel="million target tokens", ylabel="validation BLEU", xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
         above = axes.twiny()
         above.set(xlabel="minutes of training", xlim=axes.get_xlim(), xticks=tokens)
         above.set_xticklabels([f"{minute:.0f}" for minute in minutes])
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
 
 
 def rendered_projection(bench: dict[str, Any]) -> str:
@@ -254,17 +200,9 @@ def write(recipe: Path, results: dict[str, Any]) -> None:
 def render(recipe: Path) -> None:
     """Rewrite the figures in a recipe's README."""
     results = json.loads((recipe / "results.json").read_text(encoding="utf-8"))
-    put(recipe / "README.md", rendered(results))
+    fill(recipe / "README.md", lambda _: rendered(results))
     if "curve.svg" in (recipe / "README.md").read_text(encoding="utf-8"):
         draw(results, recipe / "curve.svg")
-
-
-def put(page: Path, figures: str) -> None:
-    """Put figures between the markers of a page."""
-    text = page.read_text(encoding="utf-8")
-    if not MARKERS.search(text):
-        raise SystemExit(f"{page}: no <!-- figures --> and <!-- end --> lines")
-    page.write_text(MARKERS.sub(lambda found: found[1] + figures + found[2], text), encoding="utf-8")
 
 
 def _files(items: list[str]) -> dict[str, Path]:
@@ -305,7 +243,8 @@ def main() -> None:
         print("\n".join(score_table(read_scores(_files(arguments.scores)), arguments.published)))
         return
     if arguments.action == "projection":
-        put(arguments.page, rendered_projection(json.loads(arguments.bench.read_text(encoding="utf-8"))))
+        bench = json.loads(arguments.bench.read_text(encoding="utf-8"))
+        fill(arguments.page, lambda _: rendered_projection(bench))
         return
     if arguments.action == "collect":
         results = collect(arguments.run_dir, _files(arguments.scores), arguments.command, arguments.machine)

@@ -33,7 +33,7 @@ from seq2seq.support.devices import autocast, choose_device, choose_precision
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.optimizer import build_optimizer, change_weights
 from seq2seq.train.schedule import learning_rate
-from tools.figures import give_out, origin
+from tools.origin import give_out, origin
 
 
 @contextlib.contextmanager

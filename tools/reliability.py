@@ -8,13 +8,13 @@ The text between `<!-- NAME -->` and `<!-- end -->` is rendered from docs/reliab
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from tools.pages import fill
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "docs" / "reliability.md", ROOT / "docs" / "reliability"
-SECTION = re.compile(r"(<!-- ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def kills(figures: dict[str, Any]) -> str:
@@ -69,10 +69,5 @@ def rendered(name: str) -> str:
     return f"{text}\n\n`{figures['command']}`, {figures['date']}; {figures['machine']}.\n"
 
 
-def page(text: str) -> str:
-    """The page with all its figures rendered anew."""
-    return SECTION.sub(lambda found: f"{found[1]}{rendered(found[2])}{found[3]}", text)
-
-
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    fill(PAGE, rendered)

@@ -25,7 +25,7 @@ from seq2seq.support.files import read_json, remove_leftovers
 from seq2seq.support.manifest import damage
 from seq2seq.train.checkpoint import Checkpoints, step_of
 from tests.soak.ranks import SAVE_EVERY, STEPS, Kill, Ranks, made, prepared
-from tools.figures import give_out, machine
+from tools.origin import give_out, machine
 
 RANDOM, INSIDE, TORN = "at a random moment", "inside a save", "of them with a torn directory left"
 OPERATIONS = 31

@@ -22,7 +22,7 @@ from seq2seq.cli.rank import train_as_rank
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Update
 from tests.soak.ranks import prepared
-from tools.figures import give_out, machine
+from tools.origin import give_out, machine
 
 SAMPLES = 20
 

@@ -30,7 +30,7 @@ from seq2seq.train.interrupts import SIGNALS
 from tests.ports import free_port
 from tests.soak.kills import batches_of, state_of
 from tests.soak.ranks import Kill, Ranks, as_rank, made, prepared
-from tools.figures import give_out, machine
+from tools.origin import give_out, machine
 
 
 def stop_once(config: Config, ranks: int, number: signal.Signals, rng: random.Random) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import IO
 
 from seq2seq.translate.lines import WINDOW
 from tests.conftest import toy
-from tools.figures import give_out, machine
+from tools.origin import give_out, machine
 
 MODEL = Path(__file__).parent.parent / "fixtures" / "models" / "format-1" / "transformer"
 ALLOWED = 1.05
