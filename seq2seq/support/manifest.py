@@ -26,7 +26,7 @@ def damage(folder: Path, *, from_disk: bool = False) -> str | None:
         written = (folder / MANIFEST).read_bytes()
         hashes = json.loads(written)["sha256"]
         # Compared byte by byte: a change that means the same in JSON is a change too.
-        if _encoded(hashes) != written:
+        if _encoded(hashes) != written or not isinstance(hashes, dict):
             return f"{MANIFEST}: damaged"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{MANIFEST}: missing or damaged ({error})"
@@ -40,6 +40,8 @@ def damage(folder: Path, *, from_disk: bool = False) -> str | None:
                 return f"{name}: damaged, its SHA-256 is not that of the manifest"
         except OSError as error:
             return f"{name}: cannot be read ({error.strerror})"
+        except ValueError as error:
+            return f"{name!r}: no name of a file ({error})"
     return None
 
 

@@ -33,6 +33,9 @@ class Glossary:
         choices = [f"{before}(?:{'|'.join(map(_up_to_its_end, own))})" for before, own in sides if own]
         self._pattern = re.compile("|".join(choices)) if terms else None
 
+    def __bool__(self) -> bool:
+        return bool(self.terms)
+
     @classmethod
     def load(cls, path: Path) -> Glossary:
         """Read lines of source term, tab, target term; empty lines and those that begin with `#` are skipped.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from seq2seq.support.files import sha256_of_json
 from seq2seq.support.manifest import damage, write_manifest
 
 
@@ -53,6 +55,13 @@ def test_a_manifest_of_another_shape_is_damaged(folder: Path) -> None:
     for text in ("[]", "{}", "null", '{"sha256": 3}', '{"sha256": {}}'):
         (folder / "manifest.json").write_text(text)
         assert str(damage(folder)).startswith("manifest.json: "), text
+
+
+@pytest.mark.parametrize("hashes", [[], "abc", 5, None, {"a\0b": "x"}, {"\ud800": "x"}])
+def test_a_manifest_that_agrees_with_itself_alone_is_damaged(folder: Path, hashes: object) -> None:
+    manifest = {"format_version": 1, "sha256": hashes, "own_sha256": sha256_of_json(hashes)}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    assert damage(folder)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -110,6 +110,8 @@ def test_samples_hold_no_terms(tiny_model: Path) -> None:
     translator.glossary = Glossary({"dog": "Wolf"})
     with pytest.raises(UserError, match="a glossary is for beam search"):
         translator.translate(["the dog"])
+    translator.glossary = Glossary({})
+    assert len(translator.translate(["the dog"])) == 1
 
 
 @pytest.fixture(scope="module")
