@@ -107,7 +107,7 @@ class Peer:
 
     def ready(self, batch: Batch) -> Batch:
         """The same batch, in pinned memory for a GPU."""
-        return batch.pinned() if self._device.type == "cuda" else batch
+        return batch.pin_memory() if self._device.type == "cuda" else batch
 
     def update(self, parts: list[MicroBatch], target_tokens: int) -> None:
         """One update, of `target_tokens` target tokens."""

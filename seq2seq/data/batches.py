@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.data.store import Store
-from seq2seq.data.tokenizer import BOS
+from seq2seq.data.tokenizer import BOS, EOS
 from seq2seq.ops.packing import Layout
 
 WINDOW = 1 << 13
@@ -25,7 +26,7 @@ WINDOW = 1 << 13
 class Batch:
     """Packed pairs: token ids [N] of sources, of targets as fed in (bos first) and as predicted (eos last).
 
-    Inputs may end in filler, as their layouts tell. A target of −1 means that nothing is to be predicted there.
+    All may end in filler, as their layouts tell. A target of −1 means that nothing is to be predicted there.
     """
 
     source: Tensor
@@ -37,17 +38,38 @@ class Batch:
     @classmethod
     def of(cls, store: Store, pairs: NDArray[np.int64]) -> Batch:
         """The batch of these pairs of a store."""
-        source, target_out = (torch.from_numpy(store.gather(side, pairs)) for side in (0, 1))
-        source_layout, target_layout = (Layout.of(store.lengths[side][pairs].tolist()) for side in (0, 1))
-        target_in = target_out.roll(1)
+        source, target = (torch.from_numpy(store.gather(side, pairs)) for side in (0, 1))
+        return cls.packed(source, target, *(store.lengths[side][pairs].tolist() for side in (0, 1)))
+
+    @classmethod
+    def of_ids(cls, pairs: Sequence[tuple[list[int], list[int]]]) -> Batch:
+        """The batch of pairs of ids, without bos and eos."""
+        sides = [[[*pair[side], EOS] for pair in pairs] for side in (0, 1)]
+        source, target = (torch.tensor(list(itertools.chain.from_iterable(side))) for side in sides)
+        return cls.packed(source, target, *([len(ids) for ids in side] for side in sides))
+
+    @classmethod
+    def packed(cls, source: Tensor, target: Tensor, source_lengths: list[int], target_lengths: list[int]) -> Batch:
+        """The batch of packed sentences, eos last in each; the decoder is fed the target shifted right, after bos."""
+        source_layout, target_layout = Layout.of(source_lengths), Layout.of(target_lengths)
+        target_in = target.roll(1)
         target_in[target_layout.starts] = BOS
-        return cls(source, source_layout, target_in, target_out, target_layout)
+        return cls(source, source_layout, target_in, target, target_layout)
 
     def rounded(self) -> Batch:
         """The same batch with filler; see `Layout.rounded`."""
-        source, target = self.source_layout.rounded(), self.target_layout.rounded()
-        tokens = F.pad(self.source, (0, source.filler)), F.pad(self.target_in, (0, target.filler))
-        return Batch(tokens[0], source, tokens[1], self.target_out, target)
+        return self.extended(self.source_layout.rounded(), self.target_layout.rounded())
+
+    def extended(self, source: Layout, target: Layout) -> Batch:
+        """The same batch in these layouts, with zeros in the rows that it has not; nothing is predicted there."""
+        more, more_of_target = source.total - len(self.source), target.total - len(self.target_in)
+        return Batch(
+            F.pad(self.source, (0, more)),
+            source,
+            F.pad(self.target_in, (0, more_of_target)),
+            F.pad(self.target_out, (0, more_of_target), value=-1),
+            target,
+        )
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -63,23 +85,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            self.source.to(device, non_blocking=True),
-            self.source_layout.to(device),
-            self.target_in.to(device, non_blocking=True),
-            self.target_out.to(device, non_blocking=True),
-            self.target_layout.to(device),
-        )
+        return self._each(methodcaller("to", device, non_blocking=True))
 
-    def pinned(self) -> Batch:
+    def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which `to` copies while the device computes."""
-        return Batch(
-            self.source.pin_memory(),
-            self.source_layout.pinned(),
-            self.target_in.pin_memory(),
-            self.target_out.pin_memory(),
-            self.target_layout.pinned(),
-        )
+        return self._each(methodcaller("pin_memory"))
+
+    def _each(self, function: Callable[[Any], Any]) -> Batch:
+        return Batch(*map(function, vars(self).values()))
 
 
 class MicroBatch(NamedTuple):

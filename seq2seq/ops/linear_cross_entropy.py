@@ -4,8 +4,7 @@ The loss of a row is −Σ_v q_v · log softmax(h·Wᵀ)_v with q = (1−ε)·on
 the paper). The fused form takes the rows in chunks and computes the gradients right away, so that the logits of all
 rows [N, V] never exist at once.
 
-Shapes: N rows, the first T of them with a target, the rest ignored, as are rows whose target is −1; C rows of a chunk,
-the first U of them with a target; D d_model, V vocabulary.
+Shapes: N rows, of which those whose target is −1 are ignored; C rows of a chunk; D d_model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ CACHED = 128
 
 
 def linear_cross_entropy_reference(
-    h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float
+    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """The summed smoothed loss, and the summed unsmoothed one (for perplexity, without gradient), float32 scalars."""
-    logits_TV = F.linear(h_ND[: len(target_T)], w_VD).float()
-    nll = functools.partial(F.cross_entropy, target=target_T, ignore_index=-1, reduction="sum")
-    return nll(logits_TV, label_smoothing=smoothing), nll(logits_TV.detach())
+    logits_NV = F.linear(h_ND, w_VD).float()
+    nll = functools.partial(F.cross_entropy, target=target_N, ignore_index=-1, reduction="sum")
+    return nll(logits_NV, label_smoothing=smoothing), nll(logits_NV.detach())
 
 
-def linear_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """The two sums of `linear_cross_entropy_reference`, chunk by chunk.
 
     Matmuls are in the autocast dtype where autocast is active, sums in float32.
@@ -48,13 +47,13 @@ def linear_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing
     if not torch.is_grad_enabled():
         # A parameter would count as one that needs a gradient even here.
         h_ND, w_VD = h_ND.detach(), w_VD.detach()
-    loss, plain = _LinearCrossEntropy.apply(h_ND, w_VD, target_T, smoothing)  # type: ignore[no-untyped-call]
+    loss, plain = _LinearCrossEntropy.apply(h_ND, w_VD, target_N, smoothing)  # type: ignore[no-untyped-call]
     return loss, plain
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h_ND: Tensor, w_VD: Tensor, target_T: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, h_ND: Tensor, w_VD: Tensor, target_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         device = h_ND.device.type
         dtype = compute_dtype(h_ND)
         with torch.autocast(device, enabled=False):
@@ -73,17 +72,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # Once for no rows too.
             for start in range(0, max(h_ND.shape[0], 1), chunk):
                 rows = slice(start, start + chunk)
-                h_CD, target_U = h_ND[rows].to(dtype), target_T[rows]
+                h_CD, target_C = h_ND[rows].to(dtype), target_N[rows]
                 logits_CV = product(h_CD, weight.t(), out=buffer[: h_CD.shape[0]])
-                nll, lse = to_gradients(logits_CV, target_U, smoothing)
+                nll, lse = to_gradients(logits_CV, target_C, smoothing)
                 # Σ_v of the logits needs no pass over them: it is V times h · mean(W).
-                counts_U1 = (target_U >= 0)[:, None].float()
-                sum_D = (h_ND[rows][: len(target_U)].float() * counts_U1).sum(0)
+                counts_C1 = (target_C >= 0)[:, None].float()
+                sum_D = (h_ND[rows].float() * counts_C1).sum(0)
                 plain += nll
                 smoothed += (1 - smoothing) * nll + smoothing * (lse - torch.dot(sum_D, mean_D))
                 if grad_h is not None:
                     grad_h[rows] = product(logits_CV, weight)
-                    grad_h[rows][: len(target_U)] -= (counts_U1 * smoothing * mean_D).to(dtype)
+                    grad_h[rows] -= (counts_C1 * smoothing * mean_D).to(dtype)
                 if grad_w is not None:
                     add_product(grad_w, logits_CV.t(), h_CD, first=start == 0)
                     uniform_D -= smoothing / w_VD.shape[0] * sum_D
@@ -112,17 +111,17 @@ def _chunks(rows: int, device: str, by_kernel: bool) -> tuple[int, int]:
     return min(most, power_of_two(max(rows, 128))), even
 
 
-def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The sums over U rows of −log softmax at the target, and of log Σexp.
+def _to_gradients(logits_CV: Tensor, target_C: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The sums over C rows of −log softmax at the target, and of log Σexp.
 
     In place, the logits become the gradients of the loss with respect to them, p − q, without the constant ε/V, whose
     effect on weights and rows needs no pass over the logits; rows without a target become zero.
     """
     nll, lse = torch.zeros(2, device=logits_CV.device)
     on_cpu = logits_CV.device.type == "cpu"
-    size = CACHED if on_cpu else max(len(target_U), 1)
-    for start in range(0, len(target_U), size):
-        logits, target = logits_CV[start : start + size][: len(target_U) - start], target_U[start : start + size, None]
+    size = CACHED if on_cpu else max(len(target_C), 1)
+    for start in range(0, len(target_C), size):
+        logits, target = logits_CV[start : start + size], target_C[start : start + size, None]
         counts, target = (target >= 0).float(), target.clamp(min=0)
         # A CPU's softmax would convert to float32 too, and bfloat16 maxima are slow there; a GPU's reads any dtype.
         read = logits.float() if on_cpu else logits
@@ -132,25 +131,23 @@ def _to_gradients(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tupl
         nll += ((lse_of_rows - read.gather(1, target)[:, 0]) * counts[:, 0]).sum()
         lse += (lse_of_rows * counts[:, 0]).sum()
         logits.copy_(p.scatter_add_(1, target, p.new_full(target.shape, smoothing - 1)).mul_(counts))
-    logits_CV[len(target_U) :] = 0
     return nll, lse
 
 
-def _to_gradients_by_kernel(logits_CV: Tensor, target_U: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def _to_gradients_by_kernel(logits_CV: Tensor, target_C: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """`_to_gradients` by our own kernels, which read a row twice, the second time from cache, and write it once."""
-    rows, vocabulary = len(target_U), logits_CV.shape[1]
-    nll_U, lse_U = torch.empty(2, rows, device=logits_CV.device, dtype=torch.float32)
+    rows, vocabulary = logits_CV.shape
+    nll_C, lse_C = torch.empty(2, rows, device=logits_CV.device, dtype=torch.float32)
     if native.serves(logits_CV):
-        if rows and int(target_U.max()) >= vocabulary:
-            raise IndexError(f"target {int(target_U.max())} of a vocabulary of {vocabulary}")
-        tensors = logits_CV, target_U.long(), nll_U, lse_U
+        if rows and int(target_C.max()) >= vocabulary:
+            raise IndexError(f"target {int(target_C.max())} of a vocabulary of {vocabulary}")
+        tensors = logits_CV, target_C.long(), nll_C, lse_C
         native.call("logits_to_gradients", *tensors, rows, vocabulary, float(1 - smoothing))
     elif rows:
         from seq2seq.ops import gpu_kernels
 
         sizes = {"V": vocabulary, "BLOCK": min(BLOCK, power_of_two(vocabulary)), "num_warps": 16}
         gpu_kernels.logits_to_gradients[(rows,)](
-            logits_CV, target_U, nll_U, lse_U, logits_CV.stride(0), 1 - smoothing, **sizes
+            logits_CV, target_C, nll_C, lse_C, logits_CV.stride(0), 1 - smoothing, **sizes
         )
-    logits_CV[rows:] = 0
-    return nll_U.sum(), lse_U.sum()
+    return nll_C.sum(), lse_C.sum()

@@ -130,10 +130,10 @@ class Layout:
         """Compute everything that attention reads: compiled code cannot compute it lazily."""
         _ = self.cu_lengths, self.padded_index, self.mask
 
-    def to(self, device: torch.device) -> Layout:
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Layout:
         """The same layout on another device."""
-        return Layout(self.lengths.to(device, non_blocking=True), self.max_length, self.total, self.filler)
+        return Layout(self.lengths.to(device, non_blocking=non_blocking), self.max_length, self.total, self.filler)
 
-    def pinned(self) -> Layout:
+    def pin_memory(self) -> Layout:
         """The same layout in page-locked memory."""
         return Layout(self.lengths.pin_memory(), self.max_length, self.total, self.filler)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seq2seq.data.batches import Batch
 from seq2seq.ops.gpu import power_of_two
@@ -42,17 +41,10 @@ def regular(batch: Batch, limits: tuple[int | None, int | None] = (None, None)) 
     layouts = batch.source_layout, batch.target_layout
     rounded = [max(16, power_of_two(layout.max_length)) for layout in layouts]
     longest = [most if limit is None else min(most, limit) for most, limit in zip(rounded, limits, strict=True)]
-    missing = [layout.missing for layout in layouts]
-    added = max(-(-rows // most) for rows, most in zip(missing, longest, strict=True))
+    added = max(-(-layout.missing // most) for layout, most in zip(layouts, longest, strict=True))
     count = power_of_two(batch.source_layout.batch_size + added)
     source, target = (layout.regular(most, count) for layout, most in zip(layouts, longest, strict=True))
-    return Batch(
-        F.pad(batch.source, (0, missing[0])),
-        source,
-        F.pad(batch.target_in, (0, missing[1])),
-        F.pad(batch.target_out, (0, missing[1]), value=-1),
-        target,
-    )
+    return batch.extended(source, target)
 
 
 class RecordedPasses:

@@ -103,7 +103,7 @@ class Updater:
         """
         if self.device.type == "cuda":
             limits = self.config.model.encoder.max_length, self.config.model.decoder.max_length
-            return (regular(batch, limits) if self._recorded else batch).pinned()
+            return (regular(batch, limits) if self._recorded else batch).pin_memory()
         return batch.rounded() if self.precision == torch.bfloat16 else batch
 
     def gradients(self, parts: list[MicroBatch], target_tokens: int, step: int) -> Tensor:

@@ -22,10 +22,9 @@ from torch.nn import functional as F
 
 from seq2seq.data.batches import Batch, cut
 from seq2seq.data.text_files import BLANKS
-from seq2seq.data.tokenizer import BOS, EOS, Tokenizer
+from seq2seq.data.tokenizer import Tokenizer
 from seq2seq.model.directory import load_model_directory
 from seq2seq.model.translation import TranslationModel
-from seq2seq.ops.packing import Layout
 from seq2seq.support.devices import choose_device, choose_dtype
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.translate.alignment import pharaoh, word_links, words_of
@@ -88,7 +87,7 @@ def score_pairs(
     most = max(batch_tokens, *(int(side.max(initial=0)) for side in lengths))
     scores: dict[int, PairScore] = {}
     for run in cut(order, [side[order] for side in lengths], most):
-        batch = forced([pairs[index] for index in run])
+        batch = Batch.of_ids([pairs[index] for index in run])
         tokens = max(batch.source_layout.total, batch.target_layout.total)
         with explaining_out_of_memory(len(run), tokens, batch_tokens):
             batch = batch.to(model.output_weight.device)
@@ -101,18 +100,6 @@ def score_pairs(
             source, target = pairs[index]
             scores[index] = PairScore(source, target, found.tolist(), None if own_TL is None else own_TL.cpu())
     return [scores[index] for index in range(len(pairs))]
-
-
-def forced(pairs: Sequence[tuple[list[int], list[int]]]) -> Batch:
-    """The batch that teacher-forces pairs of ids without bos and eos."""
-    source, target_in, target_out = (
-        [[*pair[0], EOS] for pair in pairs],
-        [[BOS, *pair[1]] for pair in pairs],
-        [[*pair[1], EOS] for pair in pairs],
-    )
-    tokens = [torch.tensor([token for ids in side for token in ids]) for side in (source, target_in, target_out)]
-    source_layout, target_layout = (Layout.of([len(ids) for ids in side]) for side in (source, target_out))
-    return Batch(tokens[0], source_layout, tokens[1], tokens[2], target_layout)
 
 
 def token_log_probs(model: TranslationModel, hidden_MD: Tensor, target_M: Tensor) -> Tensor:

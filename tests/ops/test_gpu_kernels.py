@@ -94,7 +94,7 @@ def test_logits_become_the_gradients_of_the_reference(
     monkeypatch: pytest.MonkeyPatch, rows: int, vocabulary: int, block: int, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(linear_cross_entropy, "BLOCK", block)
-    logits = (3 * torch.randn(rows + 2, vocabulary, device=DEVICE)).to(dtype)
+    logits = (3 * torch.randn(rows, vocabulary, device=DEVICE)).to(dtype)
     if rows > 1:
         logits[0, : vocabulary // 2] = -torch.inf  # whole blocks that nothing can come from
         logits[1] += 50
@@ -102,9 +102,9 @@ def test_logits_become_the_gradients_of_the_reference(
     plain = logits.float().clone()
     targets[4:5] = -1  # nothing to predict
     asked = targets >= 0
-    gradients = plain[:rows][asked]
+    gradients = plain[asked]
     sums = linear_cross_entropy._to_gradients(gradients, targets[asked], 0.1)
-    plain.zero_()[:rows][asked] = gradients
+    plain.zero_()[asked] = gradients
     own: Any = linear_cross_entropy._to_gradients_by_kernel(logits, targets, 0.1)
     torch.testing.assert_close(own, sums, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(logits.float(), plain, rtol=0, atol=1e-6 if dtype == torch.float32 else 4e-3)

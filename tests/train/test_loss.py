@@ -53,7 +53,7 @@ def test_filler_changes_neither_loss_nor_gradients(encoder: str, decoder: str) -
         for layout, filler in ((BATCH.source_layout, 3), (BATCH.target_layout, 2))
     )
     tokens = F.pad(BATCH.source, (0, 3), value=6), F.pad(BATCH.target_in, (0, 2), value=9)
-    filled = Batch(tokens[0], source, tokens[1], BATCH.target_out, target)
+    filled = Batch(tokens[0], source, tokens[1], F.pad(BATCH.target_out, (0, 2), value=-1), target)
     losses = [batch_loss(model, batch, 0.1) for batch in (BATCH, filled)]
     torch.testing.assert_close(losses[1], losses[0])
     gradients = [torch.autograd.grad(loss, [*model.parameters()]) for loss, _ in losses]

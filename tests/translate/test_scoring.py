@@ -22,7 +22,7 @@ from seq2seq.search.beam import BeamSearch
 from seq2seq.support.errors import OutOfMemory, RunError, UserError
 from seq2seq.train.loss import batch_loss
 from seq2seq.translate import scoring
-from seq2seq.translate.scoring import PairScore, Scorer, forced, perplexity, score_pairs
+from seq2seq.translate.scoring import PairScore, Scorer, perplexity, score_pairs
 
 VOCABULARY = 20
 PAIRINGS = list(itertools.product(("transformer", "recurrent"), repeat=2))
@@ -89,7 +89,7 @@ def test_what_the_model_never_says_is_not_a_score() -> None:
 def test_the_sum_is_the_unsmoothed_loss_of_training(encoder: str, decoder: str) -> None:
     model, pairs = model_of(encoder, decoder), draw(30)
     with torch.no_grad():
-        _, nll = batch_loss(model, forced(pairs), 0.1)
+        _, nll = batch_loss(model, Batch.of_ids(pairs), 0.1)
     found = score_pairs(model, pairs, 40)
     assert -sum(own.score for own in found) == pytest.approx(float(nll), abs=1e-3)
 
@@ -152,7 +152,7 @@ def test_a_model_that_reverses_its_source_aligns_in_reverse(decoder: str) -> Non
         return [(source, source[::-1]) for source in sources]
 
     for _ in range(200):
-        loss, _ = batch_loss(model, forced(reversals(32)), 0.0)
+        loss, _ = batch_loss(model, Batch.of_ids(reversals(32)), 0.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
