@@ -1,6 +1,6 @@
-"""The interfaces of encoders, decoders and search. Any encoder goes with any decoder: all they share is packed rows.
+"""The interfaces of encoders and decoders. Any encoder goes with any decoder: all they share is packed rows.
 
-Shapes: N packed source tokens, M packed target tokens, D d_model, V vocabulary; S slots, K hypotheses of each.
+Shapes: N packed source tokens, M packed target tokens, D d_model; S slots, K hypotheses of each.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Updater:
         if compiles:
             compile_regions(working)
         self.optimizer = build_optimizer(model, config.optimizer)
-        self._loss: nn.Module = BatchLoss(working)
+        self._loss: nn.Module = BatchLoss(working).train()
         self._recorded = RecordedPasses(self._loss_of, model, self.device, working) if records else None
 
     def try_out(self, batch: Batch, *, adds: bool) -> None:
@@ -50,7 +50,6 @@ class Updater:
         With `adds`, an update has several parts like this batch on each rank. Only to be called before `start`. Raises
         torch.OutOfMemoryError.
         """
-        self._loss.train()
         try:
             if self._recorded:
                 self._recorded.try_out(batch)
@@ -79,7 +78,6 @@ class Updater:
         Only to be called before `start`. Raises torch.OutOfMemoryError.
         """
         if self._recorded:
-            self._loss.train()
             self._recorded.reserve(self.ready(batch))
 
     def end_recording(self) -> bool:
@@ -88,7 +86,6 @@ class Updater:
 
     def start(self) -> None:
         """Get ready for updates: from now on gradients are shared with the other ranks."""
-        self._loss.train()
         self._loss = self.world.synchronised(self._loss)
         if self.world.size > 1:
             # DistributedDataParallel records its static graph in the first backward pass, which must synchronise.

@@ -31,13 +31,12 @@ def validate(
     """
     started = time.monotonic()
     model.eval()
-    device = next(model.parameters()).device
     nll = 0.0
     batches = in_order(data.valid, max(config.data.batch_tokens // parts, int(np.max(data.valid.lengths))))
     with torch.no_grad(), bar("validating", len(data.valid), unit="pairs") as progress:
         for batch in itertools.islice(batches, world.rank, None, world.size):
-            with autocast(device, precision):
-                nll += float(batch_loss(model, batch.to(device), 0.0)[1])
+            with autocast(model.device, precision):
+                nll += float(batch_loss(model, batch.to(model.device), 0.0)[1])
             progress.update(batch.target_layout.batch_size)
     loss = world.sum([nll])[0] / float(data.valid.lengths[1].sum())
     hypotheses = [""] * len(data.valid_text)

@@ -90,7 +90,7 @@ def score_pairs(
         batch = Batch.of_ids([pairs[index] for index in run])
         tokens = max(batch.source_layout.total, batch.target_layout.total)
         with explaining_out_of_memory(len(run), tokens, batch_tokens):
-            batch = batch.to(model.output_weight.device)
+            batch = batch.to(model.device)
             hidden_MD, weights = model.with_attention(batch, layer) if attention else (model(batch), [None] * len(run))
             log_probs = token_log_probs(model, hidden_MD, batch.target_out)
         if not log_probs.isfinite().all():
