@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, fields, replace
-from itertools import chain
+from itertools import chain, islice
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ BATCH_TOKENS_OF_GPU = 32768
 TOKENS_OF_A_WORKER = 1000
 """Source tokens below which one more worker is not worth starting."""
 LONGEST = 250
+T = TypeVar("T")
 Result = TypeVar("Result")
 Job = Callable[["Translator"], Result]
 """What a worker does with its copy of the translator."""
@@ -54,6 +55,12 @@ def list_of_texts(name: str, texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise UserError(f"{name}[{number}] is {type(text).__name__}, must be str: {text!r}")
     return found
+
+
+def regrouped(items: Iterable[T], groups: Iterable[Sized]) -> list[list[T]]:
+    """The items, in order, in lists as long as these groups."""
+    rest = iter(items)
+    return [list(islice(rest, len(group))) for group in groups]
 
 
 @dataclass
@@ -187,13 +194,12 @@ class Translator:
             freed = [task._replace(constraints=Constraints()) for task, why in zip(tasks, unmet, strict=True) if why]
             again = iter(self._search(freed))
             results = [next(again) if why else found for found, why in zip(results, unmet, strict=True)]
-        found = zip(tasks, results, unmet, strict=True)
-        translations = [self._join([next(found) for _ in of_text]) for of_text in tasks_of_texts]
+        translations = list(map(self._join, regrouped(zip(tasks, results, unmet, strict=True), tasks_of_texts)))
         outputs = [output for translation in translations for output in translation.outputs]
         sequences = [part.tokens for output in outputs for _, part in output]
-        decoded = iter(self.tokenizer.decode(sequences, torch.get_num_threads()))
-        for translation in translations:
-            translation.texts = [" ".join(next(decoded) for _ in output) for output in translation.outputs] or [""]
+        texts = map(" ".join, regrouped(self.tokenizer.decode(sequences, torch.get_num_threads()), outputs))
+        for translation, own in zip(translations, regrouped(texts, [x.outputs for x in translations]), strict=True):
+            translation.texts = own or [""]
         return translations
 
     def stream(self, text: str, prefix: str = "") -> Iterator[str]:
@@ -256,8 +262,7 @@ class Translator:
             for prefix, of_text in zip(prefixes, parts, strict=True)
             for place, _ in enumerate(of_text)
         ]
-        tasks = iter(tasks_of(list(chain.from_iterable(parts)), starts, self.tokenizer, self.glossary))
-        return [[next(tasks) for _ in of_text] for of_text in parts]
+        return regrouped(tasks_of(list(chain.from_iterable(parts)), starts, self.tokenizer, self.glossary), parts)
 
     def _steps(self, task: Task) -> Iterator[Beams]:
         """The state of search for one text after each step."""
@@ -346,18 +351,17 @@ class Translator:
         if not self.search.coverage_penalty:
             return found
         pairs = [(task.source[:-1], one.tokens) for task, of_one in zip(tasks, found, strict=True) for one in of_one]
-        attended = iter(self._score(pairs, attention=True))
-        return [self._covered([(one, next(attended).attention) for one in of_one]) for of_one in found]
+        attended = regrouped(self._score(pairs, attention=True), found)
+        return [self._covered(*both) for both in zip(found, attended, strict=True)]
 
-    def _covered(self, found: list[tuple[Hypothesis, torch.Tensor | None]]) -> list[Hypothesis]:
+    def _covered(self, found: list[Hypothesis], attended: list[PairScore]) -> list[Hypothesis]:
         """The `n_best` hypotheses, best first, with the coverage penalty added to their scores."""
-        beta = self.search.coverage_penalty
-        scored = [
-            one._replace(score=one.score + coverage_penalty(attention_TL[:, :-1], beta))
-            for one, attention_TL in found
-            if attention_TL is not None
-        ]
-        return sorted(scored, key=lambda one: -one.score)[: self.search.n_best]
+        rescored = []
+        for hypothesis, score in zip(found, attended, strict=True):
+            assert score.attention is not None
+            penalty = coverage_penalty(score.attention[:, :-1], self.search.coverage_penalty)
+            rescored.append(hypothesis._replace(score=hypothesis.score + penalty))
+        return sorted(rescored, key=lambda one: -one.score)[: self.search.n_best]
 
     def _explaining_out_of_memory(self, tasks: list[Task]) -> AbstractContextManager[None]:
         return explaining_out_of_memory(len(tasks), sum(len(task.source) for task in tasks), self.batch_tokens)
@@ -401,7 +405,8 @@ class Translator:
             replace(score, within_word=task.within_word)
             for score, (task, _) in zip(chain.from_iterable(found[one] for one in range(count)), parts, strict=True)
         )
-        return [[[next(scores) for _ in output] for output in translation.outputs] for translation in translations]
+        outputs = [translation.outputs for translation in translations]
+        return regrouped(regrouped(scores, chain.from_iterable(outputs)), outputs)
 
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]], attention: bool) -> list[PairScore]:
         return score_pairs(self.model, pairs, self.batch_tokens, attention=attention)
