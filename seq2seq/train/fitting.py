@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seq2seq.data.batches import Batch, Epoch
+from seq2seq.data.batches import Batch, Epoch, Sampler
 from seq2seq.data.store import Store
 from seq2seq.ops.packing import Layout
 from seq2seq.support.errors import RunError
+from seq2seq.train.updater import Updater
 
 CPU_TOKENS = 4096
 """Tokens per part on the CPU, where running out of memory cannot be tried: larger parts are no faster (docs/log.md)."""
+
+
+def choose_parts(updater: Updater, store: Store, sampler: Sampler, given: int) -> int:
+    """The least number of parts, by all ranks, in which updates fit this rank's device; `given`, if not 0, is kept.
+
+    Only to be called before `updater.start`. Raises torch.OutOfMemoryError if `given` parts do not fit, RunError if no
+    number does.
+    """
+    ranks, tokens = updater.world.size, updater.config.data.batch_tokens
+    if updater.device.type == "cpu":
+        # An update of more tokens than there are has all of them.
+        most = min(tokens, max(int(lengths.sum()) for lengths in store.lengths))
+        return given or ranks * -(-most // (CPU_TOKENS * ranks))
+    # Of a run before in this process (multirun), reference cycles may still hold memory.
+    gc.collect()
+    torch.cuda.empty_cache()
+    trial = partial(try_out, updater, store, sampler.epoch(0))
+    if given:
+        trial(given)
+        return given
+    longest = max(int(lengths.max()) for lengths in store.lengths)
+    return fitting_parts(trial, least=ranks, most=-(-tokens // longest))
+
+
+def try_out(updater: Updater, store: Store, updates: Epoch, parts: int) -> None:
+    """See whether updates in so many parts fit the device, and take memory for them. Raises torch.OutOfMemoryError."""
+    updater.try_out(worst_part(store, updates, parts), adds=parts > updater.world.size)
+    updater.reserve(largest_part(store, updates, parts))
 
 
 def fitting_parts(trial: Callable[[int], None], least: int, most: int) -> int:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import shlex
 import signal
 import time
 from collections.abc import Generator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from seq2seq.config.compose import to_yaml
 from seq2seq.config.schema import Config
-from seq2seq.data.batches import Epoch, Sampler, micro_batches
+from seq2seq.data.batches import Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
@@ -34,7 +32,7 @@ from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.checkpoint import Checkpoints, Progress, intact, size_of_checkpoint, step_of
 from seq2seq.train.distributed import World, require_shareable
-from seq2seq.train.fitting import CPU_TOKENS, fitting_parts, largest_part, worst_part
+from seq2seq.train.fitting import choose_parts
 from seq2seq.train.full_disk import FullDisk
 from seq2seq.train.health import Health
 from seq2seq.train.interrupts import SIGNALS, Interrupts
@@ -152,33 +150,16 @@ class Trainer:
 
     def _choose_micro_batches(self) -> None:
         """Split updates into as few parts as fit in memory; a number given, or chosen before, is only tried out."""
-        size, tokens, given = self.world.size, self.config.data.batch_tokens, self.progress.micro_batches
-        # An update of more tokens than there are has all of them.
-        most = min(tokens, max(int(lengths.sum()) for lengths in self.data.train.lengths))
-        parts = given or size * -(-most // (CPU_TOKENS * size))
-        if self.device.type != "cpu":
-            # Of a run before in this process (multirun), reference cycles may still hold memory.
-            gc.collect()
-            torch.cuda.empty_cache()
-            trial = partial(self._try_out, self.sampler.epoch(0))
-            if given:
-                try:
-                    trial(given)
-                except torch.OutOfMemoryError:
-                    raise self._too_large(given) from None
-            else:
-                longest = max(int(lengths.max()) for lengths in self.data.train.lengths)
-                parts = fitting_parts(trial, least=size, most=-(-tokens // longest))
-            # The amount of memory differs between ranks.
-            parts = max(self.world.gather(parts))
-        if parts not in (given, size):
+        tokens, given = self.config.data.batch_tokens, self.progress.micro_batches
+        try:
+            parts = choose_parts(self.updater, self.data.train, self.sampler, given)
+        except torch.OutOfMemoryError:
+            raise self._too_large(given) from None
+        # The amount of memory differs between ranks.
+        parts = max(self.world.gather(parts))
+        if parts not in (given, self.world.size):
             say(f"updates of {tokens:,} tokens a side are computed in {parts} parts (data.micro_batches={parts})")
         self.progress.micro_batches = parts
-
-    def _try_out(self, updates: Epoch, parts: int) -> None:
-        """See whether updates in so many parts fit the device. Raises torch.OutOfMemoryError."""
-        self.updater.try_out(worst_part(self.data.train, updates, parts), adds=parts > self.world.size)
-        self.updater.reserve(largest_part(self.data.train, updates, parts))
 
     def _train(self) -> None:
         settings, progress = self.config.trainer, self.progress

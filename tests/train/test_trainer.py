@@ -277,7 +277,7 @@ def test_validation_takes_the_memory_of_recorded_passes_where_it_needs_it(
 def test_an_update_larger_than_pays_on_the_cpu_is_cut(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("seq2seq.train.trainer.CPU_TOKENS", 200)
+    monkeypatch.setattr("seq2seq.train.fitting.CPU_TOKENS", 200)
     trainer = make("run", "trainer.max_steps=1")
     trainer.run()
     assert trainer.progress.micro_batches == 3
