@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 from seq2seq.config.compose import compose
 from seq2seq.data.prepare import prepare
 from seq2seq.data.store import Store, write_store
-from seq2seq.data.tokenizer import EOS
 from seq2seq.support.devices import choose_device
 from seq2seq.support.errors import exit_code_of
 from seq2seq.support.progress import say
@@ -79,7 +78,7 @@ def random_corpus(lengths: NDArray[np.int64], vocab_size: int, folder: Path) -> 
     rng = np.random.default_rng(1)
     folder.mkdir(parents=True)
     source, target = ([rng.integers(4, vocab_size, length - 1).tolist() for length in side] for side in lengths)
-    write_store(folder, [(source, target)], vocab_size, EOS)
+    write_store(folder, [(source, target)], vocab_size)
     return folder
 
 

@@ -27,7 +27,7 @@ from seq2seq.data.corpus import Pair
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.stages import fingerprint_of, require_place, require_sound, stage, was_made_of
 from seq2seq.data.store import FORMAT, Store, write_store
-from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
+from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import in_turn, read_json, remove_leftovers, sha256_of, write_json
 from seq2seq.support.processors import available_processors
@@ -279,7 +279,7 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
             kept.append(np.array(short, bool))
             yield list(itertools.compress(sources, short)), list(itertools.compress(targets, short))
 
-    write_store(folder, blocks(), tokenizer.vocab_size, EOS)
+    write_store(folder, blocks(), tokenizer.vocab_size)
     if split == "valid":
         write_json(folder / "text.json", [[row["source"], row["target"], row["label"]] for row in table])
     else:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seq2seq.data.tokenizer import EOS
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import read_json, sha256_of_json, write_json
 
@@ -153,9 +154,7 @@ class StoreWriter:
         write_json(self._directory / CHECKSUMS, {"files": files, "sha256": sha256_of_json(files)})
 
 
-def write_store(
-    directory: Path, blocks: Iterable[tuple[list[list[int]], list[list[int]]]], vocab_size: int, eos: int
-) -> None:
+def write_store(directory: Path, blocks: Iterable[tuple[list[list[int]], list[list[int]]]], vocab_size: int) -> None:
     """Write blocks of encoded (sources, targets), eos added to each sentence."""
     writer = StoreWriter(directory, vocab_size)
     for block in blocks:
@@ -163,7 +162,7 @@ def write_store(
             tokens: list[int] = []
             for sentence in block[side]:
                 tokens += sentence
-                tokens.append(eos)
+                tokens.append(EOS)
             lengths = np.fromiter(map(len, block[side]), np.int32, len(block[side])) + 1
             writer.write(side, np.fromiter(tokens, np.uint32, len(tokens)), lengths)
     writer.finish()

@@ -19,7 +19,18 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from seq2seq.config import compose as composing
-from seq2seq.config.compose import ADDED, compose, conf_dir, from_plain, known_keys, load, options_of, to_type, to_yaml
+from seq2seq.config.compose import (
+    ADDED,
+    compose,
+    conf_dir,
+    differences,
+    from_plain,
+    known_keys,
+    load,
+    options_of,
+    to_type,
+    to_yaml,
+)
 from seq2seq.config.schema import KINDS, Config, ModelConfig
 from seq2seq.model.translation import build_model
 from seq2seq.support.errors import UserError
@@ -41,6 +52,14 @@ def instantiated(config: ModelConfig) -> None:
 def test_the_groups_are_the_ones_of_the_plan() -> None:
     plan = "ablation data model model/decoder model/encoder optimizer recipe schedule search tokenizer trainer"
     assert " ".join(GROUPS) == plan
+
+
+def test_the_defaults_of_the_schema_are_those_of_the_files() -> None:
+    composed = compose(["run_dir=r"])
+    assert differences(asdict(Config()), asdict(composed)) == [
+        ("data.prepared_dir", Config().data.prepared_dir, composed.data.prepared_dir),
+        ("run_dir", Config().run_dir, "r"),
+    ]
 
 
 @pytest.mark.parametrize("recipe", options_of("recipe"))

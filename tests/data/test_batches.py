@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     rng = np.random.default_rng(0)
     sources = [[100 + pair, *rng.integers(4, 99, rng.integers(0, 39))] for pair in range(500)]
     targets = [rng.integers(4, 99, rng.integers(0, 40)).tolist() for _ in range(500)]
-    write_store(folder, [(sources, targets)], 1000, EOS)
+    write_store(folder, [(sources, targets)], 1000)
     return Store(folder)
 
 
@@ -170,7 +170,7 @@ def test_ranks_share_an_update_and_none_goes_without(store: Store) -> None:
 
 
 def test_a_batch_shifts_the_target(tmp_path: Path) -> None:
-    write_store(tmp_path, [([[11, 12], [], [13]], [[21], [22, 23], []])], 1000, EOS)
+    write_store(tmp_path, [([[11, 12], [], [13]], [[21], [22, 23], []])], 1000)
     batch = Batch.of(Store(tmp_path), np.array([1, 0, 2]))
     assert batch.source.tolist() == [EOS, 11, 12, EOS, 13, EOS]
     assert batch.target_in.tolist() == [BOS, 22, 23, BOS, 21, BOS]
@@ -193,7 +193,7 @@ def test_in_order_is_everything_once_shortest_first(store: Store) -> None:
 
 
 def test_rounded_batches_end_in_filler_that_is_not_predicted(tmp_path: Path) -> None:
-    write_store(tmp_path, [([[5] * 59] * 9, [[6] * 59] * 9)], 1000, EOS)
+    write_store(tmp_path, [([[5] * 59] * 9, [[6] * 59] * 9)], 1000)
     batch = Batch.of(Store(tmp_path), np.arange(9))
     rounded = batch.rounded()
     assert len(batch.source) == 540

@@ -23,7 +23,7 @@ SENTENCES = st.lists(st.tuples(*[st.lists(st.integers(4, 999), max_size=6)] * 2)
 
 def stored(folder: Path, pairs: list[tuple[list[int], list[int]]], block: int = 5, vocab_size: int = 1000) -> Store:
     blocks = [pairs[start : start + block] for start in range(0, len(pairs), block)]
-    write_store(folder, [([p[0] for p in part], [p[1] for p in part]) for part in blocks], vocab_size, EOS)
+    write_store(folder, [([p[0] for p in part], [p[1] for p in part]) for part in blocks], vocab_size)
     return Store(folder)
 
 

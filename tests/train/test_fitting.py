@@ -10,7 +10,6 @@ import torch
 
 from seq2seq.data.batches import Sampler
 from seq2seq.data.store import Store, write_store
-from seq2seq.data.tokenizer import EOS
 from seq2seq.support.errors import RunError
 from seq2seq.train.fitting import fitting_parts, largest_part, worst_part
 
@@ -47,7 +46,7 @@ def test_what_does_not_fit_at_all_says_what_to_do(least: int, most: int) -> None
 def test_no_part_of_any_epoch_is_larger_than_the_worst(tmp_path: Path, parts: int) -> None:
     rng = np.random.default_rng(4)
     sides = [[[7] * int(length) for length in rng.integers(1, 60, 500)] for _ in range(2)]
-    write_store(tmp_path, [(sides[0], sides[1])], 300, EOS)
+    write_store(tmp_path, [(sides[0], sides[1])], 300)
     store = Store(tmp_path)
     sampler = Sampler(store, 400, seed=1)
     worst = worst_part(store, sampler.epoch(0), parts)
