@@ -56,8 +56,8 @@ def plain_path() -> Iterator[None]:
         return self.query(x_ND), self.key_value(memory_MD)
 
     with (
-        mock.patch("seq2seq.model.attention.attention", attention),
-        mock.patch("seq2seq.model.attention.suits_sentences", lambda *_, **__: False),
+        mock.patch("seq2seq.ops.attention.attention", attention),
+        mock.patch("seq2seq.ops.attention.suits_sentences", lambda *_, **__: False),
         mock.patch.object(MultiHeadAttention, "_projected", projected),
         mock.patch.object(native, "has_fast_large_matmul", lambda _: False),
         mock.patch("seq2seq.train.loss.linear_cross_entropy", linear_cross_entropy_reference),

@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from seq2seq.ops.attention import attention, attention_reference
+from seq2seq.ops.attention import attend, attention_reference
 from seq2seq.ops.linear import Linear, linear
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.row_attention import row_attention, suits_rows
-from seq2seq.ops.sentence_attention import Kind, sentence_attention, suits_sentences
+from seq2seq.ops.sentence_attention import Kind
 from seq2seq.ops.short_attention import takes_short_sentences
 
 
@@ -42,16 +41,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Attend from each row of `x` to the rows of `memory` in the same sentence, [N, D]."""
         projected = self._projected(x_ND, memory_MD)
-        if not causal and suits_rows(x_ND, layout, memory_layout):
-            q_NE, rows_ME = projected
-            return self.output(row_attention(q_NE, rows_ME, memory_layout.lists, layout.sentences, self.num_heads))
-        kind = Kind(self.num_heads, self.widths, causal)
-        if suits_sentences(x_ND, layout, memory_layout, kind):
-            return self.output(sentence_attention(projected, layout, memory_layout, kind))
-        *queries, rest = projected
-        split = rest.split(self.widths if queries else (self.widths[0], *self.widths), -1)
-        q_NHE, k_MHE, v_MHE = map(self._heads, (*queries, *split))
-        return self.output(attention(q_NHE, k_MHE, v_MHE, layout, memory_layout, causal=causal).flatten(1))
+        return self.output(attend(projected, layout, memory_layout, Kind(self.num_heads, self.widths, causal)))
 
     def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether short sentences are computed, on this device in this dtype, by a kernel that allows empty ones."""

@@ -18,9 +18,8 @@ from torch._dynamo.backends.common import aot_autograd
 
 from seq2seq.config.schema import ModelConfig, TransformerConfig
 from seq2seq.data.batches import Batch
-from seq2seq.model import attention
 from seq2seq.model.translation import TranslationModel, build_model
-from seq2seq.ops import native
+from seq2seq.ops import attention, native
 from seq2seq.ops.batch_invariance import is_batch_invariant
 from seq2seq.ops.compiled import compile_regions
 from seq2seq.ops.linear import Linear

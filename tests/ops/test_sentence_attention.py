@@ -109,7 +109,7 @@ def test_it_is_taken_in_training_for_sentences_that_are_not_long(
         taken.append(kind)
         return plain(rows, queries, keys, kind)
 
-    monkeypatch.setattr("seq2seq.model.attention.sentence_attention", spy)
+    monkeypatch.setattr("seq2seq.ops.attention.sentence_attention", spy)
     short, long = Layout.of([4, 2]), Layout.of([LONGEST[dtype] + 1])
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
         for layout, memory in ((short, short), (short, long)):
