@@ -31,7 +31,7 @@ from seq2seq.ops.gpu import runs_kernels
 from seq2seq.ops.linear_cross_entropy import linear_cross_entropy_reference
 from seq2seq.support.devices import autocast, choose_device, choose_precision
 from seq2seq.train.loss import batch_loss
-from seq2seq.train.optimizer import build_optimizer, change_weights
+from seq2seq.train.optimizer import build_optimizer, optimizer_step
 from seq2seq.train.schedule import learning_rate
 from tools.origin import give_out, origin
 
@@ -83,7 +83,7 @@ def trace(config: Config, data: Prepared, steps: int, precision: torch.dtype) ->
         mean = loss / batch.target_layout.total
         mean.backward()
         rate = learning_rate(step, config.schedule, config.model.d_model, config.trainer.max_steps)
-        change_weights(optimizer, rate, skip=~mean.isfinite())
+        optimizer_step(optimizer, rate, skip=~mean.isfinite())
         optimizer.zero_grad(set_to_none=True)
         losses.append(float(mean.detach()))
     return losses

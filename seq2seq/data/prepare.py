@@ -34,7 +34,7 @@ from seq2seq.support.processors import available_processors
 from seq2seq.support.progress import bar, bars_of_datasets, say
 
 BLOCK = 2_000
-ROWS = "rows.npy"
+ROWS_FILE = "rows.npy"
 """Which rows of the cleaned table the pairs of a store come from."""
 COLUMNS = {"source": "large_string", "target": "large_string", "label": "string", "place": "string", "hash": "int64"}
 """The columns of a corpus as it is read; the training table that is kept has neither label nor hash."""
@@ -69,8 +69,8 @@ class Prepared:
         """
         if fingerprint_of(self._directory / "train") != self._made_of:
             raise UserError(f"{self._directory}: prepared anew since, from other data or with other settings")
-        require_sound(self._directory / "train", ROWS)
-        rows = np.load(self._directory / "train" / ROWS, allow_pickle=False)[pairs]
+        require_sound(self._directory / "train", ROWS_FILE)
+        rows = np.load(self._directory / "train" / ROWS_FILE, allow_pickle=False)[pairs]
         return list(_cleaned(self._directory, "train").select(rows)["place"])
 
 
@@ -283,7 +283,7 @@ def _encode(folder: Path, root: Path, split: str, data: DataConfig) -> None:
     if split == "valid":
         write_json(folder / "text.json", [[row["source"], row["target"], row["label"]] for row in table])
     else:
-        np.save(folder / ROWS, np.flatnonzero(np.concatenate(kept)), allow_pickle=False)
+        np.save(folder / ROWS_FILE, np.flatnonzero(np.concatenate(kept)), allow_pickle=False)
         write_json(folder / "report.json", report.as_dict())
         if report.dropped:
             say(str(report))

@@ -19,7 +19,7 @@ from seq2seq.support.progress import bar
 
 SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
 BLANKS = " \t\r\n"
-LONGEST = 1 << 24
+MAX_LINE_BYTES = 1 << 24
 """Bytes of the longest line accepted: a longer one is no sentence, and one of 1 GB would take several GB of memory."""
 ZSTD_INPUT = 1 << 11
 """Bytes decompressed at once: four of them may become 128 KiB, so 2 KiB no more than 64 MiB."""
@@ -87,11 +87,11 @@ def read_lines(path: Path, *, is_table: bool = False) -> Iterator[str]:
     try:
         with path.open("rb") as file, bar(f"reading {path.name}", path.stat().st_size, unit="bytes") as progress:
             stream = decompressed(file, path.suffix)
-            for number, line in enumerate(iter(partial(stream.readline, LONGEST + 1), b""), 1):
-                if len(line) > LONGEST:
+            for number, line in enumerate(iter(partial(stream.readline, MAX_LINE_BYTES + 1), b""), 1):
+                if len(line) > MAX_LINE_BYTES:
                     raise UserError(
-                        f"{path}:{number}: the line has more than {LONGEST:,} bytes: no sentence is that long; are "
-                        "its lines separated by something other than newlines, or is it no text file?"
+                        f"{path}:{number}: the line has more than {MAX_LINE_BYTES:,} bytes: no sentence is that long; "
+                        "are its lines separated by something other than newlines, or is it no text file?"
                     )
                 if number % 1000 == 0:
                     progress.update(file.tell() - progress.n)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seq2seq.model.decoder_layer import Steps
 from seq2seq.ops import gpu
-from seq2seq.ops.gpu import power_of_two
+from seq2seq.ops.gpu import next_power_of_2
 from seq2seq.ops.graphs import Recorded
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import row_attention
@@ -76,10 +76,10 @@ class RecordedCache:
         self.heads = heads
         self.slots, self.width, self.length, self.filled = source.batch_size, 1, 0, 0
         self.sentence_S = torch.arange(self.slots, dtype=torch.int32, device=source.lengths.device)
-        slots = power_of_two(self.slots)
+        slots = next_power_of_2(self.slots)
         # The last target row is where padding rows write.
         rows = min(ROWS * slots, ALL_ROWS)
-        needed = slots, slots, STEPS, rows, power_of_two(source.total), power_of_two(source.max_length)
+        needed = slots, slots, STEPS, rows, next_power_of_2(source.total), next_power_of_2(source.max_length)
         known = needed if holder.arena is None else holder.arena.sizes
         if holder.arena is None or any(have < need for have, need in zip(known, needed, strict=True)):
             # Free the one that is too small first: there may not be memory for both.
@@ -109,7 +109,7 @@ class RecordedCache:
         self.advance(parents_SK)
         x_SKD = decoder.embedded(tokens_SK, self.length - 1)
         arena, count = self.arena, tokens_SK.numel()
-        rows = power_of_two(count)
+        rows = next_power_of_2(count)
         if rows not in arena.graphs:
             places, x_R1D = _Places(arena, rows, self.heads), x_SKD.new_zeros(rows, 1, x_SKD.shape[2])
             arena.graphs[rows] = x_R1D, Recorded(lambda: places.computed(decoder, x_R1D), x_SKD.device, arena.pool)
@@ -133,8 +133,8 @@ class RecordedCache:
         old = self.arena
         sentences, rows, steps, target_rows, *others = old.sizes
         sizes = (
-            *(sentences, max(rows, power_of_two(count))),
-            *(2 * steps if self.length == steps else steps, max(target_rows, power_of_two(self.filled + count + 1))),
+            *(sentences, max(rows, next_power_of_2(count))),
+            *(2 * steps if self.length == steps else steps, max(target_rows, next_power_of_2(self.filled + count + 1))),
             *others,
         )
         if sizes == old.sizes:
@@ -167,7 +167,7 @@ def grow_on_gpu(arena: Arena, parents_SK: Tensor, sentence_S: Tensor, before: in
     from seq2seq.ops import gpu_search_kernels
 
     count, width = parents_SK.numel(), parents_SK.shape[1]
-    gpu_search_kernels.grown_lists[(power_of_two(count),)](
+    gpu_search_kernels.grown_lists[(next_power_of_2(count),)](
         arena.past_RT, parents_SK.contiguous(), sentence_S, arena.grown_RT, arena.places_R, arena.sentence_R,
         before, width, count, filled, length, arena.targets[0].shape[0] - 1, T=arena.past_RT.shape[1], num_warps=1,
     )  # fmt: skip

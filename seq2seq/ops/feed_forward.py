@@ -26,7 +26,7 @@ ROWS, COLUMNS, PART, GROUP = 128, 128, 64, 8
 
 def feed_forward_reference(x: Tensor, inner: Linear, outer: Linear) -> Tensor:
     """[..., D] to [..., D]."""
-    return outer(inner(x, rectify=True))
+    return outer(inner(x, relu=True))
 
 
 def feed_forward(x: Tensor, inner: Linear, outer: Linear) -> Tensor:
@@ -56,7 +56,7 @@ class FeedForwardFunction(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, inner_FD: Tensor, bias_F: Tensor, outer_DF: Tensor, bias_D: Tensor) -> Tensor:
         dtype, ctx.format = compute_dtype(x_ND), inner_FD.dtype
         x_ND, inner_FD, outer_DF = x_ND.to(dtype), inner_FD.to(dtype), outer_DF.to(dtype)
-        hidden_NF = product(x_ND, inner_FD.t(), bias_F.to(dtype), rectify=True)
+        hidden_NF = product(x_ND, inner_FD.t(), bias_F.to(dtype), relu=True)
         ctx.save_for_backward(x_ND, inner_FD, hidden_NF, outer_DF)
         return product(hidden_NF, outer_DF.t(), bias_D.to(dtype))
 

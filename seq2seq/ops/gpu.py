@@ -24,7 +24,7 @@ def can_compute(*tensors: Tensor) -> bool:
     return on_gpu and alike(tensors) and runs_kernels(first.device)
 
 
-def power_of_two(count: int) -> int:
+def next_power_of_2(count: int) -> int:
     """The least power of two that is not below `count`."""
     return 1 << (count - 1).bit_length()
 

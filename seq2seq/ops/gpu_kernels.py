@@ -16,10 +16,10 @@ import triton.language as tl
 
 
 @triton.jit
-def _span(cu_lengths, sentence):
+def _span(cu_seqlens, sentence):
     """The first row of a sentence, and how many it has."""
-    start = tl.load(cu_lengths + sentence).to(tl.int64)
-    return start, tl.load(cu_lengths + sentence + 1) - start
+    start = tl.load(cu_seqlens + sentence).to(tl.int64)
+    return start, tl.load(cu_seqlens + sentence + 1) - start
 
 
 @triton.jit

@@ -92,11 +92,11 @@ void add_norm(const T* x, const T* y, const T* weight, const T* bias, T* out, in
 }
 
 template <class T>
-void linear_rows(const T* x, const Linear& layer, T* out, int64_t rows, int64_t rectify, int64_t threads) {
+void linear_rows(const T* x, const Linear& layer, T* out, int64_t rows, int64_t relu, int64_t threads) {
     constexpr int64_t some = 256;
     for (int64_t first = 0; first < rows; first += some) {
         const LayerInput given(layer, x + first * layer.inputs, std::min(some, rows - first));
-        linear(layer, given, out + first * layer.outputs, threads, rectify != 0);
+        linear(layer, given, out + first * layer.outputs, threads, relu != 0);
     }
 }
 
@@ -192,10 +192,10 @@ void extended_sequences(const T* sequences, const int64_t* places, const T* last
 // x·y, with `Finish` applied, for matrices whose elements lie at i * row + j * column.
 template <class T, class Out = T>
 void product(Out* out, T* x, T* y, const float* bias, float* sums_of_x, int64_t rows, int64_t inner, int64_t columns,
-             int64_t x_row, int64_t x_column, int64_t y_row, int64_t y_column, int64_t add, int64_t rectify,
+             int64_t x_row, int64_t x_column, int64_t y_row, int64_t y_column, int64_t add, int64_t relu,
              int64_t threads) {
     large_product<T, Out>({x, x_row, x_column}, {y, y_row, y_column}, rows, inner, columns, {out, columns}, add != 0,
-                          {bias, rectify != 0}, sums_of_x, threads);
+                          {bias, relu != 0}, sums_of_x, threads);
 }
 
 }  // namespace

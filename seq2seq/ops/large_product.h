@@ -70,15 +70,15 @@ void pack(const MatrixOf<T>& y, int64_t inner, int64_t columns, float* out) {
     }
 }
 
-// What is done to sums: `bias` and `before` are added, if there are any; with `rectify`, ReLU follows.
+// What is done to sums: `bias` and `before` are added, if there are any; with `relu`, ReLU follows.
 struct Finish {
     const float* bias;
-    bool rectify;
+    bool relu;
 
-    Finish from(int64_t column) const { return {bias ? bias + column : nullptr, rectify}; }
+    Finish from(int64_t column) const { return {bias ? bias + column : nullptr, relu}; }
 
     // For a part of the inner dimension.
-    Finish of_part(bool first, bool last) const { return {first ? bias : nullptr, rectify && last}; }
+    Finish of_part(bool first, bool last) const { return {first ? bias : nullptr, relu && last}; }
 
     template <class Out>
     void operator()(const float* sums, const float* before, Out* out, int64_t count) const {
@@ -100,7 +100,7 @@ struct Finish {
         Wide value = at<Wide>(sums, i);
         if (bias) value += at<Wide>(bias, i);
         if (before) value += at<Wide>(before, i);
-        return rectify ? (value < Wide{} ? Wide{} : value) : value;
+        return relu ? (value < Wide{} ? Wide{} : value) : value;
     }
 };
 

@@ -221,9 +221,9 @@ struct Beside {
 
 template <class Sum, class Out>
 __attribute__((always_inline)) inline void finish_row(const Beside& beside, const Sum* sums, float step, Out* out,
-                                                      int64_t count, bool rectify) {
+                                                      int64_t count, bool relu) {
     Out all[panel], *found = count == panel ? out : all;
-    const wide_floats least = rectify ? wide_floats{} : wide_floats{} - infinity;
+    const wide_floats least = relu ? wide_floats{} : wide_floats{} - infinity;
     for (int v = 0; v < vectors; v++) {
         const wide_floats value = beside.value(sums + v * lanes, step, v);
         store_wide(value < least ? least : value, found + v * lanes);
@@ -250,9 +250,9 @@ void products(const Linear& layer, const LayerInput& given, int64_t start, int64
         by_rows<3, 2, 1>(first, end, at_once);
 }
 
-// x·Wᵀ + b; with `rectify`, followed by ReLU.
+// x·Wᵀ + b; with `relu`, followed by ReLU.
 template <class Out>
-void linear(const Linear& layer, const LayerInput& given, Out* out, int64_t threads, bool rectify = false) {
+void linear(const Linear& layer, const LayerInput& given, Out* out, int64_t threads, bool relu = false) {
     for_format(layer, [&](auto format) {
         using F = decltype(format);
         const bool worth_it = layer.inputs * layer.outputs >= many / std::max<int64_t>(given.rows / 16, 1);
@@ -262,7 +262,7 @@ void linear(const Linear& layer, const LayerInput& given, Out* out, int64_t thre
                 const Beside beside(layer, start);
                 const int64_t count = std::min(panel, layer.outputs - start);
                 products<F>(layer, given, start, 0, given.rows, [&](int64_t row, const auto* sums) {
-                    finish_row(beside, sums, given.step(row), out + row * layer.outputs + start, count, rectify);
+                    finish_row(beside, sums, given.step(row), out + row * layer.outputs + start, count, relu);
                 });
             }
         });

@@ -20,21 +20,21 @@ from seq2seq.ops.product import product, product_and_sums, runs_in_cpp
 from seq2seq.support.devices import compute_dtype
 
 
-def linear_reference(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool = False) -> Tensor:
-    """[..., I] to [..., O]; with `rectify`, followed by ReLU."""
+def linear_reference(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, relu: bool = False) -> Tensor:
+    """[..., I] to [..., O]; with `relu`, followed by ReLU."""
     out = F.linear(x, weight_OI, bias_O)
-    return out.relu_() if rectify else out
+    return out.relu_() if relu else out
 
 
-def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, rectify: bool = False) -> Tensor:
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, relu: bool = False) -> Tensor:
     """`linear_reference`, with matmuls in the autocast dtype where autocast is active."""
     rows_NI = x.reshape(-1, x.shape[-1])
     autocast = compute_dtype(x) if torch.is_autocast_enabled(x.device.type) else None
     in_c = runs_in_cpp(rows_NI, weight_OI.t(), bias_O, autocast)
-    on_gpu = x.is_cuda and (rectify or torch.is_grad_enabled())
+    on_gpu = x.is_cuda and (relu or torch.is_grad_enabled())
     if bias_O is None or not (in_c or on_gpu):
-        return linear_reference(x, weight_OI, bias_O, rectify=rectify)
-    out_NO: Tensor = LinearFunction.apply(rows_NI, weight_OI, bias_O, rectify)  # type: ignore[no-untyped-call]
+        return linear_reference(x, weight_OI, bias_O, relu=relu)
+    out_NO: Tensor = LinearFunction.apply(rows_NI, weight_OI, bias_O, relu)  # type: ignore[no-untyped-call]
     return out_NO.view(*x.shape[:-1], out_NO.shape[-1])
 
 
@@ -42,11 +42,11 @@ class LinearFunction(torch.autograd.Function):
     """x·Wᵀ + b for rows [N, I], a weight [O, I] and a bias [O]."""
 
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor, rectify: bool) -> Tensor:
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor, relu: bool) -> Tensor:
         dtype, ctx.format = compute_dtype(x_NI), weight_OI.dtype
         x_NI, weight_OI = x_NI.to(dtype), weight_OI.to(dtype)
-        out_NO = product(x_NI, weight_OI.t(), bias_O.to(dtype), rectify=rectify)
-        ctx.save_for_backward(x_NI, weight_OI, out_NO if rectify else None)
+        out_NO = product(x_NI, weight_OI.t(), bias_O.to(dtype), relu=relu)
+        ctx.save_for_backward(x_NI, weight_OI, out_NO if relu else None)
         return out_NO
 
     @staticmethod
@@ -65,6 +65,6 @@ class LinearFunction(torch.autograd.Function):
 class Linear(nn.Linear):
     """The layer, called like those for translation (`panel_linear`, `packed_linear`, `quantized_linear`)."""
 
-    def forward(self, input: Tensor, *, rectify: bool = False) -> Tensor:
-        """[..., I] to [..., O]; with `rectify`, followed by ReLU."""
-        return linear(input, self.weight, self.bias, rectify=rectify)
+    def forward(self, input: Tensor, *, relu: bool = False) -> Tensor:
+        """[..., I] to [..., O]; with `relu`, followed by ReLU."""
+        return linear(input, self.weight, self.bias, relu=relu)

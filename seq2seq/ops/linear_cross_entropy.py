@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops import native
-from seq2seq.ops.gpu import power_of_two, runs_kernels
+from seq2seq.ops.gpu import next_power_of_2, runs_kernels
 from seq2seq.ops.product import add_product, product
 from seq2seq.support.devices import compute_dtype
 
@@ -108,7 +108,7 @@ def _chunks(rows: int, device: str, by_kernel: bool) -> tuple[int, int]:
     # The last chunk must not be a small remainder.
     even = max(128, -(-rows // max(1, -(-rows // most)) // 128) * 128)
     # Rounded to a few sizes, as the allocator keeps memory for each.
-    return min(most, power_of_two(max(rows, 128))), even
+    return min(most, next_power_of_2(max(rows, 128))), even
 
 
 def _to_gradients(logits_CV: Tensor, target_C: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ def _to_gradients_by_kernel(logits_CV: Tensor, target_C: Tensor, smoothing: floa
     elif rows:
         from seq2seq.ops import gpu_kernels
 
-        sizes = {"V": vocabulary, "BLOCK": min(BLOCK, power_of_two(vocabulary)), "num_warps": 16}
+        sizes = {"V": vocabulary, "BLOCK": min(BLOCK, next_power_of_2(vocabulary)), "num_warps": 16}
         gpu_kernels.logits_to_gradients[(rows,)](
             logits_CV, target_C, nll_C, lse_C, logits_CV.stride(0), 1 - smoothing, **sizes
         )

@@ -51,7 +51,7 @@ class Layout:
         return self.lengths.cumsum(0) - self.lengths
 
     @cached_property
-    def cu_lengths(self) -> Tensor:
+    def cu_seqlens(self) -> Tensor:
         """Where each sentence begins and the last one ends, [B + 1], int32, as kernels for packed rows take it."""
         return F.pad(self.lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
@@ -118,7 +118,7 @@ class Layout:
         """
         return Layout(self.lengths, self.max_length, self.total + self.missing, self.missing)
 
-    def regular(self, longest: int, count: int) -> Layout:
+    def bucketed(self, longest: int, count: int) -> Layout:
         """This layout with the missing rows as sentences of at most `longest` rows, and empty ones up to `count`."""
         whole, rest = divmod(self.missing, longest)
         added = [longest] * whole + [rest] * (rest > 0)
@@ -128,7 +128,7 @@ class Layout:
 
     def precompute(self) -> None:
         """Compute everything that attention reads: compiled code cannot compute it lazily."""
-        _ = self.cu_lengths, self.padded_index, self.mask
+        _ = self.cu_seqlens, self.padded_index, self.mask
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Layout:
         """The same layout on another device."""

@@ -56,11 +56,11 @@ class PanelLinear(nn.Module):
         bias = weight_OI.new_zeros(len(weight_OI)) if bias is None else bias.detach()
         return PanelLinear(laid_out(weight_OI.detach()), bias.float(), weight_OI.shape[1])
 
-    def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
-        """[..., I] to [..., O], in the dtype of the rows; with `rectify`, followed by ReLU."""
+    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """[..., I] to [..., O], in the dtype of the rows; with `relu`, followed by ReLU."""
         rows_RI = x.reshape(-1, x.shape[-1]).contiguous()
         out_RO = rows_RI.new_empty(rows_RI.shape[0], self.outputs)
-        native.call("linear_rows", rows_RI, self._struct, out_RO, rows_RI.shape[0], int(rectify))
+        native.call("linear_rows", rows_RI, self._struct, out_RO, rows_RI.shape[0], int(relu))
         return out_RO.view(*x.shape[:-1], self.outputs)
 
     def best(self, hidden_SKD: Tensor, scores_SK: Tensor, count: int, never: Tensor) -> Candidates:

@@ -17,29 +17,29 @@ LEAST, FEWEST_SUMMED = 32, 1 << 20
 """The least value of each size, and of M·N·K, for which it pays to lay out y first."""
 
 
-def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False) -> Tensor:
-    """x·y + b [M, N]; with `rectify`, followed by ReLU."""
+def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """x·y + b [M, N]; with `relu`, followed by ReLU."""
     if bias_N is None:
         out_MN = x_MK @ y_KN
-    elif rectify and x_MK.is_cuda:
+    elif relu and x_MK.is_cuda:
         # By the matmul itself: another pass over the result would take more than half as long again.
         return torch._addmm_activation(bias_N, x_MK, y_KN)
     else:
         out_MN = torch.addmm(bias_N, x_MK, y_KN)
-    return out_MN.relu_() if rectify else out_MN
+    return out_MN.relu_() if relu else out_MN
 
 
 def product(
-    x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, rectify: bool = False, out: Tensor | None = None
+    x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, relu: bool = False, out: Tensor | None = None
 ) -> Tensor:
     """`product_reference`, in C++ where `runs_in_cpp`; without bias and ReLU, it may be written into `out` [M, N]."""
-    assert out is None or (bias_N is None and not rectify)
+    assert out is None or (bias_N is None and not relu)
     if not runs_in_cpp(x_MK, y_KN, bias_N):
         if out is not None:
             return torch.mm(x_MK, y_KN, out=out)
-        return product_reference(x_MK, y_KN, bias_N, rectify=rectify)
+        return product_reference(x_MK, y_KN, bias_N, relu=relu)
     out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1]) if out is None else out
-    _compute(out_MN, x_MK, y_KN, bias_N, rectify=rectify)
+    _compute(out_MN, x_MK, y_KN, bias_N, relu=relu)
     return out_MN
 
 
@@ -100,7 +100,7 @@ def _compute(
     *,
     sums_M: Tensor | None = None,
     add: bool = False,
-    rectify: bool = False,
+    relu: bool = False,
 ) -> None:
     # Either rows or columns must be contiguous, and contiguous rows of x in whole 32-bit words.
     whole = x_MK.dtype is torch.float32 or x_MK.stride(0) % 2 == 0
@@ -109,4 +109,4 @@ def _compute(
     name = "product" if x.dtype is out_MN.dtype else "product_of_bfloat16"
     bias, sums = 0 if bias_N is None else bias_N.float().contiguous(), 0 if sums_M is None else sums_M
     sizes = *x.shape, y.shape[1], *x.stride(), *y.stride()
-    native.call(name, out_MN, x.data_ptr(), y.data_ptr(), bias, sums, *sizes, int(add), int(rectify))
+    native.call(name, out_MN, x.data_ptr(), y.data_ptr(), bias, sums, *sizes, int(add), int(relu))

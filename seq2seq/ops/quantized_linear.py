@@ -49,14 +49,14 @@ class QuantizedLinear(nn.Module):
         self.bias = torch.zeros_like(self.scales) if bias is None else bias.detach().float()
         self.packed = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), None)
 
-    def forward(self, x: Tensor, *, rectify: bool = False) -> Tensor:
-        """[..., I] to [..., O]; with `rectify`, followed by ReLU."""
+    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """[..., I] to [..., O]; with `relu`, followed by ReLU."""
         rows_RI = x.reshape(-1, x.shape[-1])
         rounded_RI, steps_R = rounded_rows(rows_RI.float(), self.levels)
         shifted_RI = torch.empty(whole_steps(len(rows_RI)), rows_RI.shape[1], dtype=torch.uint8)
         shifted_RI[: len(rows_RI)] = rounded_RI.add_(self.levels + 1)
         out_RO = torch.addcmul(self.bias, self._product(shifted_RI, len(rows_RI)), steps_R[:, None])
-        return (out_RO.relu_() if rectify else out_RO).to(x.dtype).view(*x.shape[:-1], -1)
+        return (out_RO.relu_() if relu else out_RO).to(x.dtype).view(*x.shape[:-1], -1)
 
     def _product(self, shifted_RI: Tensor, rows: int) -> Tensor:
         """The sums for the first `rows` rows, times the weight's scales.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from seq2seq.ops import gpu, native
 from seq2seq.ops.dropout import LEVELS, add_dropout
-from seq2seq.ops.gpu import power_of_two, runs_kernels
+from seq2seq.ops.gpu import next_power_of_2, runs_kernels
 from seq2seq.ops.operators import register
 
 ELEMENTS_PER_WARP = 512
@@ -66,17 +66,17 @@ def add_norm_on_gpu(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
 
     out, width = x.new_empty(x.shape), x.shape[-1]
     gpu_search_kernels.add_norm[(x.numel() // width,)](
-        x.contiguous(), y.contiguous(), norm.weight, norm.bias, out, norm.eps, D=width, P=power_of_two(width)
+        x.contiguous(), y.contiguous(), norm.weight, norm.bias, out, norm.eps, D=width, P=next_power_of_2(width)
     )
     return out
 
 
 def _sizes(width: int, p: float) -> dict[str, int]:
-    return {"DROPPED": round(p * LEVELS), "D": width, "P": max(8, power_of_two(width)), "num_warps": _warps(width)}
+    return {"DROPPED": round(p * LEVELS), "D": width, "P": max(8, next_power_of_2(width)), "num_warps": _warps(width)}
 
 
 def _warps(width: int) -> int:
-    return min(max(1, power_of_two(width) // ELEMENTS_PER_WARP), WARPS)
+    return min(max(1, next_power_of_2(width) // ELEMENTS_PER_WARP), WARPS)
 
 
 def _forward(

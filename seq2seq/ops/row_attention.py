@@ -69,7 +69,7 @@ def row_attention_on_gpu(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_o
     values = rows_NE.shape[1] // heads - keys
     out_RV = q_RQ.new_empty(count, heads * values)
     tensors = (q_RQ.contiguous(), rows_NE.contiguous(), lists_GT.contiguous(), list_of_R, out_RV)
-    padded = {"PK": gpu.power_of_two(keys), "PV": gpu.power_of_two(values)}
+    padded = {"PK": gpu.next_power_of_2(keys), "PV": gpu.next_power_of_2(values)}
     gpu_search_kernels.row_attention[(count * heads,)](
         *tensors, lists_GT.shape[1], keys**-0.5, H=heads, K=keys, V=values, **padded, BLOCK=BLOCK, num_warps=1
     )

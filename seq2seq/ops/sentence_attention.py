@@ -89,4 +89,4 @@ def _call(name: str, given: list[Tensor], rows: tuple[Tensor, ...], ctx: Any) ->
     (heads, (width, values), causal), (queries, keys) = ctx.kind, ctx.layouts
     sizes = queries.batch_size, heads, width // heads, values // heads
     distances = rows[0].shape[1], width if len(rows) == 1 else 0, rows[-1].shape[1]
-    native.call(name, *given, rows[0], rows[-1], queries.cu_lengths, keys.cu_lengths, *sizes, *distances, causal)
+    native.call(name, *given, rows[0], rows[-1], queries.cu_seqlens, keys.cu_seqlens, *sizes, *distances, causal)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.ops.gpu import power_of_two, runs_kernels
+from seq2seq.ops.gpu import next_power_of_2, runs_kernels
 from seq2seq.ops.operators import register
 from seq2seq.ops.packing import Layout
 
@@ -41,7 +41,7 @@ def short_attention(
 
     `rows` are queries [N, H·E] and keys with values [M, 2·H·E] or, in self-attention, all in one matrix [N, 3·H·E].
     """
-    lengths = queries.cu_lengths, keys.cu_lengths, queries.max_length, keys.max_length
+    lengths = queries.cu_seqlens, keys.cu_seqlens, queries.max_length, keys.max_length
     out: Tensor = torch.ops.seq2seq.short_attention(rows, *lengths, heads, causal)
     return out
 
@@ -72,7 +72,7 @@ def _launch(
 
 def _tiles(queries: int, keys: int, causal: bool) -> list[tuple[int, int]]:
     """Tiles for sentences of at most these lengths: one that holds all, after one of half the size, if that differs."""
-    whole = max(16, power_of_two(queries)), max(16, power_of_two(keys))
+    whole = max(16, next_power_of_2(queries)), max(16, next_power_of_2(keys))
     if causal:
         # The targets of a batch are of similar length: hardly any would fit the smaller one.
         return [whole]

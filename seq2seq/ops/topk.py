@@ -78,7 +78,7 @@ def negative_log_sum_exp_on_gpu(logits: Tensor, out: Tensor) -> None:
 
     vocabulary = logits.shape[-1]
     gpu_search_kernels.negative_log_sum_exp[(out.numel(),)](
-        logits, out, V=vocabulary, BLOCK=min(LOGITS_OF_GPU, gpu.power_of_two(vocabulary)), num_warps=8
+        logits, out, V=vocabulary, BLOCK=min(LOGITS_OF_GPU, gpu.next_power_of_2(vocabulary)), num_warps=8
     )
 
 
@@ -128,7 +128,7 @@ def best_continuations_on_gpu(log_probs_SKV: Tensor, scores_SK: Tensor, count: i
     tensors = (log_probs_SKV.contiguous(), maxima_SKN, scores_SK.contiguous(), *found)
     gpu_search_kernels.best_of_blocks[(slots,)](
         *tensors, K=width, V=vocabulary, N=blocks, SIZE=BLOCK, COUNT=count,
-        P=gpu.power_of_two(width * blocks), PC=gpu.power_of_two(count), num_warps=8,
+        P=gpu.next_power_of_2(width * blocks), PC=gpu.next_power_of_2(count), num_warps=8,
     )  # fmt: skip
     return found
 

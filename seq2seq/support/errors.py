@@ -18,7 +18,7 @@ PLACES = (
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of an OSError when no more can be written: no space is left, or the user's quota is used up."""
 
-LONGEST = 2000
+MAX_CHARACTERS = 2000
 """Characters of a message that are shown; what it quotes from a file may have millions."""
 
 
@@ -82,9 +82,9 @@ def first_line(error: BaseException) -> str:
 def one_line(message: str) -> str:
     """A message as one line without terminal control characters: names read from files may hold anything."""
     shown = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in message[:LONGEST]
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in message[:MAX_CHARACTERS]
     )
-    return shown + ("…" if len(message) > LONGEST else "")
+    return shown + ("…" if len(message) > MAX_CHARACTERS else "")
 
 
 def exit_code_of(command: str, run: Callable[[], None]) -> int:

@@ -20,7 +20,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     )
 
 
-def change_weights(optimizer: torch.optim.Optimizer, rate: float, *, skip: Tensor) -> None:
+def optimizer_step(optimizer: torch.optim.Optimizer, rate: float, *, skip: Tensor) -> None:
     """Take an optimizer step at this learning rate, or none if `skip` [] is not zero.
 
     `skip` is evaluated on the device: the host does not wait for it. Raises torch.OutOfMemoryError.

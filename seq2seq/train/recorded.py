@@ -1,8 +1,9 @@
 """Training passes as CUDA graphs: forward and backward in one call, instead of a thousand kernel launches.
 
-A CPU can take longer to launch the kernels of an update than a GPU to run them. Batches come in few shapes (`regular`);
-the second batch of each shape is recorded, and those after it only copy their tokens in. Gradients are added to, or
-written over, tensors that stay in place. Graphs, and the passes that are not recorded, take turns in one memory pool.
+A CPU can take longer to launch the kernels of an update than a GPU to run them. Batches come in few shapes
+(`bucketed`); the second batch of each shape is recorded, and those after it only copy their tokens in. Gradients are
+added to, or written over, tensors that stay in place. Graphs, and the passes that are not recorded, take turns in one
+memory pool.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.data.batches import Batch
-from seq2seq.ops.gpu import power_of_two
+from seq2seq.ops.gpu import next_power_of_2
 from seq2seq.ops.graphs import GraphMemoryPool, Recorded
 from seq2seq.ops.short_attention import LONGEST
 from seq2seq.support.progress import say
@@ -31,7 +32,7 @@ def is_short(batch: Batch) -> bool:
     return max(batch.source_layout.max_length, batch.target_layout.max_length) <= LONGEST
 
 
-def regular(batch: Batch, limits: tuple[int | None, int | None] = (None, None)) -> Batch:
+def bucketed(batch: Batch, limits: tuple[int | None, int | None] = (None, None)) -> Batch:
     """The same pairs in one of few shapes, with sentences of zeros at the end; unchanged if they are not short.
 
     `limits` are the longest source and target, eos counted, that the model can take (None: any).
@@ -39,11 +40,11 @@ def regular(batch: Batch, limits: tuple[int | None, int | None] = (None, None)) 
     if not is_short(batch):
         return batch
     layouts = batch.source_layout, batch.target_layout
-    rounded = [max(16, power_of_two(layout.max_length)) for layout in layouts]
+    rounded = [max(16, next_power_of_2(layout.max_length)) for layout in layouts]
     longest = [most if limit is None else min(most, limit) for most, limit in zip(rounded, limits, strict=True)]
     added = max(-(-layout.missing // most) for layout, most in zip(layouts, longest, strict=True))
-    count = power_of_two(batch.source_layout.batch_size + added)
-    source, target = (layout.regular(most, count) for layout, most in zip(layouts, longest, strict=True))
+    count = next_power_of_2(batch.source_layout.batch_size + added)
+    source, target = (layout.bucketed(most, count) for layout, most in zip(layouts, longest, strict=True))
     return batch.extended(source, target)
 
 

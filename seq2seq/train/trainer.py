@@ -84,10 +84,10 @@ class Trainer:
                 remove_leftovers(folder)
         found = self._resume()
         has_model = self.world.gather((self.run_dir / "model" / "manifest.json").is_file())[0]
-        was_finished = found is not None and self._take_up(found, has_model=has_model)
+        was_finished = found is not None and self._restore(found, has_model=has_model)
         if was_finished and has_model:
             say(
-                f"this run is finished (step {self.progress.step:,}: {self._why_over()}); "
+                f"this run is finished (step {self.progress.step:,}: {self._end_reason()}); "
                 f"its model: {self.run_dir / 'model'}"
             )
             return
@@ -130,7 +130,7 @@ class Trainer:
     def _resume(self) -> Progress | None:
         return self.checkpoints.resume(self.model, self.updater.optimizer, self.config, self.updater.average)
 
-    def _take_up(self, found: Progress, *, has_model: bool) -> bool:
+    def _restore(self, found: Progress, *, has_model: bool) -> bool:
         """Take up the progress of a checkpoint; returns whether the run was finished there. Raises UserError."""
         self.progress = found
         if found.data_sha256 != self.data.data_sha256:
@@ -166,7 +166,7 @@ class Trainer:
         self.updater.start()
         if progress.step and progress.validated < progress.step and self._is_due():
             self._validate()
-        self._skip_pause()
+        self._restart_clock()
         with contextlib.closing(self._updates()) as updates:
             while not self._finished():
                 stop = self._update(next(updates))
@@ -263,7 +263,7 @@ class Trainer:
         minutes = settings.max_minutes if settings.max_minutes is not None else math.inf
         return settings.max_steps - self.progress.step, minutes * 60 - self.progress.seconds
 
-    def _why_over(self) -> str:
+    def _end_reason(self) -> str:
         """Which setting ends the run here, in words; empty while none does."""
         settings, (steps, seconds) = self.config.trainer, self._left()
         if steps <= 0:
@@ -275,7 +275,7 @@ class Trainer:
         return ""
 
     def _finished(self) -> bool:
-        return bool(self._why_over())
+        return bool(self._end_reason())
 
     def _validate(self) -> None:
         progress, model = self.progress, self.updater.average or self.model
@@ -292,7 +292,7 @@ class Trainer:
             progress.best_bleu, progress.best_step, progress.validations_since_best = values["bleu"], progress.step, 0
         self._save()
 
-    def _skip_pause(self) -> None:
+    def _restart_clock(self) -> None:
         """Exclude what was done since the last update from the training time, and so from the rates."""
         self._clock = time.monotonic()
 
@@ -311,7 +311,7 @@ class Trainer:
                     ) from None
         # PyTorch would keep cached what search freed, where training passes, with their own pool, cannot use it.
         torch.cuda.empty_cache()
-        self._skip_pause()
+        self._restart_clock()
         counts = {key: getattr(self.progress, key) for key in ("epoch", "source_tokens", "target_tokens")}
         return {**values, **counts, "minutes_trained": self.progress.seconds / 60}
 
@@ -321,7 +321,7 @@ class Trainer:
             size = size_of_checkpoint(model, optimizer, average)
             with self.full_disk.saving("checkpoint", self.progress.step, size):
                 self.checkpoints.save(model, optimizer, self.progress, self.config, average)
-        self._skip_pause()
+        self._restart_clock()
 
     def _save_model(self, model: TranslationModel, values: dict[str, Any]) -> bool:
         """Make this the run's model; returns whether the disk had room for it, which rank 0 tells the others."""
@@ -399,6 +399,6 @@ class Trainer:
                 "what it could be; train longer, or in another run_dir with fewer schedule.warmup_steps than "
                 f"{warmup:,}"
             )
-        minutes, why = self.progress.seconds / 60, self._why_over()
+        minutes, why = self.progress.seconds / 60, self._end_reason()
         say(f"finished after {minutes:.1f} minutes of training{f' ({why})' if why else ''}; the model: {model}")
         say(f"to translate with it: seq2seq-translate --model {shlex.quote(str(model))} < input.txt")

@@ -19,8 +19,8 @@ from seq2seq.support.devices import autocast, choose_compiling, choose_precision
 from seq2seq.train.averaging import update_ema
 from seq2seq.train.distributed import World
 from seq2seq.train.loss import BatchLoss
-from seq2seq.train.optimizer import build_optimizer, change_weights
-from seq2seq.train.recorded import RecordedPasses, regular
+from seq2seq.train.optimizer import build_optimizer, optimizer_step
+from seq2seq.train.recorded import RecordedPasses, bucketed
 from seq2seq.train.working_copy import working_copy
 
 
@@ -57,7 +57,7 @@ class Updater:
                 self._backward(batch, 0.0)
             # Otherwise the optimizer's state would be scattered over the memory that the pass freed.
             torch.cuda.empty_cache()
-            change_weights(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
+            optimizer_step(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
             if not self._recorded:
                 # Later passes find that state, and gradients of the parts before; of several ranks, also buckets.
                 buckets = []
@@ -96,11 +96,11 @@ class Updater:
     def ready(self, batch: Batch) -> Batch:
         """This batch as the passes here need it: page-locked for a GPU, with filler for bfloat16 on a CPU.
 
-        If passes are recorded, it is also given a regular shape.
+        If passes are recorded, it is also given one of a few shapes.
         """
         if self.device.type == "cuda":
             limits = self.config.model.encoder.max_length, self.config.model.decoder.max_length
-            return (regular(batch, limits) if self._recorded else batch).pin_memory()
+            return (bucketed(batch, limits) if self._recorded else batch).pin_memory()
         return batch.rounded() if self.precision == torch.bfloat16 else batch
 
     def gradients(self, parts: list[MicroBatch], target_tokens: int, step: int) -> Tensor:
@@ -129,7 +129,7 @@ class Updater:
         norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
         if settings.clip_norm is not None:
             clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-        change_weights(self.optimizer, rate, skip=~norm.isfinite())
+        optimizer_step(self.optimizer, rate, skip=~norm.isfinite())
         if not self._recorded:
             self.optimizer.zero_grad(set_to_none=True)
         if self.average and self.config.trainer.average_decay is not None:

@@ -9,10 +9,10 @@ import pytest
 
 from seq2seq.cli.launch import _first_failure, launch
 from seq2seq.config.compose import compose
-from seq2seq.support.errors import LONGEST, ProcessFailed, RunError, explain
+from seq2seq.support.errors import MAX_CHARACTERS, ProcessFailed, RunError, explain
 from seq2seq.support.files import write_json
 
-LONG = f"{'x' * 2 * LONGEST} and its end"
+LONG = f"{'x' * 2 * MAX_CHARACTERS} and its end"
 
 
 @pytest.mark.parametrize("error", [ValueError(LONG), RunError("two\nlines"), RunError(LONG)])

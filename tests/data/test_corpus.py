@@ -15,7 +15,7 @@ import pytest
 
 from seq2seq.config.schema import CorpusConfig, DataConfig
 from seq2seq.data.corpus import identity, paths_of, read_pairs
-from seq2seq.support.errors import LONGEST, UserError
+from seq2seq.support.errors import MAX_CHARACTERS, UserError
 from tests.data.files import COMPRESS, write
 
 PAIRS = [
@@ -180,7 +180,7 @@ def test_whatever_the_library_says_the_way_out_is_told(said: str, monkeypatch: p
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     message = refused(CorpusConfig(dataset="owner/set", split="train"))
-    assert "; put HF_HOME=NEW_FOLDER before the command" in message and len(message) < LONGEST
+    assert "; put HF_HOME=NEW_FOLDER before the command" in message and len(message) < MAX_CHARACTERS
 
 
 @pytest.mark.parametrize("split", ["tset", "dev[:10%]", None])

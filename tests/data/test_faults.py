@@ -13,7 +13,7 @@ import zstandard
 from seq2seq.config.schema import Config, CorpusConfig, DataConfig, TokenizerConfig
 from seq2seq.data.corpus import read_pairs
 from seq2seq.data.prepare import Prepared, prepare
-from seq2seq.data.text_files import LONGEST
+from seq2seq.data.text_files import MAX_LINE_BYTES
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import read_json
 
@@ -72,7 +72,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "old Macintosh line ends": (
         lambda sides: [side.__setitem__(slice(None), [b"\r".join(side) * 3000]) for side in sides],
-        rf"train\.en:1: the line has more than {LONGEST:,} bytes: no sentence is that long",
+        rf"train\.en:1: the line has more than {MAX_LINE_BYTES:,} bytes: no sentence is that long",
     ),
 }
 
@@ -142,6 +142,6 @@ def test_a_line_of_a_gigabyte_takes_little_memory(suffix: str, tmp_path: Path) -
     (tmp_path / "train.de").write_bytes(b"das Hund.\nx\n")
     data = DataConfig(train=CorpusConfig(source=str(path), target=str(tmp_path / "train.de")))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match=rf"train\.en{suffix}:2: the line has more than {LONGEST:,} bytes"):
+    with pytest.raises(UserError, match=rf"train\.en{suffix}:2: the line has more than {MAX_LINE_BYTES:,} bytes"):
         list(read_pairs(data, "train", 1))
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < MUCH

@@ -69,7 +69,7 @@ def test_search_with_them_finds_what_it_finds_without(without_native: pytest.Mon
 @pytest.mark.parametrize(("before", "width", "length"), [(1, 3, 1), (3, 3, 4), (4, 2, 7)])
 def test_lists_grow_as_by_the_reference(before: int, width: int, length: int) -> None:
     generator = torch.Generator().manual_seed(length)
-    sizes = (8, gpu.power_of_two(5 * max(before, width)), 8, 256, 64, 16)
+    sizes = (8, gpu.next_power_of_2(5 * max(before, width)), 8, 256, 64, 16)
     arenas = [Arena(sizes, torch.zeros(1, 4, device=DEVICE), 1) for _ in range(2)]
     past = torch.randint(0, 100, (5 * before, length), generator=generator, dtype=torch.int32).to(DEVICE)
     parents = torch.randint(0, before, (5, width), generator=generator).to(DEVICE)
@@ -79,7 +79,7 @@ def test_lists_grow_as_by_the_reference(before: int, width: int, length: int) ->
         arena.places_R.fill_(77)
         grow(arena, parents, sentences, before, 100, length)
     own, expected = arenas
-    rows = gpu.power_of_two(5 * width)
+    rows = gpu.next_power_of_2(5 * width)
     assert torch.equal(own.places_R[:rows], expected.places_R[:rows])
     for name in ("past_RT", "grown_RT", "sentence_R"):
         assert torch.equal(getattr(own, name)[: 5 * width], getattr(expected, name)[: 5 * width]), name

@@ -13,13 +13,13 @@ from seq2seq.ops.linear import Linear, LinearFunction, linear_reference
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def applied(x: Tensor, layer: nn.Linear, rectify: bool = True) -> Tensor:
-    out: Tensor = LinearFunction.apply(x, layer.weight, layer.bias, rectify)  # type: ignore[no-untyped-call]
+def applied(x: Tensor, layer: nn.Linear, relu: bool = True) -> Tensor:
+    out: Tensor = LinearFunction.apply(x, layer.weight, layer.bias, relu)  # type: ignore[no-untyped-call]
     return out
 
 
-def plain(x: Tensor, layer: nn.Linear, rectify: bool = True) -> Tensor:
-    return linear_reference(x, layer.weight, layer.bias, rectify=rectify)
+def plain(x: Tensor, layer: nn.Linear, relu: bool = True) -> Tensor:
+    return linear_reference(x, layer.weight, layer.bias, relu=relu)
 
 
 @pytest.fixture
@@ -29,20 +29,20 @@ def products(monkeypatch: pytest.MonkeyPatch, native_calls: list[str]) -> list[s
     return native_calls
 
 
-@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("rows", "width", "outputs"), [(7, 12, 20), (150, 200, 130)])
 def test_output_and_gradients_are_those_of_the_plain_layer(
-    rows: int, width: int, outputs: int, dtype: torch.dtype, rectify: bool, products: list[str]
+    rows: int, width: int, outputs: int, dtype: torch.dtype, relu: bool, products: list[str]
 ) -> None:
     layer = Linear(width, outputs).to(DEVICE, dtype)
     x = torch.randn(2, rows, width, device=DEVICE, dtype=dtype, requires_grad=True)
     inputs = (x, layer.weight, layer.bias)
-    expected = plain(x, layer, rectify)
+    expected = plain(x, layer, relu)
     assert 0 < (expected <= 0).sum() < expected.numel()
     dense = torch.randn(2, rows, outputs, device=DEVICE, dtype=dtype)
     for upstream in (dense, torch.ones((), device=DEVICE, dtype=dtype).expand(dense.shape)):
-        for out in (layer(x, rectify=rectify), applied(x.flatten(0, 1), layer, rectify).view(dense.shape)):
+        for out in (layer(x, relu=relu), applied(x.flatten(0, 1), layer, relu).view(dense.shape)):
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
             found = torch.autograd.grad(out, inputs, upstream)
             wanted = torch.autograd.grad(expected, inputs, upstream, retain_graph=True)
@@ -51,9 +51,9 @@ def test_output_and_gradients_are_those_of_the_plain_layer(
     assert products == ["product"] * (12 if in_c else 0)
 
 
-@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("frozen", ["", "weight", "bias"])
-def test_weights_in_the_format_of_the_matmuls_have_gradients_in_it(frozen: str, rectify: bool) -> None:
+def test_weights_in_the_format_of_the_matmuls_have_gradients_in_it(frozen: str, relu: bool) -> None:
     layer = Linear(200, 130).to(DEVICE)
     copy = Linear(200, 130).to(DEVICE, torch.bfloat16)
     x, upstream = (torch.randn(150, width, device=DEVICE, dtype=torch.bfloat16) for width in (200, 130))
@@ -64,7 +64,7 @@ def test_weights_in_the_format_of_the_matmuls_have_gradients_in_it(frozen: str, 
         for weight in each.parameters():
             weight.requires_grad_(any(weight is one for one in learnt))
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            out = applied(x, each, rectify)
+            out = applied(x, each, relu)
         found.append((out.detach(), *torch.autograd.grad(out, learnt, upstream)))
         assert all(gradient.dtype is learnt[0].dtype for gradient in found[-1][1:])
     for own, expected in zip(found[1], found[0], strict=True):

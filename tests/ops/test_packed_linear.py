@@ -21,16 +21,16 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 3, 48), (EXACT, 16), (EXACT + 1, 16), (30, 3, 48)])
 @pytest.mark.parametrize("outputs", [1, 9, 64])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
 def test_it_is_the_linear_layer(
-    shape: tuple[int, ...], outputs: int, with_bias: bool, rectify: bool, dtype: torch.dtype, tolerance: float
+    shape: tuple[int, ...], outputs: int, with_bias: bool, relu: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     x, weight = drawn(*shape).to(dtype), drawn(outputs, shape[-1], seed=2).to(dtype)
     bias = drawn(outputs, seed=3).to(dtype) if with_bias else None
-    found = PackedLinear(weight, bias)(x, rectify=rectify)
+    found = PackedLinear(weight, bias)(x, relu=relu)
     assert found.dtype == dtype
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    expected = expected.clamp(min=0) if rectify else expected
+    expected = expected.clamp(min=0) if relu else expected
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
 
 

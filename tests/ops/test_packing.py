@@ -74,8 +74,8 @@ def test_rows_know_their_place(lengths: list[int]) -> None:
     assert layout.is_rectangular == (len(set(lengths)) == 1)
     assert layout.positions.tolist() == [position for length in lengths for position in range(length)]
     assert layout.starts.tolist() == [sum(lengths[:index]) for index in range(len(lengths))]
-    assert layout.cu_lengths.tolist() == [sum(lengths[:index]) for index in range(len(lengths) + 1)]
-    assert layout.cu_lengths.dtype == torch.int32
+    assert layout.cu_seqlens.tolist() == [sum(lengths[:index]) for index in range(len(lengths) + 1)]
+    assert layout.cu_seqlens.dtype == torch.int32
     assert layout.mask.tolist() == [[place < length for place in range(max(lengths))] for length in lengths]
 
 
@@ -100,12 +100,12 @@ def test_a_regular_layout_has_the_same_sentences_then_others_then_empty_ones(len
     layout = Layout.of(lengths)
     most = max(16, 1 << (max(lengths) - 1).bit_length())
     added = -(-layout.missing // most)
-    regular = layout.regular(most, len(lengths) + added + more)
-    found = regular.lengths.tolist()
+    bucketed = layout.bucketed(most, len(lengths) + added + more)
+    found = bucketed.lengths.tolist()
     assert found[: len(lengths)] == lengths and found[len(found) - more :] == [0] * more
-    assert sum(found) == regular.total == layout.rounded().total
-    assert max(found) <= regular.max_length == most
-    assert regular.positions.tolist() == [place for length in found for place in range(length)]
+    assert sum(found) == bucketed.total == layout.rounded().total
+    assert max(found) <= bucketed.max_length == most
+    assert bucketed.positions.tolist() == [place for length in found for place in range(length)]
 
 
 @settings(deadline=None)

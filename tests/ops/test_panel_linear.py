@@ -27,16 +27,16 @@ def drawn(*shape: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
-@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
 def test_it_is_the_linear_layer(
-    rows: int, inputs: int, outputs: int, rectify: bool, dtype: torch.dtype, tolerance: float
+    rows: int, inputs: int, outputs: int, relu: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     x, weight, bias = (x.to(dtype) for x in (drawn(rows, inputs), drawn(outputs, inputs, seed=2), drawn(outputs)))
     for own in (None, bias):
-        found = PanelLinear.of(weight, own)(x, rectify=rectify)
+        found = PanelLinear.of(weight, own)(x, relu=relu)
         assert found.dtype == dtype
         expected = F.linear(x.double(), weight.double(), None if own is None else own.double())
-        expected = expected.clamp(min=0) if rectify else expected
+        expected = expected.clamp(min=0) if relu else expected
         torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
 
 

@@ -65,9 +65,9 @@ def test_it_is_the_product_of_matrices_with_rows_or_columns_together(
     x, y = operands(rows, inner, columns, lying)
     bias = drawn(columns, seed=3)
     for own in (None, bias):
-        for rectify in (False, True):
-            expected = product_reference(x.double(), y.double(), own if own is None else own.double(), rectify=rectify)
-            assert_near(product(x, y, own, rectify=rectify), expected, inner)
+        for relu in (False, True):
+            expected = product_reference(x.double(), y.double(), own if own is None else own.double(), relu=relu)
+            assert_near(product(x, y, own, relu=relu), expected, inner)
     out = drawn(rows, columns, seed=4)
     expected = out.double() + x.double() @ y.double()
     add_product(out, x, y)
@@ -88,7 +88,7 @@ def test_in_bfloat16_two_products_at_a_time_are_summed_in_float32(
     bias = drawn(columns, seed=3).bfloat16()
     expected = x.double() @ y.double()
     assert_near(product(x, y), expected, inner)
-    assert_near(product(x, y, bias, rectify=True), (expected + bias.double()).relu(), inner)
+    assert_near(product(x, y, bias, relu=True), (expected + bias.double()).relu(), inner)
     assert_near(into_float32(x, y), expected, inner)
     out = drawn(rows, columns, seed=4)
     expected = out.double() + expected
@@ -193,4 +193,4 @@ def test_what_is_not_a_number_or_infinite_stays_so(dtype: torch.dtype) -> None:
     x[3, 4], x[7, 8] = torch.nan, torch.inf
     finite = product(x, y).isfinite().all(1)
     assert not finite[3] and not finite[7] and finite.sum() == 38
-    assert product(x, y, rectify=True)[3].isnan().all()
+    assert product(x, y, relu=True)[3].isnan().all()

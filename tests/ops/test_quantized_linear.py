@@ -41,15 +41,15 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(1, 16), (5, 16), (2, 3, 48), (70, 48)])
 @pytest.mark.parametrize("outputs", [1, 9, 64, 4096])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("rectify", [False, True])
-def test_the_sums_are_exact(shape: tuple[int, ...], outputs: int, with_bias: bool, rectify: bool, make: Make) -> None:
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_sums_are_exact(shape: tuple[int, ...], outputs: int, with_bias: bool, relu: bool, make: Make) -> None:
     x, weight = drawn(*shape), drawn(outputs, shape[-1], seed=2)
     bias = drawn(outputs, seed=3) if with_bias else None
     layer = make(weight, bias)
     expected = quantized_linear_reference(x, weight, bias, cast(int, layer.levels))
-    found = layer(x, rectify=rectify)
+    found = layer(x, relu=relu)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected.clamp(min=0) if rectify else expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found.double(), expected.clamp(min=0) if relu else expected, atol=2e-5, rtol=1e-5)
 
 
 def test_a_row_does_not_depend_on_its_company(make: Make) -> None:

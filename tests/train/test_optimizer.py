@@ -12,7 +12,7 @@ from torch import nn
 from seq2seq.config.compose import compose
 from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
 from seq2seq.model.translation import build_model, count_parameters
-from seq2seq.train.optimizer import build_optimizer, change_weights
+from seq2seq.train.optimizer import build_optimizer, optimizer_step
 
 
 def stepped(config: OptimizerConfig, gradients: list[float], rate: float) -> float:
@@ -49,8 +49,8 @@ def test_a_state_for_which_memory_ran_out_is_made_anew(monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
         patched.setattr(torch, "zeros_like", full)
-        change_weights(optimizer, 0.1, skip=torch.zeros(()))
-    change_weights(optimizer, 0.1, skip=torch.zeros(()))
+        optimizer_step(optimizer, 0.1, skip=torch.zeros(()))
+    optimizer_step(optimizer, 0.1, skip=torch.zeros(()))
     assert all({"exp_avg", "exp_avg_sq"} < set(optimizer.state[weight]) for weight in module.parameters())
 
 
@@ -85,7 +85,7 @@ def test_a_skipped_step_leaves_weights_and_moments_and_their_count() -> None:
         optimizer = build_optimizer(module, OptimizerConfig())
         for gradient in gradients:
             module.weight.grad = torch.tensor([[gradient]])
-            change_weights(optimizer, 0.1, skip=~module.weight.grad.isfinite().all())
+            optimizer_step(optimizer, 0.1, skip=~module.weight.grad.isfinite().all())
         return {"weight": module.weight.detach(), **optimizer.state[module.weight]}
 
     expected = trained([0.5, -0.25])

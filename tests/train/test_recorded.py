@@ -20,7 +20,7 @@ from seq2seq.support.errors import UserError
 from seq2seq.train import recorded as module
 from seq2seq.train.distributed import World
 from seq2seq.train.loss import batch_loss
-from seq2seq.train.recorded import RecordedPasses, regular
+from seq2seq.train.recorded import RecordedPasses, bucketed
 from seq2seq.train.updater import Updater
 from tests.kernels import DEVICE, HAS_GPU, distance, model_and_search
 
@@ -72,7 +72,7 @@ def test_recorded_passes_give_the_gradients_of_plain_ones() -> None:
         for weight in model.parameters():
             assert weight.grad is not None
             weight.grad.zero_()
-        found = recorded(regular(batch), 0.25, adds=True)
+        found = recorded(bucketed(batch), 0.25, adds=True)
         torch.testing.assert_close(found, figures, rtol=1e-2 if HAS_GPU else 1e-5, atol=1e-3)
         for own, gradient in zip(gradients_of(model), wanted, strict=True):
             assert distance(own, gradient.double()) <= (3e-2 if HAS_GPU else 1e-4)
@@ -83,19 +83,19 @@ def test_a_regular_shape_has_learned_positions() -> None:
     side = TransformerConfig(num_layers=1, num_heads=2, d_ff=32, positions="learned", max_positions=20)
     model = build_model(ModelConfig(d_model=16, encoder=side, decoder=side, dropout=0.0), 150, 1).eval()
     batch = batch_to_train(torch.Generator().manual_seed(1), [18, 3], [17, 20])
-    made = regular(batch, (20, 20))
+    made = bucketed(batch, (20, 20))
     assert (made.source_layout.max_length, made.target_layout.max_length) == (20, 20)
     assert int(made.source_layout.lengths.max()) <= 20
     torch.testing.assert_close(batch_loss(model, made, 0.1), batch_loss(model, batch, 0.1))
     with pytest.raises(UserError, match="max_positions=20"):
-        batch_loss(model, regular(batch), 0.1)
+        batch_loss(model, bucketed(batch), 0.1)
 
 
 @pytest.mark.usefixtures("kernels_in_training")
 def test_dropout_of_a_recorded_pass_follows_the_seed() -> None:
     model, _ = model_and_search(dropout=0.5)
     model.train()
-    batch = regular(batch_to_train(torch.Generator().manual_seed(1), [5, 7, 14], [2, 3, 12]))
+    batch = bucketed(batch_to_train(torch.Generator().manual_seed(1), [5, 7, 14], [2, 3, 12]))
 
     def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=HAS_GPU):
@@ -118,7 +118,7 @@ def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monk
     recorded = RecordedPasses(lambda batch: (layer.weight.sum(), 0.5 * batch.source.sum()), layer, DEVICE)
     generator = torch.Generator().manual_seed(1)
     for lengths in ([3, 4], [300], [5], [3, 4], [5], [5], [300], [2, 5]):
-        batch = regular(batch_to_train(generator, lengths, lengths))
+        batch = bucketed(batch_to_train(generator, lengths, lengths))
         assert float(recorded(batch, 0.5, adds=True)) == 0.5 * int(batch.source.sum())
     # [3, 4] and [2, 5] have one shape; [300] is too long, [5] had no room.
     ((shape, adds),) = recorded.graphs
@@ -128,7 +128,7 @@ def test_of_each_shape_the_second_batch_is_recorded_as_far_as_there_is_room(monk
 def test_gradients_are_added_or_take_the_place_of_those_before() -> None:
     layer = torch.nn.Linear(1, 1, bias=False).to(DEVICE)
     recorded = RecordedPasses(lambda batch: (3 * layer.weight.sum(), batch.source.sum()), layer, DEVICE)
-    batch = regular(batch_to_train(torch.Generator().manual_seed(1), [3], [4]))
+    batch = bucketed(batch_to_train(torch.Generator().manual_seed(1), [3], [4]))
     found = []
     for adds in (False, False, False, True, True, False, True):
         recorded(batch, 1.0, adds=adds)
@@ -173,7 +173,7 @@ def test_passes_take_turns_in_one_memory() -> None:
     before, taken = torch.cuda.memory_reserved(), []
     generator = torch.Generator().manual_seed(1)
     for lengths in ([3], [3], [300], [40], [40], [40]):
-        recorded(regular(batch_to_train(generator, lengths, lengths)), 1.0, adds=True)
+        recorded(bucketed(batch_to_train(generator, lengths, lengths)), 1.0, adds=True)
         taken.append(torch.cuda.memory_reserved() - before)
     assert len(recorded.graphs) == 2
     assert 2**28 <= taken[-1] <= 1.2 * taken[0]
@@ -196,7 +196,7 @@ def test_passes_find_room_in_what_is_reserved_for_them() -> None:
     before, taken = torch.cuda.memory_reserved(), torch.cuda.memory_reserved() - before
     assert 2 * 52 * 2**22 <= taken <= 4 * 52 * 2**22 + 2**26
     for lengths in ([20], [20], [30], [30], [40], [40], [50], [50]):
-        recorded(regular(batch_to_train(generator, lengths, lengths)), 1.0, adds=True)
+        recorded(bucketed(batch_to_train(generator, lengths, lengths)), 1.0, adds=True)
     assert len(recorded.graphs) == 4
     assert torch.cuda.memory_reserved() - before <= 2**24
 
@@ -213,7 +213,7 @@ def test_where_memory_runs_out_graphs_are_let_go_and_the_pass_is_made_again(
     layer = torch.nn.Linear(1, 1, bias=False).to(DEVICE)
     recorded = RecordedPasses(lambda batch: (3 * layer.weight.sum(), batch.source.sum()), layer, DEVICE)
     generator = torch.Generator().manual_seed(1)
-    short, long = (regular(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [40]))
+    short, long = (bucketed(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [40]))
     for _ in range(2):
         recorded(short, 1.0, adds=True)
     assert recorded.graphs
@@ -267,7 +267,7 @@ def test_what_is_frozen_gets_no_gradient_and_gradients_must_stay_where_they_are(
     frozen.weight.requires_grad_(False)
     model = torch.nn.ModuleList((used, frozen))
     recorded = RecordedPasses(lambda batch: (3 * used.weight.sum(), batch.source.sum()), model, DEVICE)
-    batch = regular(batch_to_train(torch.Generator().manual_seed(1), [3], [4]))
+    batch = bucketed(batch_to_train(torch.Generator().manual_seed(1), [3], [4]))
     for _ in range(3):
         recorded(batch, 0.5, adds=True)
     assert used.weight.grad is not None and frozen.weight.grad is None
@@ -299,7 +299,7 @@ def test_graphs_of_before_are_left_where_a_recording_parted_them_from_the_seed(m
     monkeypatch.setattr(GraphMemoryPool, "used", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(Batch, "to", lambda batch, _: batch)
     generator = torch.Generator().manual_seed(1)
-    batches = [regular(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [20], [40], [70])]
+    batches = [bucketed(batch_to_train(generator, lengths, lengths)) for lengths in ([3], [20], [40], [70])]
     for batch in [each for each in batches for _ in range(2)]:
         assert float(recorded(batch, 1.0, adds=True)) == int(batch.source.sum())
     # The fourth had no chance.
