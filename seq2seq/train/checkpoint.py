@@ -134,10 +134,8 @@ class Checkpoints:
                 + REMEDY
             )
         with new_directory(self.directory / f"step-{progress.step}", verify=_require_whole) as folder:
-            save_weights(folder / "model.safetensors", own_weights(model))
-            save_weights(folder / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
-            if average:
-                save_weights(folder / "average.safetensors", own_weights(average))
+            for name, tensors in _files(model, optimizer, average).items():
+                save_weights(folder / name, tensors)
             (folder / "config.yaml").write_text(compose.to_yaml(config), encoding="utf-8")
             write_json(folder / "progress.json", asdict(progress))
             write_manifest(folder)
@@ -193,8 +191,8 @@ def intact(folders: list[Path]) -> list[Path]:
 
 def size_of_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> int:
     """The size in bytes of a checkpoint's tensors, which are nearly all of it."""
-    weights = [own_weights(model), _optimizer_tensors(model, optimizer), own_weights(average) if average else {}]
-    return sum(tensor.nbytes for tensors in weights for tensor in tensors.values())
+    files = _files(model, optimizer, average)
+    return sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
 
 
 def step_of(checkpoint: Path) -> int:
@@ -210,12 +208,17 @@ def _require_whole(folder: Path) -> None:
         )
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
+def _files(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of each file of a checkpoint."""
+    state = {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
+    files = {"model.safetensors": own_weights(model), "optimizer.safetensors": state}
+    return files | ({"average.safetensors": own_weights(average)} if average else {})
 
 
 def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
