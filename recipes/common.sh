@@ -61,5 +61,6 @@ score() {
 
 # table KEY=FIGURE: all scores in Markdown, beside the published figure of one kind, such as paper_bleu=27.3.
 table() {
-  PYTHONPATH=$(dirname "${BASH_SOURCE[0]}")/.. python3 -m tools.figures table "${scores[@]}" --published "$1"
+  PYTHONPATH=$(cd -P "$(dirname "${BASH_SOURCE[0]}")" && cd .. && pwd) \
+    python3 -m tools.figures table "${scores[@]}" --published "$1"
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,10 @@ WRITE_DOWN = '{ printf %s "${0##*/}"; printf "\\t%s" "$@"; echo; } >>"$TYPED"\n'
 
 @pytest.fixture
 def typed(tmp_path: Path, commands: Path, environment: dict[str, str]) -> Path:
-    """The file of what was typed, a line for each command; evaluating prints `$SCORES`."""
+    """The file of what was typed, a line for each command; evaluating prints `$SCORES`.
+
+    Python finds nothing but its own library: an installation knows no tools.
+    """
     environment |= {"TYPED": str(tmp_path / "typed"), "SCORES": json.dumps(SCORES)}
     stubs = {
         "seq2seq-train": "",
@@ -39,6 +43,8 @@ def typed(tmp_path: Path, commands: Path, environment: dict[str, str]) -> Path:
     for name, does in stubs.items():
         (commands / name).write_text(f"#!/bin/sh\n{WRITE_DOWN}{does}", encoding="utf-8")
         (commands / name).chmod(0o755)
+    (commands / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n', encoding="utf-8")
+    (commands / "python3").chmod(0o755)
     return tmp_path / "typed"
 
 
