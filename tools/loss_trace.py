@@ -27,7 +27,7 @@ from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.model.translation import build_model
 from seq2seq.ops import dropout, native
 from seq2seq.ops.attention import attention_reference
-from seq2seq.ops.gpu import runs_kernels
+from seq2seq.ops.gpu import supports_triton
 from seq2seq.ops.linear_cross_entropy import linear_cross_entropy_reference
 from seq2seq.support.devices import autocast, choose_device, choose_precision
 from seq2seq.train.loss import batch_loss
@@ -44,7 +44,7 @@ def plain_path() -> Iterator[None]:
         return attention_reference(*arguments, **settings)[0]
 
     def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
-        if not (native.serves(x) or runs_kernels(x.device)):
+        if not (native.supports(x) or supports_triton(x.device)):
             return cast(Tensor, norm(x + dropout.dropout(y, p)))
         # The dropout mask of the fast path: what it makes of ones, added to zeros.
         seed, ones = torch.randint(1 << 31, (1,), device=x.device), torch.ones_like(y)
@@ -57,7 +57,7 @@ def plain_path() -> Iterator[None]:
 
     with (
         mock.patch("seq2seq.ops.attention.attention", attention),
-        mock.patch("seq2seq.ops.attention.suits_sentences", lambda *_, **__: False),
+        mock.patch("seq2seq.ops.attention.prefers_sentences", lambda *_, **__: False),
         mock.patch.object(MultiHeadAttention, "_projected", projected),
         mock.patch.object(native, "has_fast_large_matmul", lambda _: False),
         mock.patch("seq2seq.train.loss.linear_cross_entropy", linear_cross_entropy_reference),

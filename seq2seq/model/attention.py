@@ -13,7 +13,7 @@ from seq2seq.ops.attention import attend, attention_reference
 from seq2seq.ops.linear import Linear, linear
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.sentence_attention import Kind
-from seq2seq.ops.short_attention import takes_short_sentences
+from seq2seq.ops.short_attention import supports_short_sentences
 
 
 class MultiHeadAttention(nn.Module):
@@ -43,9 +43,9 @@ class MultiHeadAttention(nn.Module):
         projected = self._projected(x_ND, memory_MD)
         return self.output(attend(projected, layout, memory_layout, Kind(self.num_heads, self.widths, causal)))
 
-    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+    def supports_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether short sentences are computed, on this device in this dtype, by a kernel that allows empty ones."""
-        return takes_short_sentences(device, dtype, *Kind(self.num_heads, self.widths, causal=False).head_widths)
+        return supports_short_sentences(device, dtype, *Kind(self.num_heads, self.widths, causal=False).head_widths)
 
     def weights(
         self, x_ND: Tensor, layout: Layout, memory_MD: Tensor, memory_layout: Layout, *, causal: bool = False

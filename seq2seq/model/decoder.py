@@ -19,7 +19,7 @@ from seq2seq.model.recorded_cache import Holder, RecordedCache
 from seq2seq.model.row_cache import RowCache
 from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.row_attention import can_attend
+from seq2seq.ops.row_attention import supports_row_attention
 from seq2seq.support.errors import UserError
 
 Cache = ColumnCache | RowCache | RecordedCache
@@ -51,9 +51,9 @@ class TransformerDecoder(nn.Module):
             x_MD = layer(x_MD, layout, memory.rows, memory.layout)
         return self.norm(x_MD)
 
-    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+    def supports_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """See `interfaces.Decoder`."""
-        return self._layers[0].self_attention.takes_empty_sentences(device, dtype)
+        return self._layers[0].self_attention.supports_empty_sentences(device, dtype)
 
     def with_attention(
         self, tokens: Tensor, layout: Layout, memory: Memory, layer: int | None
@@ -83,9 +83,9 @@ class TransformerDecoder(nn.Module):
         """The cache before the first step: keys and values of the source, computed once."""
         sources = [layer.cross_attention.key_value(memory.rows) for layer in self._layers]
         first = self._layers[0].cross_attention
-        if not can_attend(*sources):
+        if not supports_row_attention(*sources):
             return ColumnCache(sources, memory.layout, first.num_heads, first.widths[0])
-        if self._holder and self._holder.is_free and not native.can_compute(*sources):
+        if self._holder and self._holder.is_free and not native.supports_inference(*sources):
             return RecordedCache(sources, memory.layout, first.num_heads, self._holder)
         # Under autocast the rows may differ in dtype from the weights that the native decoder reads.
         alike = memory.rows.dtype is self.input.embedding.weight.dtype

@@ -15,7 +15,7 @@ from seq2seq.model.layers import FeedForward, Residual, final_norm
 from seq2seq.model.native_layers import NativeEncoder
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.row_attention import suits_rows
+from seq2seq.ops.row_attention import prefers_rows
 
 
 class EncoderLayer(nn.Module):
@@ -52,15 +52,15 @@ class TransformerEncoder(nn.Module):
     def forward(self, tokens: Tensor, layout: Layout) -> Memory:
         """Packed source tokens [N] to their memory."""
         x_ND = self.input(tokens, layout.positions, layout.max_length)
-        if self._native and suits_rows(x_ND, layout, layout):
+        if self._native and prefers_rows(x_ND, layout, layout):
             return Memory(self.norm(self._native(x_ND, layout)), layout)
         for layer in self.layers:
             x_ND = layer(x_ND, layout)
         return Memory(self.norm(x_ND), layout)
 
-    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+    def supports_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """See `interfaces.Encoder`."""
-        return cast(EncoderLayer, self.layers[0]).self_attention.takes_empty_sentences(device, dtype)
+        return cast(EncoderLayer, self.layers[0]).self_attention.supports_empty_sentences(device, dtype)
 
     def finish(self) -> None:
         """See `interfaces.Encoder`."""

@@ -29,7 +29,7 @@ class Encoder(Protocol):
 
     def __call__(self, tokens: Tensor, layout: Layout) -> Memory: ...
 
-    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+    def supports_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether some sentences may have no tokens, on either side, in training on this device in this dtype."""
 
     def finish(self) -> None:
@@ -59,7 +59,7 @@ class Decoder(Protocol):
         UserError where there is no such layer.
         """
 
-    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
+    def supports_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether some sentences may have no tokens, on either side, in training on this device in this dtype."""
 
     def finish(self) -> None:

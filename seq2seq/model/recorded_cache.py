@@ -98,7 +98,7 @@ class RecordedCache:
         """Make room for the next step, whose hypotheses have these parents."""
         count = parents_SK.numel()
         self._move(count)
-        grow = grow_on_gpu if gpu.can_compute(self.arena.targets[0]) else grow_reference
+        grow = grow_on_gpu if gpu.supports_inference(self.arena.targets[0]) else grow_reference
         grow(self.arena, parents_SK, self.sentence_S, self.width, self.filled, self.length)
         self.width = parents_SK.shape[1]
         self.filled += count

@@ -39,7 +39,7 @@ class RecurrentEncoder(nn.Module):
         h_BLD, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=layout.max_length)
         return Memory(self.dropout(layout.pack(h_BLD)), layout)
 
-    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:  # noqa: ARG002
+    def supports_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:  # noqa: ARG002
         """Never: see `interfaces.Decoder`."""
         return False
 
@@ -113,7 +113,7 @@ class RecurrentDecoder(nn.Module):
         """Packed target tokens [M] to hidden rows [M, D]."""
         return self._whole(tokens, layout, memory)[0]
 
-    def takes_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:  # noqa: ARG002
+    def supports_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:  # noqa: ARG002
         """Never: see `interfaces.Decoder`."""
         return False
 

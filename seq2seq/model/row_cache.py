@@ -1,4 +1,4 @@
-"""The key-value cache of a Transformer decoder in search, where `ops.row_attention.can_attend` holds.
+"""The key-value cache of a Transformer decoder in search, where `ops.row_attention.supports_row_attention` holds.
 
 Rows of keys and values are written once, appended as steps produce them, and stay where they are. The choices of search
 only change the list of rows of each hypothesis; so no slot ever moves, and no padding is computed.

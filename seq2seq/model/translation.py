@@ -17,7 +17,7 @@ from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.interfaces import Decoder, Encoder, Memory
 from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
 from seq2seq.ops import native
-from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
+from seq2seq.ops.packed_linear import PackedLinear, replace_linears, supports_packing
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
 from seq2seq.ops.quantized_linear import int8_layer
@@ -74,7 +74,7 @@ class TranslationModel(nn.Module):
 
     def can_be_recorded(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether training on a GPU can be recorded as a graph of fixed shapes, in which some sentences are empty."""
-        return all(side.takes_empty_sentences(device, dtype) for side in (self.encoder, self.decoder))
+        return all(side.supports_empty_sentences(device, dtype) for side in (self.encoder, self.decoder))
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden rows [M, D], one for each target token to predict."""
@@ -113,7 +113,7 @@ class TranslationModel(nn.Module):
         """The best continuations, found without logits; see `search.interfaces.SearchModel.best`."""
         layer = self.projection
         most = min(MAX_INSERTED, scores.shape[1] * self.vocab_size)
-        if isinstance(layer, PanelLinear) and native.can_compute(hidden) and count <= most:
+        if isinstance(layer, PanelLinear) and native.supports_inference(hidden) and count <= most:
             return layer.best(hidden, scores, count, never)
         return None
 
@@ -147,7 +147,7 @@ class TranslationModel(nn.Module):
         """Lay weights out for translation on a CPU, in the dtype that they have; elsewhere this does nothing."""
         if self.device.type == "cpu" and native.has_fast_matmul():
             self._replace_linears(PanelLinear.of)
-        elif can_pack(self.output_weight):
+        elif supports_packing(self.output_weight):
             self._replace_linears(PackedLinear)
 
     def quantize(self) -> None:

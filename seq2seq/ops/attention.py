@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.row_attention import row_attention, suits_rows
-from seq2seq.ops.sentence_attention import Kind, sentence_attention, suits_sentences
+from seq2seq.ops.row_attention import prefers_rows, row_attention
+from seq2seq.ops.sentence_attention import Kind, prefers_sentences, sentence_attention
 from seq2seq.support.devices import capability
 from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
@@ -33,10 +33,10 @@ def attend(projected: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: K
 
     `projected` are queries [N, Q] and keys with values [M, E] or, in self-attention, all in one matrix [N, Q + E].
     """
-    if not kind.causal and suits_rows(projected[0], queries, keys):
+    if not kind.causal and prefers_rows(projected[0], queries, keys):
         q_NQ, rows_ME = projected
         return row_attention(q_NQ, rows_ME, keys.lists, queries.sentences, kind.heads)
-    if suits_sentences(projected[0], queries, keys, kind):
+    if prefers_sentences(projected[0], queries, keys, kind):
         return sentence_attention(projected, queries, keys, kind)
     q_NHE, k_MHE, v_MHE = (x.unflatten(-1, (kind.heads, -1)) for x in _split(projected, kind))
     return attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=kind.causal).flatten(1)
@@ -54,7 +54,7 @@ def attention(
     # Packed-row kernels take only sentences, back to back: no filler.
     if not (queries.filler or keys.filler):
         kind = q_NHE.device, q_NHE.dtype, q_NHE.shape[-1], v_MHE.shape[-1]
-        if takes_packed_rows(*kind):
+        if supports_packed_rows(*kind):
             return _packed_kernel(q_NHE, k_MHE, v_MHE, queries, keys, causal)
     q_BHLE, k_BHSE, v_BHSE = (
         layout.unpack(rows).transpose(1, 2) for rows, layout in ((q_NHE, queries), (k_MHE, keys), (v_MHE, keys))
@@ -68,12 +68,12 @@ def attention(
     return queries.pack(out_BHLE.transpose(1, 2))
 
 
-def takes_packed_rows(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
+def supports_packed_rows(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
     """Whether the packed-row kernel can be used here; if it should work but fails, one line on stderr says so."""
-    return suits_packed_kernel(capability(device), dtype, d_k, d_v) and _packed_kernel_works(device, dtype, d_k)
+    return packed_kernel_supports(capability(device), dtype, d_k, d_v) and _packed_kernel_works(device, dtype, d_k)
 
 
-def suits_packed_kernel(compute_capability: tuple[int, int], dtype: torch.dtype, d_k: int, d_v: int) -> bool:
+def packed_kernel_supports(compute_capability: tuple[int, int], dtype: torch.dtype, d_k: int, d_v: int) -> bool:
     """Whether the packed-row kernel supports this GPU generation, dtype and head widths.
 
     Above a head width of 192 it has no backward pass on some of these GPUs.

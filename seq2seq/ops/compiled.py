@@ -17,11 +17,11 @@ import torch._functorch.config as passes
 import torch.fx.experimental._config as shapes
 from torch import Tensor, nn
 
-from seq2seq.ops.attention import takes_packed_rows
-from seq2seq.ops.feed_forward import fuses
-from seq2seq.ops.gpu import runs_kernels
+from seq2seq.ops.attention import supports_packed_rows
+from seq2seq.ops.feed_forward import supports_kernel
+from seq2seq.ops.gpu import supports_triton
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.short_attention import takes_short_sentences
+from seq2seq.ops.short_attention import supports_short_sentences
 from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
 
@@ -37,10 +37,10 @@ def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "induc
     Nothing is compiled before its first use.
     """
     # These find out by trial whether a kernel works: compiled code must take the result, not trace the trial.
-    torch.compiler.assume_constant_result(takes_packed_rows)
-    torch.compiler.assume_constant_result(takes_short_sentences)
-    torch.compiler.assume_constant_result(runs_kernels)
-    torch.compiler.assume_constant_result(fuses)
+    torch.compiler.assume_constant_result(supports_packed_rows)
+    torch.compiler.assume_constant_result(supports_short_sentences)
+    torch.compiler.assume_constant_result(supports_triton)
+    torch.compiler.assume_constant_result(supports_kernel)
     # Models before this one (multirun) may have used up the number of times that a function is compiled.
     torch.compiler.reset()
     compiler = Compiler(backend)

@@ -26,7 +26,7 @@ def embed_reference(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positio
 def embed(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positions: Tensor | int) -> Tensor:
     """`embed_reference` in one C++ call where available, which gives NaN for a token or position outside the tables."""
     alike = isinstance(positions, int) or positions.shape == tokens.shape
-    if not (alike and native.can_compute(weight_VD, table_PD)):
+    if not (alike and native.supports_inference(weight_VD, table_PD)):
         return embed_reference(weight_VD, tokens, table_PD, positions)
     given, same = (0, positions) if isinstance(positions, int) else (positions.contiguous(), 0)
     (vocabulary, width), count = weight_VD.shape, tokens.numel()

@@ -12,16 +12,16 @@ from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
 
 
-def runs_kernels(device: torch.device) -> bool:
+def supports_triton(device: torch.device) -> bool:
     """Whether Triton kernels run on this device; if they should but fail, one line on stderr says why."""
     return capability(device) >= (8, 0) and _works(device)
 
 
-def can_compute(*tensors: Tensor) -> bool:
+def supports_inference(*tensors: Tensor) -> bool:
     """Whether our search kernels can take these tensors: on one GPU, of one dtype, needing no gradients."""
     first = tensors[0]
     on_gpu = first.device.type == "cuda" and first.dtype.is_floating_point
-    return on_gpu and alike(tensors) and runs_kernels(first.device)
+    return on_gpu and alike(tensors) and supports_triton(first.device)
 
 
 def next_power_of_2(count: int) -> int:

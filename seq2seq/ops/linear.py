@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from seq2seq.ops.product import product, product_and_sums, runs_in_cpp
+from seq2seq.ops.product import prefers_cpp, product, product_and_sums
 from seq2seq.support.devices import compute_dtype
 
 
@@ -30,7 +30,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, relu: bool = 
     """`linear_reference`, with matmuls in the autocast dtype where autocast is active."""
     rows_NI = x.reshape(-1, x.shape[-1])
     autocast = compute_dtype(x) if torch.is_autocast_enabled(x.device.type) else None
-    in_c = runs_in_cpp(rows_NI, weight_OI.t(), bias_O, autocast)
+    in_c = prefers_cpp(rows_NI, weight_OI.t(), bias_O, autocast)
     on_gpu = x.is_cuda and (relu or torch.is_grad_enabled())
     if bias_O is None or not (in_c or on_gpu):
         return linear_reference(x, weight_OI, bias_O, relu=relu)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.ops import native
-from seq2seq.ops.gpu import next_power_of_2, runs_kernels
+from seq2seq.ops.gpu import next_power_of_2, supports_triton
 from seq2seq.ops.product import add_product, product
 from seq2seq.support.devices import compute_dtype
 
@@ -65,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             plain = torch.zeros((), device=h_ND.device)
             mean_D = w_VD.float().mean(0)
             uniform_D = torch.zeros_like(mean_D)
-            by_kernel = runs_kernels(h_ND.device) or native.serves(weight)
+            by_kernel = supports_triton(h_ND.device) or native.supports(weight)
             rows_of_buffer, chunk = _chunks(h_ND.shape[0], device, by_kernel)
             buffer = h_ND.new_empty(rows_of_buffer, w_VD.shape[0], dtype=dtype)
             to_gradients = _to_gradients_by_kernel if by_kernel else _to_gradients
@@ -138,7 +138,7 @@ def _to_gradients_by_kernel(logits_CV: Tensor, target_C: Tensor, smoothing: floa
     """`_to_gradients` by our own kernels, which read a row twice, the second time from cache, and write it once."""
     rows, vocabulary = logits_CV.shape
     nll_C, lse_C = torch.empty(2, rows, device=logits_CV.device, dtype=torch.float32)
-    if native.serves(logits_CV):
+    if native.supports(logits_CV):
         if rows and int(target_C.max()) >= vocabulary:
             raise IndexError(f"target {int(target_C.max())} of a vocabulary of {vocabulary}")
         tensors = logits_CV, target_C.long(), nll_C, lse_C

@@ -43,14 +43,14 @@ _functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
 """Functions called so far: looking one up again would double the time of a call."""
 
 
-def serves(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Whether the functions can take tensors of this dtype and device; code compiled by PyTorch has its own."""
     if torch.compiler.is_compiling():
         return False
     return x.dtype in FORMATS and x.device.type == "cpu" and library() is not None
 
 
-def can_compute(*tensors: Tensor) -> bool:
+def supports_inference(*tensors: Tensor) -> bool:
     """Whether the functions can take these tensors: on the CPU, of one dtype, needing no gradients."""
     first = tensors[0]
     return first.dtype in FORMATS and first.device.type == "cpu" and alike(tensors) and library() is not None

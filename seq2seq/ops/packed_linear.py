@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, after, [], ""))
 
 
-def can_pack(weight: Tensor) -> bool:
+def supports_packing(weight: Tensor) -> bool:
     """Whether this PyTorch has the two operations for weights of this device and dtype."""
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return False

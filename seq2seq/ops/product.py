@@ -32,9 +32,9 @@ def product_reference(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, 
 def product(
     x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None = None, *, relu: bool = False, out: Tensor | None = None
 ) -> Tensor:
-    """`product_reference`, in C++ where `runs_in_cpp`; without bias and ReLU, it may be written into `out` [M, N]."""
+    """`product_reference`, in C++ where `prefers_cpp`; without bias and ReLU, it may be written into `out` [M, N]."""
     assert out is None or (bias_N is None and not relu)
-    if not runs_in_cpp(x_MK, y_KN, bias_N):
+    if not prefers_cpp(x_MK, y_KN, bias_N):
         if out is not None:
             return torch.mm(x_MK, y_KN, out=out)
         return product_reference(x_MK, y_KN, bias_N, relu=relu)
@@ -45,7 +45,7 @@ def product(
 
 def product_and_sums(x_MK: Tensor, y_KN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x·y and the row sums of x [M], in `dtype`; float32 results from C++ are not rounded to bfloat16 first."""
-    if x_MK.stride(0) != 1 or x_MK.stride(1) == 1 or dtype is not torch.float32 or not runs_in_cpp(x_MK, y_KN, None):
+    if x_MK.stride(0) != 1 or x_MK.stride(1) == 1 or dtype is not torch.float32 or not prefers_cpp(x_MK, y_KN, None):
         return product(x_MK, y_KN).to(dtype), _row_sums(x_MK, dtype)
     out_MN = x_MK.new_empty(x_MK.shape[0], y_KN.shape[1], dtype=dtype)
     sums_M = x_MK.new_zeros(x_MK.shape[0], dtype=dtype)
@@ -63,7 +63,7 @@ def _row_sums(x_MK: Tensor, dtype: torch.dtype) -> Tensor:
 def add_product(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor, *, first: bool = False) -> None:
     """Add x·y to `out`, which may be in float32 where x and y are not; the `first` is written over it."""
     there = out_MN.dtype is torch.float32 and out_MN.is_contiguous() and out_MN.device == x_MK.device
-    if there and out_MN.shape == (x_MK.shape[0], y_KN.shape[1]) and runs_in_cpp(x_MK, y_KN, None):
+    if there and out_MN.shape == (x_MK.shape[0], y_KN.shape[1]) and prefers_cpp(x_MK, y_KN, None):
         _compute(out_MN, x_MK, y_KN, add=not first)
     elif first:
         out_MN.copy_(x_MK @ y_KN)
@@ -71,14 +71,14 @@ def add_product(out_MN: Tensor, x_MK: Tensor, y_KN: Tensor, *, first: bool = Fal
         out_MN += x_MK @ y_KN
 
 
-def runs_in_cpp(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None, autocast: torch.dtype | None = None) -> bool:
+def prefers_cpp(x_MK: Tensor, y_KN: Tensor, bias_N: Tensor | None, autocast: torch.dtype | None = None) -> bool:
     """Whether the C++ functions should multiply these: large, and on a CPU where they are faster in this dtype.
 
     The dtype is `autocast`, if given: then the tensors have yet to be converted to it.
     """
     # Sizes last: compiled code must not depend on them. Shapes that do not match are left to PyTorch to report.
     dtype = autocast or x_MK.dtype
-    if not (native.serves(x_MK) and native.has_fast_large_matmul(dtype)):
+    if not (native.supports(x_MK) and native.has_fast_large_matmul(dtype)):
         return False
     given = [x_MK, y_KN] if bias_N is None else [x_MK, y_KN, bias_N]
     formats = native.FORMATS if autocast else (dtype,)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from seq2seq.ops import gpu, native
 from seq2seq.ops.dropout import LEVELS, add_dropout
-from seq2seq.ops.gpu import next_power_of_2, runs_kernels
+from seq2seq.ops.gpu import next_power_of_2, supports_triton
 from seq2seq.ops.operators import register
 
 ELEMENTS_PER_WARP = 512
@@ -39,8 +39,8 @@ def residual_norm_reference(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) 
 
 def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
     """`residual_norm_reference`, in one pass where a kernel is available; `add_norm` is its form in translation."""
-    in_c = native.serves(x) and x.dtype is y.dtype and norm.weight.dtype is torch.float32
-    if not (in_c or runs_kernels(x.device)):
+    in_c = native.supports(x) and x.dtype is y.dtype and norm.weight.dtype is torch.float32
+    if not (in_c or supports_triton(x.device)):
         return residual_norm_reference(x, y, norm, p)
     seed = torch.randint(1 << 31, (1,), device=x.device)
     rows = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
@@ -51,9 +51,9 @@ def residual_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
 def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
     """`residual_norm` in translation, where nothing is dropped: LayerNorm(x + y), all [..., D]."""
     tensors = x, y, norm.weight, norm.bias
-    if gpu.can_compute(*tensors):
+    if gpu.supports_inference(*tensors):
         return add_norm_on_gpu(x, y, norm)
-    if not native.can_compute(*tensors) or norm.eps != 1e-5:
+    if not native.supports_inference(*tensors) or norm.eps != 1e-5:
         return residual_norm_reference(x, y, norm, 0.0)
     out, width = x.new_empty(x.shape), x.shape[-1]
     native.call("add_norm", x.contiguous(), y.contiguous(), norm.weight, norm.bias, out, x.numel() // width, width)
@@ -109,7 +109,7 @@ def _backward(
 def _forward_on_processor(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, seed: Tensor, p: float, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    if not native.serves(x):
+    if not native.supports(x):
         # In Triton's interpreter, as the tests run it.
         return _forward(x, y, weight, bias, seed, p, epsilon)
     out, total = x.new_empty(x.shape), x.new_empty(x.shape)
@@ -122,7 +122,7 @@ def _forward_on_processor(
 def _backward_on_processor(
     d_out: Tensor, total: Tensor, weight: Tensor, seed: Tensor, p: float, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not native.serves(d_out):
+    if not native.supports(d_out):
         return _backward(d_out, total, weight, seed, p, epsilon)
     rows, width = total.shape
     gradients = d_x, d_y, sums = _empty_gradients(total)

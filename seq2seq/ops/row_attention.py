@@ -23,18 +23,18 @@ BLOCK = 16
 """Rows of a list that the GPU kernel reads at a time."""
 
 
-def can_attend(*tensors: Tensor) -> bool:
+def supports_row_attention(*tensors: Tensor) -> bool:
     """Whether `row_attention` can take these tensors, on CPUs or GPUs."""
-    return native.can_compute(*tensors) or gpu.can_compute(*tensors)
+    return native.supports_inference(*tensors) or gpu.supports_inference(*tensors)
 
 
-def suits_rows(x: Tensor, queries: Layout, keys: Layout) -> bool:
+def prefers_rows(x: Tensor, queries: Layout, keys: Layout) -> bool:
     """Whether to use this for packed sentences: for short ones, and where results must be batch-invariant."""
     # This comes first: training code is compiled, where the other conditions cannot be evaluated.
     if torch.is_grad_enabled() or queries.filler or keys.filler:
         return False
     is_faster = keys.max_length <= SHORT.get(x.dtype, 0)
-    return (is_faster or is_batch_invariant()) and native.can_compute(x)
+    return (is_faster or is_batch_invariant()) and native.supports_inference(x)
 
 
 def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
@@ -50,8 +50,8 @@ def row_attention_reference(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, lis
 
 
 def row_attention(q_RQ: Tensor, rows_NE: Tensor, lists_GT: Tensor, list_of_R: Tensor, heads: int) -> Tensor:
-    """`row_attention_reference` in one pass, where `can_attend`; lists and `list_of` are in int32."""
-    if gpu.can_compute(q_RQ, rows_NE):
+    """`row_attention_reference` in one pass, where `supports_row_attention`; lists and `list_of` are in int32."""
+    if gpu.supports_inference(q_RQ, rows_NE):
         return row_attention_on_gpu(q_RQ, rows_NE, lists_GT, list_of_R, heads)
     count, keys = q_RQ.shape
     values = rows_NE.shape[1] - keys

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.short_attention import LONGEST as LONGEST_ON_GPU
-from seq2seq.ops.short_attention import short_attention, takes_short_sentences
+from seq2seq.ops.short_attention import short_attention, supports_short_sentences
 from seq2seq.support.devices import compute_dtype
 
 LONGEST = {torch.float32: 2048, torch.bfloat16: 64}
@@ -41,13 +41,13 @@ class Kind(NamedTuple):
         return self.widths[0] // self.heads, self.widths[1] // self.heads
 
 
-def suits_sentences(x: Tensor, queries: Layout, keys: Layout, kind: Kind) -> bool:
+def prefers_sentences(x: Tensor, queries: Layout, keys: Layout, kind: Kind) -> bool:
     """Whether to use this for projections of rows like `x`."""
     longest = max(queries.max_length, keys.max_length)
-    if native.serves(x):
+    if native.supports(x):
         limit = LONGEST.get(compute_dtype(x), 0) if torch.is_grad_enabled() else 0
         return bool(limit) and (kind.causal or longest <= limit)
-    if not takes_short_sentences(x.device, compute_dtype(x), *kind.head_widths):
+    if not supports_short_sentences(x.device, compute_dtype(x), *kind.head_widths):
         return False
     # These kernels take only sentences, back to back: no filler.
     return longest <= LONGEST_ON_GPU and not (queries.filler or keys.filler)
@@ -58,7 +58,7 @@ def sentence_attention(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, 
 
     `rows` are queries [N, Q] and keys with values [M, E] or, in self-attention, all in one matrix [N, Q + E].
     """
-    if not native.serves(rows[0]):
+    if not native.supports(rows[0]):
         return short_attention(rows, queries, keys, kind.heads, causal=kind.causal)
     out_NV: Tensor = _SentenceAttention.apply(kind, queries, keys, *rows)  # type: ignore[no-untyped-call]
     return out_NV

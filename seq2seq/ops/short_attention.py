@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.ops.gpu import next_power_of_2, runs_kernels
+from seq2seq.ops.gpu import next_power_of_2, supports_triton
 from seq2seq.ops.operators import register
 from seq2seq.ops.packing import Layout
 
@@ -46,9 +46,9 @@ def short_attention(
     return out
 
 
-def takes_short_sentences(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
+def supports_short_sentences(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
     """Whether `short_attention` can be used on this device, in this dtype and for heads of these widths."""
-    if not (dtype in (torch.float16, torch.bfloat16) and d_k == d_v and d_k in WIDTHS and runs_kernels(device)):
+    if not (dtype in (torch.float16, torch.bfloat16) and d_k == d_v and d_k in WIDTHS and supports_triton(device)):
         return False
     return d_k < 128 or torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor > SHARED_MEMORY
 

@@ -47,7 +47,7 @@ def step_attention_reference(q_SHKE: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mas
 
 def step_attention(q_SHKE: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mask: Tensor | None) -> Tensor:
     """The same, but as matmuls in bfloat16 on the CPU, where a handful of queries is too few for PyTorch's kernel."""
-    if q_SHKE.device.type != "cpu" or q_SHKE.dtype != torch.bfloat16 or _suits_kernel(*q_SHKE.shape[:3]):
+    if q_SHKE.device.type != "cpu" or q_SHKE.dtype != torch.bfloat16 or _prefers_kernel(*q_SHKE.shape[:3]):
         return step_attention_reference(q_SHKE, k_SHCE, v_SHCE, mask)
     weights_SHKC = torch.matmul(q_SHKE * q_SHKE.shape[-1] ** -0.5, k_SHCE.transpose(-1, -2))
     if mask is not None:
@@ -55,7 +55,7 @@ def step_attention(q_SHKE: Tensor, k_SHCE: Tensor, v_SHCE: Tensor, mask: Tensor 
     return torch.matmul(weights_SHKC.softmax(-1), v_SHCE)
 
 
-def _suits_kernel(slots: int, heads: int, queries: int) -> bool:
+def _prefers_kernel(slots: int, heads: int, queries: int) -> bool:
     """Whether PyTorch's kernel is faster in bfloat16.
 
     On CPUs with AMX it computes a single query in half the time of the matmuls (docs/log.md, 2026-11-25).

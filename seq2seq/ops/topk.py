@@ -47,7 +47,7 @@ def highest(candidates: Candidates, count: int) -> Candidates:
 
     Equal scores come in any order, and any candidate may stand in for one with a score of −∞ or NaN.
     """
-    if not native.can_compute(candidates.scores):
+    if not native.supports_inference(candidates.scores):
         return highest_reference(candidates, count)
     slots, given = candidates.scores.shape
     found = Candidates(*(x.new_empty(slots, count) for x in candidates))
@@ -63,9 +63,9 @@ def log_probabilities(logits_SKV: Tensor) -> tuple[Tensor, Tensor]:
     slots, width, vocabulary = logits_SKV.shape
     sums_SK = torch.empty(slots, width, device=logits_SKV.device)
     logits_SKV = logits_SKV.contiguous()
-    if native.can_compute(logits_SKV):
+    if native.supports_inference(logits_SKV):
         native.call("negative_log_sum_exp", logits_SKV, sums_SK, slots * width, vocabulary)
-    elif gpu.can_compute(logits_SKV):
+    elif gpu.supports_inference(logits_SKV):
         negative_log_sum_exp_on_gpu(logits_SKV, sums_SK)
     else:
         return logits_SKV.log_softmax(-1, dtype=torch.float32), sums_SK.zero_()
@@ -92,12 +92,12 @@ def best_continuations_reference(log_probs_SKV: Tensor, scores_SK: Tensor, count
 def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> Candidates:
     """`best_continuations_reference` by the fastest way there is; equal sums come in any order."""
     slots, width, vocabulary = log_probs_SKV.shape
-    if count <= MAX_INSERTED and native.can_compute(log_probs_SKV):
+    if count <= MAX_INSERTED and native.supports_inference(log_probs_SKV):
         found = Candidates(scores_SK.new_empty(slots, count), *torch.empty(2, slots, count, dtype=torch.int64))
         tensors = (log_probs_SKV.contiguous(), scores_SK.contiguous(), *found)
         native.call("best", *tensors, slots, width, vocabulary, count)
         return found
-    on_gpu, blocks = gpu.can_compute(log_probs_SKV), -(-vocabulary // BLOCK)
+    on_gpu, blocks = gpu.supports_inference(log_probs_SKV), -(-vocabulary // BLOCK)
     if on_gpu and count <= min(width * blocks, MAX_COUNT_OF_GPU) and width * blocks <= MAX_BLOCKS_OF_GPU:
         return best_continuations_on_gpu(log_probs_SKV, scores_SK, count)
     if count > width * (vocabulary // BLOCK) or log_probs_SKV[0].numel() <= MAX_SINGLE_TOPK:

@@ -169,7 +169,7 @@ class Trainer:
         self._restart_clock()
         with contextlib.closing(self._updates()) as updates:
             while not self._finished():
-                stop = self._update(next(updates))
+                stop = self.train_step(next(updates))
                 progress.update += 1
                 to_save = progress.step % settings.save_every == 0 or bool(stop) or self._is_due()
                 if to_save:
@@ -216,7 +216,7 @@ class Trainer:
             number, f"stopped by {name} at step {step:,}, saved; rerun the same command to resume"
         )
 
-    def _update(self, update: Update) -> int:
+    def train_step(self, update: Update) -> int:
         """One update by all ranks; returns the signal that any of them got, or 0.
 
         Nothing waits for the device to finish it: whether the gradient was finite is decided there, and read one

@@ -53,9 +53,9 @@ def alike(own: list[list[Hypothesis]], others: list[list[Hypothesis]]) -> bool:
 def test_search_with_them_finds_what_it_finds_without(without_native: pytest.MonkeyPatch, is_final: bool) -> None:
     model, search = model_and_search()
     batches = [batch_of(5, 9, 1), batch_of(3), batch_of(2, 2, 2, 4, 2), batch_of(5, 9, 1)]
-    without_native.setattr(gpu, "can_compute", lambda *_: False)
+    without_native.setattr(gpu, "supports_inference", lambda *_: False)
     plain = [search(model, *batch) for batch in batches]
-    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    without_native.setattr(gpu, "supports_inference", lambda *_: True)
     if is_final:
         model.decoder.finish()
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_an_arena_that_is_too_small_makes_way_for_a_larger_one(without_native: p
     expected = search(model, *batch_of(5, 7, 1))
     for name in ("STEPS", "ROWS"):
         without_native.setattr(recorded_cache, name, 1)
-    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    without_native.setattr(gpu, "supports_inference", lambda *_: True)
     model.decoder.finish()
     assert alike(search(model, *batch_of(5, 7, 1)), expected)
     arena = holder_of(model).arena
@@ -107,7 +107,7 @@ def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest
     model, search = model_and_search()
     batches = batch_of(5, 7, 1), batch_of(4, 4)
     expected = [search(model, *batch) for batch in batches]
-    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    without_native.setattr(gpu, "supports_inference", lambda *_: True)
     model.decoder.finish()
     first, second = (search.steps(model, *batch, [Constraints()] * batch[1].batch_size) for batch in batches)
     found: list[Any] = [None, None]
@@ -119,7 +119,7 @@ def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest
 
 def test_a_copy_of_a_model_records_its_own_steps(without_native: pytest.MonkeyPatch) -> None:
     model, search = model_and_search()
-    without_native.setattr(gpu, "can_compute", lambda *_: True)
+    without_native.setattr(gpu, "supports_inference", lambda *_: True)
     model.decoder.finish()
     search(model, *batch_of(4, 4))
     other = copy.deepcopy(model)

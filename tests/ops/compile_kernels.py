@@ -88,5 +88,5 @@ if __name__ == "__main__":
     JITFunction.run = compiled
     capability = int(sys.argv[1])
     driver.set_active(Driver(capability))
-    with mock.patch.object(native, "serves", lambda _: False):
+    with mock.patch.object(native, "supports", lambda _: False):
         main(large=capability in (80, 90))

@@ -97,7 +97,7 @@ def test_one_graph_for_each_region_serves_all_shapes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What is not compiled must round where compiled code does.
-    monkeypatch.setattr(native, "serves", lambda _: False)
+    monkeypatch.setattr(native, "supports", lambda _: False)
     plain, compiled = build(), build()
     compile_regions(compiled, backend)
     torch._dynamo.utils.counters.clear()
@@ -167,7 +167,7 @@ def test_where_the_compiler_fails_one_line_says_why_and_the_code_runs_as_it_is(
 def test_where_the_compiler_cannot_trace_the_code_its_place_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "suits_rows", lambda *_: is_batch_invariant())
+    monkeypatch.setattr(attention, "prefers_rows", lambda *_: is_batch_invariant())
     model = build()
     compile_regions(model, "eager")
     model(batches(1)[0])

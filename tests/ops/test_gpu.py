@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from seq2seq.ops.attention import attention, attention_reference, takes_packed_rows
+from seq2seq.ops.attention import attention, attention_reference, supports_packed_rows
 from seq2seq.ops.packing import Layout
 from seq2seq.support.devices import capability
 
@@ -21,7 +21,7 @@ pytestmark = [
 def test_a_gpu_that_should_have_the_packed_kernel_has_it() -> None:
     if capability(CUDA) < (8, 0):
         pytest.skip("a GPU without it")
-    assert takes_packed_rows(CUDA, torch.bfloat16, 64, 64)
+    assert supports_packed_rows(CUDA, torch.bfloat16, 64, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -25,7 +25,7 @@ LONGEST = short_attention.LONGEST if HAS_GPU else 40
 
 @pytest.fixture(autouse=True)
 def _not_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "serves", lambda _: False)
+    monkeypatch.setattr(native, "supports", lambda _: False)
 
 
 def textbook_attention(

@@ -47,7 +47,7 @@ def test_output_and_gradients_are_those_of_the_plain_layer(
             found = torch.autograd.grad(out, inputs, upstream)
             wanted = torch.autograd.grad(expected, inputs, upstream, retain_graph=True)
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    in_c = rows > 7 and dtype is torch.float32 and native.serves(x)
+    in_c = rows > 7 and dtype is torch.float32 and native.supports(x)
     assert products == ["product"] * (12 if in_c else 0)
 
 

@@ -23,7 +23,7 @@ ROWS, WIDTH, VOCABULARY = 11, 6, 19
 def _language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits become gradients in a function of our own, or by PyTorch's operations where there is no compiler."""
     if request.param == "by PyTorch":
-        monkeypatch.setattr(native, "serves", lambda _: False)
+        monkeypatch.setattr(native, "supports", lambda _: False)
     elif native.library() is None:
         pytest.skip("no C++ compiler here")
 
@@ -102,7 +102,7 @@ def test_whole_numbers_are_numbers_too() -> None:
 
 
 def test_threads_change_no_bit() -> None:
-    if not native.serves(torch.ones(1)):
+    if not native.supports(torch.ones(1)):
         pytest.skip("PyTorch's sums may")
     h, w, target = (each.repeat(30, *[1] * (each.dim() - 1)) for each in draw())
     of_any = h @ w[:VOCABULARY].T

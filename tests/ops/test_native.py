@@ -114,7 +114,7 @@ def test_without_a_compiler_one_line_says_so_and_what_to_do(
     assert native.library() is None, "and it is told once"
     [line] = capsys.readouterr().err.splitlines()
     assert "no-such-compiler" in line and "install g++" in line and "-O1" not in line
-    assert not native.can_compute(torch.ones(2))
+    assert not native.supports_inference(torch.ones(2))
 
 
 def test_an_order_that_is_none_is_told_of_too(
@@ -161,14 +161,14 @@ def test_tensors_with_strides_are_a_defect_and_not_misread() -> None:
 @needs_compiler
 def test_what_they_cannot_compute_is_known_beforehand() -> None:
     x = torch.ones(2)
-    assert native.can_compute(x, x) and native.can_compute(x.bfloat16())
-    assert not native.can_compute(x, x.bfloat16())
-    assert not native.can_compute(x.double())
-    assert not native.can_compute(x.to("meta"))
+    assert native.supports_inference(x, x) and native.supports_inference(x.bfloat16())
+    assert not native.supports_inference(x, x.bfloat16())
+    assert not native.supports_inference(x.double())
+    assert not native.supports_inference(x.to("meta"))
     weight = torch.nn.Parameter(x)
-    assert not native.can_compute(weight)
+    assert not native.supports_inference(weight)
     with torch.no_grad():
-        assert native.can_compute(weight)
+        assert native.supports_inference(weight)
 
 
 @needs_compiler

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from seq2seq.ops.filled_rows import EXACT
-from seq2seq.ops.packed_linear import PackedLinear, can_pack, replace_linears
+from seq2seq.ops.packed_linear import PackedLinear, replace_linears, supports_packing
 
-pytestmark = pytest.mark.skipif(not can_pack(torch.ones(8, 8)), reason="this PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(not supports_packing(torch.ones(8, 8)), reason="this PyTorch has no oneDNN")
 
 
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -54,11 +54,11 @@ def test_all_linear_layers_of_a_module_are_replaced() -> None:
 
 
 def test_what_cannot_be_packed_is_known_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not can_pack(torch.ones(8, 8, dtype=torch.float64))
-    assert not can_pack(torch.ones(8, 8, device="meta"))
+    assert not supports_packing(torch.ones(8, 8, dtype=torch.float64))
+    assert not supports_packing(torch.ones(8, 8, device="meta"))
 
     def missing(*_: object) -> None:
         raise RuntimeError("built without oneDNN")
 
     monkeypatch.setattr(PackedLinear, "forward", missing)
-    assert not can_pack(torch.ones(8, 8))
+    assert not supports_packing(torch.ones(8, 8))

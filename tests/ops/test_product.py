@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seq2seq.ops import native
 from seq2seq.ops import product as module
-from seq2seq.ops.product import add_product, product, product_and_sums, product_reference, runs_in_cpp
+from seq2seq.ops.product import add_product, prefers_cpp, product, product_and_sums, product_reference
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 SHAPES = [
@@ -163,7 +163,7 @@ def test_shapes_and_devices_that_do_not_fit_are_refused(calls: list[str]) -> Non
     for given in [(x, y[:49], drawn(60)), (x, y, drawn(59)), (x, y.double(), drawn(60))]:
         with pytest.raises(RuntimeError):
             product(*given)
-    assert not runs_in_cpp(x, y.to("meta"), None)
+    assert not prefers_cpp(x, y.to("meta"), None)
     for out in (drawn(39, 60), drawn(40, 59)):
         with pytest.raises(RuntimeError):
             add_product(out, x, y)

@@ -26,9 +26,9 @@ def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         pytest.importorskip("triton", reason="Triton is not installed here")
     if not in_triton and (HAS_GPU or native.library() is None):
         pytest.skip("a GPU computes" if HAS_GPU else "no C++ compiler here")
-    monkeypatch.setattr(module, "runs_kernels", lambda _: in_triton)
+    monkeypatch.setattr(module, "supports_triton", lambda _: in_triton)
     if in_triton:
-        monkeypatch.setattr(native, "serves", lambda _: False)
+        monkeypatch.setattr(native, "supports", lambda _: False)
     return str(request.param)
 
 
@@ -106,7 +106,7 @@ def test_rows_of_any_number_of_dimensions_and_of_two_formats_are_taken() -> None
     x, y = torch.randn(2, 3, 5, 24, device=DEVICE)
     expected = residual_norm_reference(x, y, norm, 0.0)
     torch.testing.assert_close(residual_norm(x, y, norm, 0.0), expected)
-    if not HAS_GPU and native.serves(x):
+    if not HAS_GPU and native.supports(x):
         own = residual_norm(x, y.bfloat16(), norm, 0.0)
         torch.testing.assert_close(own, residual_norm_reference(x, y.bfloat16(), norm, 0.0))
 

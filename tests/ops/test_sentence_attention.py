@@ -10,7 +10,7 @@ from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.ops import native, sentence_attention
 from seq2seq.ops.attention import attention_reference
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.sentence_attention import LONGEST, Kind, suits_sentences
+from seq2seq.ops.sentence_attention import LONGEST, Kind, prefers_sentences
 from tests.kernels import distance
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
@@ -120,11 +120,11 @@ def test_it_is_taken_in_training_for_sentences_that_are_not_long(
             layer(x, short, x, short)
     kind = Kind(2, (32, 32), causal=False)
     assert taken == [kind]
-    assert suits_sentences(x, short, short, kind) and not suits_sentences(x, long, short, kind)
-    assert suits_sentences(x, long, long, kind._replace(causal=True))
-    assert not suits_sentences(x.double(), short, short, kind)
+    assert prefers_sentences(x, short, short, kind) and not prefers_sentences(x, long, short, kind)
+    assert prefers_sentences(x, long, long, kind._replace(causal=True))
+    assert not prefers_sentences(x.double(), short, short, kind)
     with torch.autocast("cpu", torch.float16):
-        assert not suits_sentences(x, short, short, kind)
+        assert not prefers_sentences(x, short, short, kind)
 
 
 def test_a_layer_computes_and_learns_the_same_as_by_the_formula() -> None:

@@ -16,11 +16,11 @@ def test_heads_of_128_columns_need_the_memory_of_a_larger_gpu(
 ) -> None:
     device = torch.device("cuda")
     properties = SimpleNamespace(shared_memory_per_multiprocessor=kibibytes << 10)
-    monkeypatch.setattr(short_attention, "runs_kernels", lambda _: True)
+    monkeypatch.setattr(short_attention, "supports_triton", lambda _: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     taken = [
         width
         for width in (8, 16, 32, 64, 128, 256)
-        if short_attention.takes_short_sentences(device, torch.bfloat16, width, width)
+        if short_attention.supports_short_sentences(device, torch.bfloat16, width, width)
     ]
     assert taken == [width for width in short_attention.WIDTHS if width <= widest]

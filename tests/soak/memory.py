@@ -45,7 +45,7 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
     )
     samples: dict[int, float] = {}
     shapes: set[tuple[int, ...]] = set()
-    update = Trainer._update
+    update = Trainer.train_step
 
     def sampled(trainer: Trainer, made_of: Update) -> int:
         stop = update(trainer, made_of)
@@ -55,7 +55,7 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
         return stop
 
     torch.set_num_threads(1)
-    with mock.patch.object(Trainer, "_update", sampled):
+    with mock.patch.object(Trainer, "train_step", sampled):
         train_as_rank(config)
     found = list(samples.values())
     half = found[len(found) // 2 - 1 :]

@@ -132,7 +132,7 @@ def as_rank(config: Config, rank: int, own: Kill | None = None) -> None:
 
 @contextlib.contextmanager
 def _noting(path: Path, rank: int) -> Iterator[None]:
-    update = Trainer._update
+    update = Trainer.train_step
 
     def noted(trainer: Trainer, made_of: Update) -> int:
         stop = update(trainer, made_of)
@@ -142,13 +142,13 @@ def _noting(path: Path, rank: int) -> Iterator[None]:
             file.write(line)
         return stop
 
-    with mock.patch.object(Trainer, "_update", noted):
+    with mock.patch.object(Trainer, "train_step", noted):
         yield
 
 
 @contextlib.contextmanager
 def _killing(own: Kill) -> Iterator[None]:
-    update, save = Trainer._update, Checkpoints.save
+    update, save = Trainer.train_step, Checkpoints.save
 
     def timed(trainer: Trainer, made_of: Update) -> int:
         if trainer.progress.step + 1 == own.step and own.operation is None:
@@ -162,5 +162,5 @@ def _killing(own: Kill) -> Iterator[None]:
             with installed(Faults(own.operation, kill, inside=str(checkpoints.directory))):
                 save(checkpoints, *arguments)
 
-    with mock.patch.object(Trainer, "_update", timed), mock.patch.object(Checkpoints, "save", counted):
+    with mock.patch.object(Trainer, "train_step", timed), mock.patch.object(Checkpoints, "save", counted):
         yield

@@ -83,7 +83,7 @@ def test_dropout_is_where_the_paper_has_it(name: str, config: ModelConfig, monke
             return function(*args, **given)
 
     # Ours draws its own masks on a CPU, one for each site; what is in C++ nobody could count.
-    monkeypatch.setattr(native, "serves", lambda _: False)
+    monkeypatch.setattr(native, "supports", lambda _: False)
     monkeypatch.setattr(dropout, "mask", lambda like, p: F.dropout(torch.ones_like(like), p))
     contestant = CONTESTANTS[name](config, VOCAB_SIZE)
     contestant.model.train()

@@ -18,7 +18,7 @@ from tools.flops import update_flops
 @pytest.fixture(autouse=True)
 def _by_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its counter does not see what functions in C++ compute."""
-    monkeypatch.setattr(native, "serves", lambda _: False)
+    monkeypatch.setattr(native, "supports", lambda _: False)
 
 
 def batch_of(source_length: int, target_length: int, sentences: int) -> Batch:

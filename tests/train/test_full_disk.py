@@ -54,7 +54,7 @@ def trainer_on(disk: Path, corpus: list[str], *overrides: str) -> Trainer:
 
 def filling(monkeypatch: pytest.MonkeyPatch, disk: Path, full: set[int]) -> None:
     """Fill the disk before these steps, and only then, to the last byte."""
-    update, ballast = Trainer._update, disk / "ballast"
+    update, ballast = Trainer.train_step, disk / "ballast"
 
     def filled(trainer: Trainer, made_of: Update) -> int:
         ballast.unlink(missing_ok=True)
@@ -67,7 +67,7 @@ def filling(monkeypatch: pytest.MonkeyPatch, disk: Path, full: set[int]) -> None
                     assert error.errno == errno.ENOSPC
         return update(trainer, made_of)
 
-    monkeypatch.setattr(Trainer, "_update", filled)
+    monkeypatch.setattr(Trainer, "train_step", filled)
 
 
 NEEDED = r"the (\w+) was not saved, the disk of .* is full: ([\d,]+) bytes are needed, ([\d,]+) are free"

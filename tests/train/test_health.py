@@ -136,7 +136,7 @@ SPIKING = ["trainer.max_steps=60", "trainer.save_every=10", "schedule.peak=0.002
 
 def spoil(monkeypatch: pytest.MonkeyPatch, times: int, step: int = 44) -> None:
     """Throw the weights about after this step, as often as it comes, up to so many times."""
-    left, update = itertools.repeat(None, times), Trainer._update
+    left, update = itertools.repeat(None, times), Trainer.train_step
 
     def spoilt(trainer: Trainer, made_of: Update) -> int:
         stop = update(trainer, made_of)
@@ -147,7 +147,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, times: int, step: int = 44) -> None:
                     weight.add_(3 * torch.randn_like(weight))
         return stop
 
-    monkeypatch.setattr(Trainer, "_update", spoilt)
+    monkeypatch.setattr(Trainer, "train_step", spoilt)
 
 
 def test_a_spike_is_told(
@@ -177,13 +177,13 @@ def test_the_run_goes_back_to_before_it_and_leaves_out_its_pairs(
 ) -> None:
     overrides = [*SPIKING, "trainer.on_loss_spike=rollback", "trainer.log_seconds=0", "trainer.keep_checkpoints=9"]
     made: list[list[int]] = []
-    update = Trainer._update
+    update = Trainer.train_step
 
     def noted(trainer: Trainer, made_of: Update) -> int:
         made.append(made_of.pairs)
         return update(trainer, made_of)
 
-    monkeypatch.setattr(Trainer, "_update", noted)
+    monkeypatch.setattr(Trainer, "train_step", noted)
     spoil(monkeypatch, 1)
     trainer = trainer_in(tmp_path / "run", corpus, *overrides)
     trainer.run()

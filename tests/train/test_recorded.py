@@ -36,10 +36,10 @@ def batch_to_train(generator: torch.Generator, source: list[int], target: list[i
 @pytest.fixture
 def kernels_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     if not HAS_GPU:
-        monkeypatch.setattr(sentence_attention, "takes_short_sentences", lambda *_: True)
+        monkeypatch.setattr(sentence_attention, "supports_short_sentences", lambda *_: True)
         for operation in (linear_cross_entropy, residual_norm):
-            monkeypatch.setattr(operation, "runs_kernels", lambda _: True)
-        monkeypatch.setattr(native, "serves", lambda _: False)
+            monkeypatch.setattr(operation, "supports_triton", lambda _: True)
+        monkeypatch.setattr(native, "supports", lambda _: False)
 
 
 def gradients_of(model: TranslationModel) -> list[Tensor]:

@@ -67,7 +67,7 @@ def test_going_on_is_as_if_never_stopped(make: Make, tmp_path: Path) -> None:
 def test_every_update_of_every_epoch_is_made_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make("run")
     made: list[list[int]] = []
-    update = trainer._update
+    update = trainer.train_step
 
     def record(made_of: Update) -> int:
         pairs, tokens, ((_, batch, _),) = made_of
@@ -76,7 +76,7 @@ def test_every_update_of_every_epoch_is_made_once(make: Make, monkeypatch: pytes
         assert made[-1] == trainer.data.train.gather(1, np.array(pairs)).tolist()
         return update(made_of)
 
-    monkeypatch.setattr(trainer, "_update", record)
+    monkeypatch.setattr(trainer, "train_step", record)
     trainer.run()
     data = trainer.data.train
     epochs = [data.gather(1, pairs).tolist() for epoch in range(12) for pairs in trainer.sampler.epoch(epoch)]
@@ -112,7 +112,7 @@ def test_another_seed_is_another_run(make: Make, tmp_path: Path) -> None:
 def test_a_signal_stops_after_the_step_is_saved(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    update = Trainer._update
+    update = Trainer.train_step
 
     def interrupted(trainer: Trainer, made_of: Update) -> int:
         if trainer.progress.step == 2:
@@ -121,7 +121,7 @@ def test_a_signal_stops_after_the_step_is_saved(
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patched, pytest.raises(Stopped) as stopped:
-        patched.setattr(Trainer, "_update", interrupted)
+        patched.setattr(Trainer, "train_step", interrupted)
         make("stopped").run()
     assert stopped.value.exit_code == 128 + number
     assert signal.getsignal(number) == before
@@ -157,7 +157,7 @@ def test_the_log_counts_each_update_whatever_is_saved_and_validated_in_between(
 ) -> None:
     make("each", "trainer.max_steps=6", "trainer.log_seconds=0").run()
     losses = [line["loss"] for line in log(tmp_path / "each", "train")]
-    update = Trainer._update
+    update = Trainer.train_step
 
     def interrupted(trainer: Trainer, made_of: Update) -> int:
         if trainer.progress.step == 5:
@@ -169,7 +169,7 @@ def test_the_log_counts_each_update_whatever_is_saved_and_validated_in_between(
     # With patience: no validation is better.
     trainer.progress.best_bleu = 101.0
     if end == "signal":
-        monkeypatch.setattr(Trainer, "_update", interrupted)
+        monkeypatch.setattr(Trainer, "train_step", interrupted)
     with contextlib.suppress(Stopped):
         trainer.run()
     epochs = [pairs for epoch in range(6) for pairs in trainer.sampler.epoch(epoch)]
@@ -393,7 +393,7 @@ def test_changed_training_data_are_refused(make: Make) -> None:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ((Trainer, "_update"), r"^step 0: .*500 tokens a side in 1 parts does not fit .*data\.micro_batches=2"),
+        ((Trainer, "train_step"), r"^step 0: .*500 tokens a side in 1 parts does not fit .*data\.micro_batches=2"),
         ((BeamSearch, "__call__"), r"^step 12: validation does not fit the device's memory .*rerun the same command$"),
         ((validation, "batch_loss"), r"^step 12: validation does not fit the device's memory .*: free memory"),
     ],
