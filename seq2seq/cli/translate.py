@@ -14,7 +14,8 @@ from seq2seq.support.errors import UserError
 from seq2seq.support.progress import say
 
 if TYPE_CHECKING:
-    from seq2seq.translate.translator import Translation, Translator
+    from seq2seq.translate.translation import Translation
+    from seq2seq.translate.translator import Translator
 
 SUMMARY = "Translate standard input, one sentence a line, to standard output: as many lines, in the same order."
 EXAMPLES = """examples:

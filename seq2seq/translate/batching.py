@@ -1,9 +1,11 @@
-"""Which texts are searched together."""
+"""Grouping: which texts are searched together, and what belongs to which."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from seq2seq.support.errors import OutOfMemory
 
 CROSSOVER = 50
 """The sentence length in pieces at which the quadratic part of the cost equals the linear part."""
+T = TypeVar("T")
 
 
 def batches(
@@ -41,6 +44,12 @@ def batches(
     # Phrases widen the beam: texts widened alike share a batch, and none gets a wider beam because of another.
     alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
     return [run for same in alike for run in cut(same, [side[same] for side in sides], limit)]
+
+
+def regrouped(items: Iterable[T], groups: Iterable[Sized]) -> list[list[T]]:
+    """The items, in order, in lists as long as these groups."""
+    rest = iter(items)
+    return [list(islice(rest, len(group))) for group in groups]
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, fields, replace
-from itertools import chain, islice
+from itertools import chain
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,10 +29,11 @@ from seq2seq.search.penalties import coverage_penalty
 from seq2seq.support.devices import choose_device, choose_dtype
 from seq2seq.support.errors import RunError, UserError, nearest
 from seq2seq.support.progress import bar
-from seq2seq.translate.batching import batches, explaining_out_of_memory
+from seq2seq.translate.batching import batches, explaining_out_of_memory, regrouped
 from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.scoring import NOT_FINITE, PairScore, score_pairs
 from seq2seq.translate.tasks import Task, parts_of, tasks_of
+from seq2seq.translate.translation import Translation
 from seq2seq.translate.workers import Workers
 
 BATCH_TOKENS = 8192
@@ -40,7 +41,6 @@ BATCH_TOKENS_OF_GPU = 32768
 TOKENS_OF_A_WORKER = 1000
 """Source tokens below which one more worker is not worth starting."""
 LONGEST = 250
-T = TypeVar("T")
 Result = TypeVar("Result")
 Job = Callable[["Translator"], Result]
 """What a worker does with its copy of the translator."""
@@ -55,35 +55,6 @@ def list_of_texts(name: str, texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise UserError(f"{name}[{number}] is {type(text).__name__}, must be str: {text!r}")
     return found
-
-
-def regrouped(items: Iterable[T], groups: Iterable[Sized]) -> list[list[T]]:
-    """The items, in order, in lists as long as these groups."""
-    rest = iter(items)
-    return [list(islice(rest, len(group))) for group in groups]
-
-
-@dataclass
-class Translation:
-    """The hypotheses of one text, best first: `texts` and `scores` (log-probability / length penalty).
-
-    `flags` says what else there is to know: `empty` (nothing to translate), `split` (longer than the model was trained
-    for: translated in parts and joined; the score is the sum of theirs, and only the best hypothesis is kept),
-    `length_limit` (the output, or a part of it, is as long as it may be: it may have been cut off), `unmet` (no output
-    contains the requested prefix and terms: translated without them; the field `unmet` says why). `outputs` are the
-    parts of each hypothesis.
-    """
-
-    texts: list[str]
-    scores: list[float]
-    flags: list[str] = field(default_factory=list)
-    unmet: str = ""
-    outputs: list[list[tuple[Task, Hypothesis]]] = field(default_factory=list, repr=False)
-
-    @property
-    def status(self) -> str:
-        """The flags, separated by commas; `ok` where there are none."""
-        return ",".join(self.flags) or "ok"
 
 
 @dataclass
@@ -194,7 +165,7 @@ class Translator:
             freed = [task._replace(constraints=Constraints()) for task, why in zip(tasks, unmet, strict=True) if why]
             again = iter(self._search(freed))
             results = [next(again) if why else found for found, why in zip(results, unmet, strict=True)]
-        translations = list(map(self._join, regrouped(zip(tasks, results, unmet, strict=True), tasks_of_texts)))
+        translations = list(map(Translation.joined, regrouped(zip(tasks, results, unmet, strict=True), tasks_of_texts)))
         outputs = [output for translation in translations for output in translation.outputs]
         sequences = [part.tokens for output in outputs for _, part in output]
         texts = map(" ".join, regrouped(self.tokenizer.decode(sequences, torch.get_num_threads()), outputs))
@@ -376,19 +347,6 @@ class Translator:
 
     def _together(self) -> TranslationModel | Ensemble:
         return Ensemble([self.model, *self.others]) if self.others else self.model
-
-    @staticmethod
-    def _join(found: list[tuple[Task, list[Hypothesis], str]]) -> Translation:
-        """The translation of a text, still without `texts`, from the results of its parts and why any are unmet."""
-        if not found:
-            return Translation([], [0.0], ["empty"])
-        unmet = next((why for *_, why in found if why), "")
-        parts = [[(task, hypothesis) for hypothesis in hypotheses] for task, hypotheses, _ in found]
-        outputs = [[hypothesis] for hypothesis in parts[0]] if len(parts) == 1 else [[part[0] for part in parts]]
-        scores = [sum(part.score for _, part in output) for output in outputs]
-        limited = any(part.limited for _, part in outputs[0])
-        flags = {"split": len(parts) > 1, "length_limit": limited, "unmet": bool(unmet)}
-        return Translation([], scores, [name for name, holds in flags.items() if holds], unmet, outputs)
 
     def explain(self, translations: Sequence[Translation], *, attention: bool = False) -> list[list[list[PairScore]]]:
         """The log-probabilities of all tokens of each hypothesis of each translation, part by part; see `PairScore`.

@@ -13,7 +13,8 @@ from seq2seq.cli.evaluate import main
 from seq2seq.data.corpus import Pair
 from seq2seq.evaluate.scores import compare, paper_bleu, scores, tokenised_bleu
 from seq2seq.evaluate.test_set import scored
-from seq2seq.translate.translator import Translation, Translator
+from seq2seq.translate.translation import Translation
+from seq2seq.translate.translator import Translator
 
 Files = dict[str, Path]
 

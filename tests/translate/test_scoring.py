@@ -33,6 +33,8 @@ Pair = tuple[list[int], list[int]]
 class Bigrams(nn.Module):
     """Predicts a token from the one before it: its hidden row is that token, its logits a row of a table."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         super().__init__()
         # After bos: a three times in four, b once; after a: b or eos; after b: always eos.
