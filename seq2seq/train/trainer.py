@@ -22,7 +22,7 @@ from seq2seq.data.batches import Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import bleu_signature
-from seq2seq.model.directory import load_model_directory, save_model_directory
+from seq2seq.model.directory import save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.model.weights import fill, own_weights
 from seq2seq.support.devices import SHAPES_OF_TRAINING, choose_device, keep_freed_memory, limit_compiled_shapes
@@ -41,6 +41,7 @@ from seq2seq.train.schedule import learning_rate
 from seq2seq.train.update import Pending, Update
 from seq2seq.train.updater import Updater
 from seq2seq.train.validation import validate
+from seq2seq.train.warm_start import take_weights
 
 
 class Trainer:
@@ -61,8 +62,7 @@ class Trainer:
         self.model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(self.device)
         self.checkpoints = Checkpoints(self.run_dir)
         if config.init_from and not self.checkpoints.all():
-            given = Path(config.init_from)
-            fill(self.model, own_weights(load_model_directory(given).model), given)
+            take_weights(self.model, Path(config.init_from))
         self.updater = Updater(self.model, config, self.world)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
         self.progress = Progress(data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or 0)
@@ -259,9 +259,8 @@ class Trainer:
 
     def _left(self) -> tuple[int, float]:
         """Updates and seconds of training that are left."""
-        settings = self.config.trainer
-        minutes = settings.max_minutes if settings.max_minutes is not None else math.inf
-        return settings.max_steps - self.progress.step, minutes * 60 - self.progress.seconds
+        steps, minutes = self.config.trainer.max_steps, self.config.trainer.max_minutes
+        return steps - self.progress.step, (math.inf if minutes is None else minutes * 60) - self.progress.seconds
 
     def _end_reason(self) -> str:
         """Which setting ends the run here, in words; empty while none does."""

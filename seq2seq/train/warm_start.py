@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import nn
+
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
+from seq2seq.model.directory import load_model_directory
+from seq2seq.model.weights import fill, own_weights
 from seq2seq.support.errors import UserError
 
 
@@ -27,3 +31,8 @@ def require_same_model(config: Config) -> None:
     }
     if other:
         raise UserError(f"init_from={directory}: its model has other settings; add {compose.to_type(other)}")
+
+
+def take_weights(model: nn.Module, directory: Path) -> None:
+    """Give the model the weights of a model directory. Raises UserError if they do not fit or are damaged."""
+    fill(model, own_weights(load_model_directory(directory).model), directory)
