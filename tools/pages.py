@@ -44,7 +44,9 @@ def picture(path: Path, **options: Any) -> Iterator[Any]:
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    with plt.rc_context({"svg.hashsalt": "seq2seq", "svg.fonttype": "none"}):
+    with plt.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({"svg.hashsalt": "seq2seq", "svg.fonttype": "none"})
         figure, axes = plt.subplots(layout="constrained", **options)
         yield axes
         figure.savefig(path, metadata={"Date": None})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import pytest
+import torch
 
 
 class Outcome(NamedTuple):
@@ -36,10 +37,13 @@ class Run(Protocol):
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # The commands set it; this sets it back.
     monkeypatch.delenv("SEQ2SEQ_MODEL", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
     def call(main: Callable[[], None], *arguments: str | Path, stdin: bytes = b"") -> Outcome:
         (tmp_path / "stdin").write_bytes(stdin)
-        handlers = logging.root.handlers[:]
+        handlers, level, threads = logging.root.handlers[:], logging.root.level, torch.get_num_threads()
         capfd.readouterr()
         with (tmp_path / "stdin").open() as given, monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -47,6 +51,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
             patch.setattr(sys, "stderr", sys.stderr)  # The commands replace it; this sets it back.
             main()
         logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+        torch.set_num_threads(threads)
         code = ended.value.code
         return Outcome(code if isinstance(code, int) else 0, *capfd.readouterr())
 

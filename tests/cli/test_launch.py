@@ -28,6 +28,9 @@ def test_ranks_share_the_processors_that_may_be_used(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: lambda *_: None)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    # Set first, so that what `launch` sets is taken back.
+    for name in ("OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     launch(compose(["+recipe=quickstart", f"run_dir={tmp_path}", "trainer.devices=3", "trainer.device=cpu"]))
     assert os.environ["OMP_NUM_THREADS"] == "2"

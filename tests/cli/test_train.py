@@ -21,6 +21,7 @@ from seq2seq.model.weights import load_weights
 from seq2seq.support.files import read_json
 from seq2seq.train.loss import batch_loss
 from seq2seq.translate.translator import Translator
+from tests.processes import PATIENCE
 
 QUICK = [
     *("trainer.device=cpu", "trainer.precision=float32", "trainer.samples=1", "data.workers=1"),
@@ -128,7 +129,7 @@ def stopped(overrides: list[str], number: signal.Signals) -> tuple[int, str]:
             if sum(text.startswith("step ") for text in shown) == 2:
                 process.send_signal(number)
                 break
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()

@@ -22,6 +22,7 @@ from seq2seq.model.directory import load_model_directory, save_model_directory
 from seq2seq.model.weights import own_weights
 from seq2seq.translate.lines import WINDOW
 from seq2seq.translate.translator import Translator
+from tests.processes import PATIENCE
 
 NASTY = [
     *(b"", b" ", b"\t", "the\u2028dog".encode(), "the\x85dog".encode(), b"the\rdog", b"\r", b"the\0dog", b"\0"),
@@ -52,8 +53,8 @@ def started(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], I
 
 
 def answer(stream: IO[bytes]) -> bytes:
-    """The next line, if it comes within 40 seconds."""
-    assert select.select([stream], [], [], 40)[0], "no answer while the input pauses"
+    """The next line."""
+    assert select.select([stream], [], [], PATIENCE)[0], "no answer while the input pauses"
     return stream.readline()
 
 
@@ -63,7 +64,7 @@ def test_nasty_lines_through_a_pipe_that_pauses(tiny_model: Path) -> None:
         stdin.flush()
         first = answer(stdout)
         assert first.endswith(b"\n") and process.poll() is None
-        out, err = process.communicate(b"\n".join(NASTY), timeout=60)
+        out, err = process.communicate(b"\n".join(NASTY), timeout=PATIENCE)
     assert process.returncode == 0
     assert out.count(b"\n") == len(NASTY)
     found = out.decode().split("\n")[:-1]
@@ -81,7 +82,7 @@ def test_a_reader_that_goes_away(tiny_model: Path) -> None:
         stdout.close()
         stdin.write(b"the dog\n" * 100)
         stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
         assert stderr.read() == b""
 
 

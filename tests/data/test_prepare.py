@@ -26,6 +26,7 @@ from seq2seq.data.store import SIDES
 from seq2seq.data.tokenizer import EOS, Tokenizer
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import in_turn, locked, new_directory, read_json, write_json
+from tests.processes import PATIENCE
 
 TABLE = ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
 
@@ -437,7 +438,8 @@ def test_who_prepares_beside_another_waits_and_leaves_its_work_alone(
     with ThreadPoolExecutor(1) as threads:
         with in_turn(root), new_directory(root / "clean") as folder:
             other = threads.submit(prepare, settings)
-            while not said and not other.done():
+            began = time.monotonic()
+            while not said and not other.done() and time.monotonic() < began + PATIENCE:
                 said = capsys.readouterr().err
                 time.sleep(0.01)
             assert folder.is_dir()

@@ -14,6 +14,7 @@ from seq2seq.config.schema import TokenizerConfig
 from seq2seq.data.sentencepiece_training import share_done, train_sentencepiece
 from seq2seq.data.tokenizer import train_tokenizer
 from seq2seq.support.errors import RunError
+from tests.processes import PATIENCE, is_running
 
 BPE = """\
 trainer_interface.cc:466] Normalizing sentences...
@@ -77,7 +78,7 @@ def test_a_full_disk_is_no_matter_of_the_settings(
 PARENT = """
 import pathlib, sys
 from seq2seq.data import sentencepiece_training as training
-waits = "print('ready', flush=True); __import__('time').sleep(60)"
+waits = "print('ready', flush=True); __import__('time').sleep(900)"
 training.PROGRAM = training.PROGRAM.partition("sentencepiece.SentencePieceTrainer")[0] + waits
 training.train_sentencepiece(["a b c"], pathlib.Path(sys.argv[1]), model_type="bpe", vocab_size=300)
 """
@@ -88,13 +89,13 @@ def test_the_trainer_ends_with_whoever_started_it(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)])
     began = time.monotonic()
     while not any("ready" in log.read_text() for log in tmp_path.glob("*/log")):
-        assert process.poll() is None and time.monotonic() < began + 60
+        assert process.poll() is None and time.monotonic() < began + PATIENCE
         time.sleep(0.05)
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
-    while Path(f"/proc/{child}").exists():
-        assert time.monotonic() < began + 90
+    while is_running(int(child)):
+        assert time.monotonic() < began + 2 * PATIENCE
         time.sleep(0.05)
 
 

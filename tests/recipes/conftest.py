@@ -10,7 +10,10 @@ from typing import Protocol
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OWN = ("DEVICES", "NODES", "NODE_RANK", "RECIPE", "PUBLISHED", "WMT14", "IWSLT14", "MULTI30K", "SEQ2SEQ_SHARED_DATA")
+OWN = {
+    *("DEVICES", "NODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    *("RECIPE", "PUBLISHED", "WMT14", "IWSLT14", "MULTI30K", "SEQ2SEQ_SHARED_DATA"),
+}
 
 
 class Script(Protocol):
@@ -30,7 +33,7 @@ def commands(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(commands: Path) -> dict[str, str]:
     """The environment of a user who set none of the scripts' variables."""
-    inherited = {key: value for key, value in os.environ.items() if key not in OWN}
+    inherited = {key: value for key, value in os.environ.items() if key not in OWN and not key.startswith("SLURM_")}
     path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     return {**inherited, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

@@ -40,9 +40,9 @@ def stop_once(config: Config, ranks: int, number: signal.Signals, rng: random.Ra
     while not made(run_dir):
         time.sleep(0.002)
     time.sleep(rng.uniform(0, 0.2))
-    sent = time.monotonic()
     for pid in started.pids:
         os.kill(pid, number)
+    sent = time.monotonic()
     codes = started.wait()
     seconds = time.monotonic() - sent
     if codes != [128 + number] * ranks:

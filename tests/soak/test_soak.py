@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import PATIENCE
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and looks into /proc"),
@@ -25,7 +27,7 @@ def figures_of(tool: str, *arguments: str) -> dict[str, Any]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,
-        timeout=500,
+        timeout=5 * PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)

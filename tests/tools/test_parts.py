@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from seq2seq.config.compose import compose
+from seq2seq.ops import native
 from seq2seq.train.distributed import World
 from tools import parts
 from tools.bench_train import random_corpus
@@ -42,6 +43,7 @@ def test_names_tell_parts(name: str, part: str) -> None:
     assert part_of(name) == part
 
 
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_all_that_we_compute_belongs_to_a_part(
     monkeypatch: pytest.MonkeyPatch, tiny: list[str], tmp_path: Path, precision: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -122,10 +123,11 @@ def test_the_lines_of_an_update_that_was_skipped_are_told(
 def test_an_update_is_skipped_though_its_lines_are_not_known(
     tmp_path: Path, corpus: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = trainer_in(tmp_path, corpus)
-    (Path(trainer.config.data.prepared_dir) / "train" / "rows.npy").unlink()
-    judge = health.Health(trainer.config.trainer, trainer.progress, Report(tmp_path, 0), trainer.data)
-    assert not judge.accept(Pending(3, 0.1, (9, 9), [*range(7, 20)], torch.zeros(3)), 1.0, math.nan)
+    trainer = trainer_in(tmp_path, corpus, f"data.prepared_dir={tmp_path}/data")
+    (tmp_path / "data" / "train" / "rows.npy").unlink()
+    with contextlib.closing(Report(tmp_path, 0)) as report:
+        judge = health.Health(trainer.config.trainer, trainer.progress, report, trainer.data)
+        assert not judge.accept(Pending(3, 0.1, (9, 9), [*range(7, 20)], torch.zeros(3)), 1.0, math.nan)
     told = capsys.readouterr().err
     assert "(its lines: pair 7 of the encoded training data, counted from 0, pair 8" in told
     assert "pair 14 of the encoded training data, counted from 0, …; all 13 in log.jsonl)" in told

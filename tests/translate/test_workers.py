@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ from seq2seq.support.errors import ProcessFailed, RunError, UserError
 from seq2seq.translate import translator as module
 from seq2seq.translate.translator import Translator
 from seq2seq.translate.workers import Workers
+from tests.processes import PATIENCE, is_running
 
 
 def test_every_task_comes_back_under_its_number() -> None:
@@ -101,21 +103,23 @@ import os, time
 from seq2seq.translate.workers import Workers
 workers = Workers(2, time.sleep)
 print(*(process.pid for process in workers.processes), flush=True)
-list(workers.map([600, 600]))
+list(workers.map([600] * 10_000))
 """
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_process_that_made_them(end: signal.Signals) -> None:
     command = [sys.executable, "-c", PARENT.replace("time.sleep)", "lambda task: time.sleep(0.2))")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Where SIGINT is ignored, as by nohup, so do all that are started.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeding)
     assert process.stdout and process.stderr
     workers = [int(word) for word in process.stdout.readline().split()]
     assert len(workers) == 2
     process.send_signal(end)
-    process.wait(20)
+    assert process.wait(PATIENCE) == -end
     for _ in range(200):
-        left = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        left = [pid for pid in workers if is_running(pid)]
         if not left:
             break
         time.sleep(0.05)
