@@ -28,10 +28,10 @@ def embed(weight_VD: Tensor, tokens: Tensor, table_PD: Tensor, positions: Tensor
     alike = isinstance(positions, int) or positions.shape == tokens.shape
     if not (alike and native.supports_inference(weight_VD, table_PD)):
         return embed_reference(weight_VD, tokens, table_PD, positions)
-    given, same = (0, positions) if isinstance(positions, int) else (positions.contiguous(), 0)
+    given, same = (0, positions) if isinstance(positions, int) else (positions.long().contiguous(), 0)
     (vocabulary, width), count = weight_VD.shape, tokens.numel()
     out = weight_VD.new_empty(*tokens.shape, width)
-    tensors = (weight_VD, table_PD, tokens.contiguous(), given, out)
+    tensors = (weight_VD, table_PD, tokens.long().contiguous(), given, out)
     native.call("embed", *tensors, vocabulary, table_PD.shape[0], width, same, count)
     return out
 

@@ -43,11 +43,16 @@ struct Lists {
 // Rows that go through a layer together: intermediate results stay in a core's cache.
 constexpr int64_t rows_per_block = 96;
 
+// Calls `compute` with the first row of each block and their number. Where there are few blocks, there are as many for
+// each thread, of almost equal size; but below `fewest` rows for each, threads rather share the outputs of a layer.
 template <class Compute>
 void parallel_blocks(int64_t rows, int64_t threads, Compute compute) {
-    constexpr int64_t several = 2;
-    parallel_for((rows + rows_per_block - 1) / rows_per_block, threads, [&](int64_t number) {
-        compute(number * rows_per_block, std::min(rows_per_block, rows - number * rows_per_block));
+    constexpr int64_t fewest = 12, few = 4, several = 2, step = 4;
+    int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
+    if (rows >= fewest * threads && blocks < few * threads) blocks = (blocks + threads - 1) / threads * threads;
+    const int64_t size = ((rows + blocks - 1) / std::max(blocks, int64_t(1)) + step - 1) / step * step;
+    parallel_for(blocks ? (rows + size - 1) / size : 0, threads, [&](int64_t number) {
+        compute(number * size, std::min(size, rows - number * size));
     }, several);
 }
 

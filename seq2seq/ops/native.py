@@ -136,7 +136,7 @@ def _compiled(compiler: str, options: list[str], folder: Path | None, identity: 
     say(f"compiling {SOURCE.name} for this processor, {how_often}: up to half a minute")
     with tempfile.TemporaryDirectory(dir=folder) as building:
         path = Path(building) / "kernels.so"
-        command = [compiler, *options, *FLAGS, "-o", str(path), str(SOURCE)]
+        command = [compiler, *FLAGS, *options, "-o", str(path), str(SOURCE)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
         loaded = ctypes.CDLL(str(path))
         if folder:

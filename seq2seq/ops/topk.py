@@ -50,6 +50,7 @@ def highest(candidates: Candidates, count: int) -> Candidates:
     if not native.supports_inference(candidates.scores):
         return highest_reference(candidates, count)
     slots, given = candidates.scores.shape
+    assert count <= given
     found = Candidates(*(x.new_empty(slots, count) for x in candidates))
     native.call("highest", *(x.contiguous() for x in candidates), *found, slots, given, count)
     return found
@@ -92,6 +93,7 @@ def best_continuations_reference(log_probs_SKV: Tensor, scores_SK: Tensor, count
 def best_continuations(log_probs_SKV: Tensor, scores_SK: Tensor, count: int) -> Candidates:
     """`best_continuations_reference` by the fastest way there is; equal sums come in any order."""
     slots, width, vocabulary = log_probs_SKV.shape
+    assert count <= width * vocabulary
     if count <= MAX_INSERTED and native.supports_inference(log_probs_SKV):
         found = Candidates(scores_SK.new_empty(slots, count), *torch.empty(2, slots, count, dtype=torch.int64))
         tensors = (log_probs_SKV.contiguous(), scores_SK.contiguous(), *found)

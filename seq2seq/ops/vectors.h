@@ -119,7 +119,8 @@ wide_floats add_words(wide_floats sums, wide_floats x, wide_floats y) {
 }
 
 // Whether sums of two products of bytes must fit in 16 bits.
-#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512BW__)) || !defined(__AVX2__)
+#if (defined(__AVX512VNNI__) && defined(__AVX512BW__)) || (defined(__AVXVNNI__) && !defined(__AVX512BW__)) || \
+    !defined(__AVX2__)
 constexpr bool adds_in_16_bits = false;
 #else
 constexpr bool adds_in_16_bits = true;
@@ -129,7 +130,7 @@ constexpr bool adds_in_16_bits = true;
 inline wide_ints add_products_of_bytes(wide_ints sums, const uint8_t* x, wide_words weights) {
     int32_t four;
     std::memcpy(&four, x, sizeof four);
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
     return (wide_ints)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi32(four), (__m512i)weights);
 #elif defined(__AVX512BW__)
     const __m512i pairs = _mm512_maddubs_epi16(_mm512_set1_epi32(four), (__m512i)weights);

@@ -44,6 +44,14 @@ def test_what_is_in_no_table_is_not_read(token: int, position: int) -> None:
     assert found[0].isfinite().all() and found[1].isnan().all()
 
 
+def test_numbers_of_tokens_may_have_32_bits() -> None:
+    weight, table, tokens = torch.randn(9, 8), torch.randn(5, 8), torch.tensor([[3, 0], [8, 1]], dtype=torch.int32)
+    positions = torch.tensor([[0, 1], [4, 2]], dtype=torch.int32)
+    torch.testing.assert_close(
+        embed(weight, tokens, table, positions), embed_reference(weight, tokens, table, positions)
+    )
+
+
 @pytest.mark.parametrize("learnt", [True, False])
 def test_what_is_looked_up_in_training_has_pytorch_s_gradient_also_compiled(learnt: bool) -> None:
     weight, _ = tables(torch.float32)
