@@ -72,16 +72,15 @@ void attend_row(const Q* query, const T* keys_values, const int32_t* seen, int64
     for (int64_t i = 0; i < values; i++) narrow(sums[i], out[i]);
 }
 
-// The width of a head in the paper's models, and how many queries that share a list are computed together.
-constexpr int64_t usual_width = 64, together = 4;
+// How many queries that share a list are computed together.
+constexpr int64_t together = 4;
 
-// Several queries that share a list, heads of that width: each row is read once for all of them.
-template <int queries, class Q, class T>
+// Several queries that share a list, heads of this width: each row is read once for all of them.
+template <int queries, int64_t width, class Q, class T>
 void attend_together(const Q* query, const T* keys_values, const int32_t* seen, int64_t count, const int32_t* next,
                      Q* out, int64_t heads) {
-    constexpr int64_t width = usual_width, vectors = width / lanes;
-    constexpr float scale = 0.125f;
-    static_assert(scale * scale * width == 1.0f);
+    constexpr int64_t vectors = width / lanes;
+    const float scale = 1.0f / std::sqrt(float(width));
     const int64_t keys = heads * width;
     // Weights are padded to whole vectors: the exponential of the padding is negligible.
     const int64_t filled = (count + lanes - 1) / lanes * lanes;
@@ -145,14 +144,18 @@ void attend_rows(const Q* queries, const T* keys_values, const int32_t* lists, c
         while (count < longest && seen[count] >= 0) count++;
         const Q* query = queries + row * heads * d_k;
         Q* found = out + row * heads * d_v;
-        if (d_k != usual_width || d_v != usual_width)
-            for (; row < after; row++, query += heads * d_k, found += heads * d_v)
-                attend_row(query, keys_values, seen, count, next, found, heads, d_k, d_v);
-        else
+        const auto of_width = [=](auto width) {
             // There are no more than `together` of them.
             by_rows<4, 3, 2, 1>(0, after - row, [=](int64_t, auto some) {
-                attend_together<some>(query, keys_values, seen, count, next, found, heads);
+                attend_together<some, width>(query, keys_values, seen, count, next, found, heads);
             });
+        };
+        if (d_k == d_v && d_k == 32) of_width(std::integral_constant<int64_t, 32>());
+        else if (d_k == d_v && d_k == 64) of_width(std::integral_constant<int64_t, 64>());
+        else if (d_k == d_v && d_k == 128) of_width(std::integral_constant<int64_t, 128>());
+        else
+            for (; row < after; row++, query += heads * d_k, found += heads * d_v)
+                attend_row(query, keys_values, seen, count, next, found, heads, d_k, d_v);
     }
 }
 

@@ -73,7 +73,7 @@ inline Matrix weights_of(const Matrix& queries_LE, const Matrix& keys_SE, int64_
     for (int64_t s = 0; s < keys; s++) {
         float* own = weights[s];
         for (int64_t l = 0; l < weights.row; l++) {
-            own[l] = flush_tiny(exponential(own[l] - most[l]));
+            own[l] = exponential(own[l] - most[l]);
             totals[l] += own[l];
         }
     }

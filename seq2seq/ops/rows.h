@@ -52,9 +52,11 @@ void prefetch(const T* numbers, int64_t count) {
     for (int64_t i = 0; i < count; i += line) __builtin_prefetch(numbers + i, 0, first_cache);
 }
 
-// e^x for x <= 0, with a relative error of 2e-7; below -87 it is e^-87, negligible beside the e^0 in every sum here.
+// e^x for x <= 0, with a relative error of 2e-7; 0 below 1e-30: products with such numbers would be denormal, which take
+// a hundred times as long.
 inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
+    const bool tiny = x < -69.0f;
+    x = tiny ? 0.0f : x;
     const float n = std::nearbyint(x * 1.44269504f);
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -64,14 +66,11 @@ inline float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    const int32_t bits = (int32_t(n) + 127) << 23;
+    const uint32_t bits = uint32_t(int32_t(n) + 127) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
-    return p * power;
+    return tiny ? 0.0f : p * power;
 }
-
-// Tiny numbers become 0: products with them would be denormal numbers, which take a hundred times as long.
-inline float flush_tiny(float x) { return x < 1e-30f ? 0.0f : x; }
 
 template <class T>
 float largest(const T* x, int64_t count) {

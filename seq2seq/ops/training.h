@@ -119,7 +119,7 @@ void logits_to_gradients(T* logits, const int64_t* targets, float* nll, float* l
         float total = 0.0f;
 #pragma omp simd reduction(+ : total)
         for (int64_t i = 0; i < vocabulary; i++)
-            total += found[i] = flush_tiny(exponential(widen(own[i]) - most));
+            total += found[i] = exponential(widen(own[i]) - most);
         lse[row] = most + std::log(total);
         nll[row] = lse[row] - widen(own[target]);
         const float share = 1.0f / total;

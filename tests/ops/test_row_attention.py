@@ -28,7 +28,7 @@ def lists(count: int, rows: int, longest: int) -> Tensor:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize(("queries", "count"), [(1, 1), (4, 1), (15, 15), (160, 40)])
-@pytest.mark.parametrize(("d_k", "d_v"), [(8, 8), (5, 8), (64, 64)])
+@pytest.mark.parametrize(("d_k", "d_v"), [(8, 8), (5, 8), (32, 32), (64, 64), (128, 128), (32, 64)])
 @pytest.mark.parametrize("longest", [1, 7, 33])
 def test_it_is_scaled_dot_product_attention(
     queries: int, count: int, d_k: int, d_v: int, longest: int, dtype: torch.dtype, tolerance: float
@@ -42,7 +42,7 @@ def test_it_is_scaled_dot_product_attention(
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("width", [8, 64])
+@pytest.mark.parametrize("width", [8, 32, 64, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_not_in_a_list_is_not_looked_at_and_rows_do_not_depend_on_their_company(
     width: int, dtype: torch.dtype
@@ -62,7 +62,7 @@ def test_what_is_not_in_a_list_is_not_looked_at_and_rows_do_not_depend_on_their_
             )
 
 
-@pytest.mark.parametrize("width", [8, 64])
+@pytest.mark.parametrize("width", [8, 32, 64, 128])
 def test_who_sees_nothing_gets_nothing(width: int) -> None:
     seen = torch.tensor([[-1, -1], [3, -1]], dtype=torch.int32)
     found = row_attention(
