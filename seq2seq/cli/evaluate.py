@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from seq2seq.cli.common import UNMET, add_model_options, find_model, load_translator, parser, require_streams, run
 from seq2seq.config import compose
 from seq2seq.data.corpus import Pair, read_pairs
-from seq2seq.evaluate.scores import below_minimums, compare
+from seq2seq.evaluate.scores import below_minimums, compare, hint
 from seq2seq.evaluate.test_set import aligned, read_named_test_sets, read_test_set, scored, translated_once
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import write_text
@@ -59,7 +59,9 @@ def options() -> argparse.ArgumentParser:
         help="also BLEU on Moses tokens, and the same with German compounds split as in the paper",
     )
     made.add_argument("--source-language", metavar="L", help="for --test-set (default: the model's)")
-    made.add_argument("--target-language", metavar="L", help="for --test-set and --paper-bleu (default: the model's)")
+    made.add_argument(
+        "--target-language", metavar="L", help="for --test-set and for what a word is (default: the model's)"
+    )
     made.add_argument("--min-bleu", type=float, metavar="X", help="exit with 3 when BLEU (of the first) is below X")
     made.add_argument("--min-exact", type=float, metavar="X", help="exit with 3 when fewer than X %% are exactly right")
     made.add_argument("--min-exact-each", type=float, metavar="X", help="the same for each label of the test set")
@@ -77,11 +79,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.min_exact_each is not None and not any(pair.label for pair in pairs[0]):
         raise UserError("--min-exact-each: the pairs of this test set have no labels; take --min-exact")
     references = [pair.target for pair in pairs[0]]
+    language = _required_language(arguments, "target") if arguments.paper_bleu else _language(arguments, "target")
+    if advice := hint(references, language):
+        say(f"{advice}; type --target-language L")
     if arguments.compare:
         systems = [(str(path), aligned(path, references)) for path in arguments.compare]
-        print(json.dumps(compare(systems, references, lowercase=arguments.lowercase), indent=2, ensure_ascii=False))
+        found = compare(systems, references, language=language, lowercase=arguments.lowercase)
+        print(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    language = _language(arguments, "target") if arguments.paper_bleu else None
     if arguments.hypotheses:
         hypotheses = [aligned(arguments.hypotheses, references)]
     else:
@@ -91,7 +96,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if arguments.output:
             write_text(arguments.output, "".join(f"{line}\n" for line in hypotheses[0]))
     finally:
-        first = _print_scores(test_sets, hypotheses, language, lowercase=arguments.lowercase)
+        first = _print_scores(test_sets, hypotheses, language, arguments)
     low = below_minimums(first, arguments.min_bleu, arguments.min_exact, arguments.min_exact_each)
     if low:
         raise RunError("; ".join(low))
@@ -150,11 +155,12 @@ def _is_stdout(path: Path) -> bool:
 
 
 def _print_scores(
-    test_sets: dict[str, list[Pair]], hypotheses: list[list[str]], language: str | None, *, lowercase: bool
+    test_sets: dict[str, list[Pair]], hypotheses: list[list[str]], language: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Print the scores; returns those of the first test set."""
+    lowercase, paper = arguments.lowercase, arguments.paper_bleu
     results = {
-        name: scored(lines, test_sets[name], name, lowercase=lowercase, paper_language=language)
+        name: scored(lines, test_sets[name], name, language=language, lowercase=lowercase, paper=paper)
         for name, lines in zip(test_sets, hypotheses, strict=True)
     }
     first = next(iter(results.values()))
@@ -169,12 +175,19 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def _language(arguments: argparse.Namespace, side: str) -> str:
-    """The `source` or `target` language: the option's, else the model's."""
+    """The `source` or `target` language: the option's, else the model's; empty where no model is meant."""
     given = getattr(arguments, f"{side}_language")
     has_model = arguments.model or os.environ.get("SEQ2SEQ_MODEL")
     if not given and not has_model and (arguments.hypotheses or arguments.compare):
-        raise UserError(f"the {side} language is not known; add --{side}-language L, or --model DIR")
+        return ""
     return str(given or getattr(_config(arguments).data, f"{side}_language"))
+
+
+def _required_language(arguments: argparse.Namespace, side: str) -> str:
+    language = _language(arguments, side)
+    if not language:
+        raise UserError(f"the {side} language is not known; add --{side}-language L, or --model DIR")
+    return language
 
 
 def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
@@ -186,7 +199,7 @@ def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
             if getattr(arguments, option):
                 remedy = f"leave out --{option}{', or name one test set' if option in for_one else ''}"
                 raise UserError(f"--{option} with --test-set {arguments.test_set}: {remedy}")
-        return read_named_test_sets(names, _language(arguments, "source"), _language(arguments, "target"))
+        return read_named_test_sets(names, *(_required_language(arguments, side) for side in ("source", "target")))
     if arguments.source and not arguments.reference:
         raise UserError("--source without --reference: nothing to compare with; add --reference FILE")
     if not arguments.reference:

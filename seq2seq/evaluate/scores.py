@@ -8,18 +8,41 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 
+UNSPACED = {"zh": "zh", "yue": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
+"""sacreBLEU's tokenizers for languages that put no spaces between words; `char` is what needs no other package."""
+UNSPACED_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+
+
+def bleu_tokenizer(language: str) -> str:
+    """sacreBLEU's tokenizer for a target language such as `zh` or `zh-TW`; `13a` for most, and for an unknown one."""
+    return UNSPACED.get(re.split("[-_]", language.lower())[0], "13a")
+
+
+def hint(references: Sequence[str], language: str) -> str:
+    """What to set if these references cannot be of that language, for BLEU would find no words in them; else empty."""
+    text = "".join("".join(references).split())
+    if bleu_tokenizer(language) != "13a" or 2 * len(UNSPACED_SCRIPTS.findall(text)) <= len(text):
+        return ""
+    return f"BLEU counts words between spaces, of which these references have few; known without: {', '.join(UNSPACED)}"
+
 
 def scores(
-    hypotheses: Sequence[str], references: Sequence[str], labels: Sequence[str] = (), *, lowercase: bool = False
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    labels: Sequence[str] = (),
+    *,
+    language: str = "",
+    lowercase: bool = False,
 ) -> dict[str, Any]:
     """BLEU, chrF and TER (0 to 100) with their sacreBLEU signatures, and the share of exact matches in percent.
 
-    Where pairs have `labels`, also the share of exact matches for each label.
+    `language` is that of the references. Where pairs have `labels`, also the share of exact matches for each label.
     """
+    asian = bleu_tokenizer(language) != "13a"
     metrics = {
-        "bleu": BLEU(lowercase=lowercase),
+        "bleu": BLEU(lowercase=lowercase, tokenize=bleu_tokenizer(language)),
         "chrf": CHRF(lowercase=lowercase),
-        "ter": TER(case_sensitive=not lowercase),
+        "ter": TER(case_sensitive=not lowercase, normalized=asian, asian_support=asian),
     }
     result: dict[str, Any] = {"sentences": len(references)}
     for name, metric in metrics.items():
@@ -55,14 +78,14 @@ def below_minimums(
     ]
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """The sacreBLEU score alone, with its default settings."""
-    return float(BLEU().corpus_score(list(hypotheses), [list(references)]).score)
+def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str = "") -> float:
+    """The sacreBLEU score alone, with its default settings for this language of the references."""
+    return float(BLEU(tokenize=bleu_tokenizer(language)).corpus_score(list(hypotheses), [list(references)]).score)
 
 
-def bleu_signature() -> str:
+def bleu_signature(language: str = "") -> str:
     """The signature of `bleu`."""
-    metric = BLEU()
+    metric = BLEU(tokenize=bleu_tokenizer(language))
     metric.corpus_score([""], [[""]])
     return str(metric.get_signature())
 
@@ -112,12 +135,17 @@ def tokenised_bleu(
 
 
 def compare(
-    systems: Sequence[tuple[str, Sequence[str]]], references: Sequence[str], *, lowercase: bool = False
+    systems: Sequence[tuple[str, Sequence[str]]],
+    references: Sequence[str],
+    *,
+    language: str = "",
+    lowercase: bool = False,
 ) -> dict[str, Any]:
     """Paired bootstrap resampling (Koehn, 2004) of the first system against the others, by sacreBLEU."""
     from sacrebleu.significance import PairedTest
 
-    metrics = {"BLEU": BLEU(lowercase=lowercase, references=[list(references)])}
+    tokenizer = bleu_tokenizer(language)
+    metrics = {"BLEU": BLEU(lowercase=lowercase, tokenize=tokenizer, references=[list(references)])}
     test = PairedTest([(name, list(lines)) for name, lines in systems], metrics, references=None, test_type="bs")
     signatures, results = test()
     # sacreBLEU gives identical outputs the smallest possible p: none of its samples differs by more than zero.

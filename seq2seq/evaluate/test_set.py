@@ -113,15 +113,16 @@ def scored(
     pairs: Sequence[Pair],
     name: str = "",
     *,
+    language: str = "",
     lowercase: bool = False,
-    paper_language: str | None = None,
+    paper: bool = False,
 ) -> dict[str, Any]:
-    """`scores` of a test set, under its name; with the target language as `paper_language` also `paper_bleu`."""
+    """`scores` of a test set, under its name; with `paper` also `paper_bleu`. `language` is the target language."""
     references, labels = [pair.target for pair in pairs], [pair.label for pair in pairs]
     result = {"test_set": name} if name else {}
-    result |= scores(hypotheses, references, labels, lowercase=lowercase)
-    if paper_language:
-        result |= paper_bleu(hypotheses, references, paper_language, lowercase=lowercase)
+    result |= scores(hypotheses, references, labels, language=language, lowercase=lowercase)
+    if paper:
+        result |= paper_bleu(hypotheses, references, language, lowercase=lowercase)
     return result
 
 

@@ -21,7 +21,7 @@ from seq2seq.config.schema import Config
 from seq2seq.data.batches import Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
-from seq2seq.evaluate.scores import bleu_signature
+from seq2seq.evaluate.scores import bleu_signature, hint
 from seq2seq.model.directory import save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.model.weights import fill, own_weights
@@ -99,6 +99,8 @@ class Trainer:
                 f"{count_parameters(self.model):,} parameters, {len(self.data.train):,} pairs, "
                 f"{self.world.size} x {self.device.type} in {str(self.updater.precision).removeprefix('torch.')}"
             )
+            if advice := hint([pair.target for pair in self.data.valid_text], self.config.data.target_language):
+                say(f"{advice}; type data.target_language=L and another run_dir=DIR, or the best model is chosen badly")
         self._choose_micro_batches()
         require_shareable(self.progress.micro_batches, self.world.size)
         if self.world.is_main:
@@ -327,6 +329,7 @@ class Trainer:
         weights = own_weights(model)
         if self.world.is_main:
             size = sum(weight.nbytes for weight in weights.values())
+            language = self.config.data.target_language
             with self.full_disk.saving("model", self.progress.step, size):
                 save_model_directory(
                     self.run_dir / "model",
@@ -336,7 +339,7 @@ class Trainer:
                     data_sha256=self.data.data_sha256,
                     longest_source=self.data.longest_source,
                     steps=self.progress.step,
-                    valid={"loss": values["loss"], "bleu": values["bleu"], "signature": bleu_signature()},
+                    valid={"loss": values["loss"], "bleu": values["bleu"], "signature": bleu_signature(language)},
                 )
         return bool(self.world.gather(self.full_disk.is_saved("model"))[0])
 

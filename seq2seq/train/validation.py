@@ -53,7 +53,7 @@ def validate(
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 50.0)),
-        "bleu": bleu(hypotheses, [pair.target for pair in data.valid_text]),
+        "bleu": bleu(hypotheses, [pair.target for pair in data.valid_text], config.data.target_language),
         "validation_seconds": time.monotonic() - started,
         "samples": samples,
     }

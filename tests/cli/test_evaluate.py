@@ -107,6 +107,19 @@ def test_scores_are_printed_though_the_output_cannot_be_written(
     assert list((tmp_path / "here").iterdir()) == []
 
 
+def test_words_are_split_as_the_target_language_needs(run: Any, files: Files, tmp_path: Path) -> None:
+    chinese = tmp_path / "chinese"
+    chinese.write_text("一只狗跑过草地。\n三个男人站在屋顶上。\n", encoding="utf-8")
+    for kind in (["--hypotheses", chinese], ["--compare", chinese, chinese]):
+        given = [*kind, "--reference", chinese]
+        code, out, err = run(main, *given)
+        assert code == 0 and "|tok:13a|" in out
+        assert err.startswith("BLEU counts words between spaces, ") and err.endswith("; type --target-language L\n")
+        code, out, err = run(main, *given, "--target-language", "zh")
+        assert (code, err) == (0, "") and "|tok:zh|" in out
+    assert run(main, "--hypotheses", files["good"], "--reference", files["reference"]).err == ""
+
+
 def test_two_systems_are_compared(run: Any, files: Files) -> None:
     code, out, err = run(main, "--compare", files["bad"], files["good"], "--reference", files["reference"])
     assert (code, err) == (0, "")

@@ -17,7 +17,17 @@ import sacremoses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq.evaluate.scores import below_minimums, bleu, compare, exact, paper_bleu, scores, tokenised_bleu
+from seq2seq.evaluate.scores import (
+    below_minimums,
+    bleu,
+    bleu_signature,
+    compare,
+    exact,
+    hint,
+    paper_bleu,
+    scores,
+    tokenised_bleu,
+)
 
 REFERENCES = [
     "Ein brauner Hund rennt über die grüne Wiese.",
@@ -270,3 +280,31 @@ def test_comparing_can_ignore_case(systems: tuple[list[str], list[str], list[str
     found = compare([("bad", bad), ("shouted", shouted)], references, lowercase=True)
     assert found["systems"][1]["bleu"] == 100.0
     assert "case:lc" in found["signature"]
+
+
+CHINESE = ["一只棕色的狗跑过绿色的草地。", "三个男人站在屋顶上。", "一个穿红裙子的女人在看书。"]
+NEARLY = ["一只棕色的狗跑过草地。", "三个男人站在屋顶上面。", "一个穿红裙子的女人在看一本书。"]
+
+
+def test_words_are_split_as_the_language_needs() -> None:
+    splitters = {"zh": "zh", "zh-TW": "zh", "ZH_hans": "zh", "th": "char", "de": "13a", "": "13a"}
+    for language, tokenizer in splitters.items():
+        metric = sacrebleu.BLEU(tokenize=tokenizer)
+        assert bleu(NEARLY, CHINESE, language) == metric.corpus_score(NEARLY, [CHINESE]).score
+        assert bleu_signature(language) == str(metric.get_signature())
+        assert scores(NEARLY, CHINESE, language=language)["bleu"]["signature"] == str(metric.get_signature())
+        compared = compare([("a", NEARLY), ("b", CHINESE)], CHINESE, language=language)
+        assert f"tok:{tokenizer}" in compared["signature"]
+    assert bleu(NEARLY, CHINESE) < 1 < 50 < bleu(NEARLY, CHINESE, "zh")
+    # A line without spaces is one word, all or nothing, unless characters are told apart.
+    assert scores(NEARLY, CHINESE)["ter"]["score"] == 100
+    assert scores(NEARLY, CHINESE, language="zh")["ter"]["score"] < 30
+    assert scores(REFERENCES, REFERENCES, language="ja")["bleu"]["score"] == pytest.approx(100)
+
+
+def test_references_that_are_not_of_their_language() -> None:
+    assert "known without: zh, yue, ja, th" in hint(CHINESE, "de")
+    assert hint(["この本は面白いです。", "สวัสดีครับ"], "")
+    assert not hint(CHINESE, "zh") and not hint(CHINESE, "ja-JP")
+    assert not hint(REFERENCES, "de") and not hint([], "") and not hint([""], "")
+    assert not hint(["안녕하세요, 반갑습니다.", "Он сказал 你好 мне."], "en"), "Korean has spaces"

@@ -174,6 +174,6 @@ def test_what_the_scores_of_a_set_hold() -> None:
     lines = ["Ein Hund bellt laut."]
     plain = scored(lines, pairs)
     assert list(plain) == ["sentences", "bleu", "chrf", "ter", "exact"]
-    both = scored(lines, pairs, "wmt14", paper_language="de")
+    both = scored(lines, pairs, "wmt14", language="de", paper=True)
     assert list(both) == ["test_set", *plain, "tokenised_bleu", "paper_bleu"]
     assert both["test_set"] == "wmt14" and both["paper_bleu"]["score"] == 100.0

@@ -43,6 +43,20 @@ def test_validation_is_the_loss_of_the_saved_model(make: Make, tmp_path: Path) -
     assert kept["signature"].startswith("nrefs:1|case:mixed|")
 
 
+def test_validation_splits_words_as_the_target_language_needs(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signatures = {}
+    for language in ("de", "zh"):
+        trainer = make(language, f"data.target_language={language}", "trainer.max_steps=1", "schedule.warmup_steps=1")
+        pair = trainer.data.valid_text[0]
+        trainer.data.valid_text = [pair._replace(target="一只狗跑过草地。")]
+        trainer.run()
+        signatures[language] = manifest(tmp_path / language)["valid"]["signature"].split("|")[3]
+    assert signatures == {"de": "tok:13a", "zh": "tok:zh"}
+    assert capsys.readouterr().err.count("; type data.target_language=L and another run_dir=DIR") == 1
+
+
 def script_bleu(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
     script = iter(scores)
     monkeypatch.setattr("seq2seq.train.validation.bleu", lambda *_: next(script))
