@@ -38,11 +38,11 @@ def scores(
 
     `language` is that of the references. Where pairs have `labels`, also the share of exact matches for each label.
     """
-    asian = bleu_tokenizer(language) != "13a"
+    unspaced = bleu_tokenizer(language) != "13a"
     metrics = {
         "bleu": BLEU(lowercase=lowercase, tokenize=bleu_tokenizer(language)),
         "chrf": CHRF(lowercase=lowercase),
-        "ter": TER(case_sensitive=not lowercase, normalized=asian, asian_support=asian),
+        "ter": TER(case_sensitive=not lowercase, normalized=unspaced, asian_support=unspaced),
     }
     result: dict[str, Any] = {"sentences": len(references)}
     for name, metric in metrics.items():
