@@ -29,6 +29,7 @@ from seq2seq.support.devices import choose_device, choose_dtype
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.translate.alignment import pharaoh, word_links, words_of
 from seq2seq.translate.batching import explaining_out_of_memory
+from seq2seq.translate.splitting import blank_after
 
 BATCH_TOKENS = 4096
 ROWS = 512
@@ -187,9 +188,11 @@ def links(tokenizer: Tokenizer, parts: Sequence[PairScore]) -> list[tuple[int, i
     """The word alignment of a text that was scored in parts, with attention; words are numbered through all of them."""
     found: list[tuple[int, int]] = []
     before = [0, 0]
+    joined = False
     for part in parts:
         assert part.attention is not None, "scored without attention"
         before[0] -= part.within_word
+        before[1] -= joined
         source, target = (tokenizer.pieces(ids) for ids in (part.source, part.target))
         found += [
             (word + before[0], place + before[1])
@@ -198,6 +201,7 @@ def links(tokenizer: Tokenizer, parts: Sequence[PairScore]) -> list[tuple[int, i
         before = [
             count + max(words_of(side), default=-1) + 1 for count, side in zip(before, (source, target), strict=True)
         ]
+        joined = not blank_after(tokenizer.decode([part.target])[0])
     return found
 
 

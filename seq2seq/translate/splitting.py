@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Count = Callable[[list[str]], list[int]]
 """Counts the pieces of each of several texts: many at once, for a call costs as much as a hundred words."""
@@ -16,6 +16,18 @@ Span = tuple[int, int]
 # No space follows the end of a Chinese or Japanese sentence.
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])(?![。！？])[\"'”’»)\]」』）]*\s*")
 BLANKS = re.compile(r"\s+")
+CHINESE_OR_JAPANESE_END = re.compile("[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff00-\uffef][\"'”’]*$")
+
+
+def blank_after(translation: str) -> str:
+    """What separates the translation of a part from the next: a space, but nothing in Chinese and Japanese."""
+    return "" if CHINESE_OR_JAPANESE_END.search(translation[-9:]) else " "
+
+
+def join(translations: Sequence[str]) -> str:
+    """The translations of all parts of a text as one."""
+    *first, last = translations
+    return "".join(f"{part}{blank_after(part)}" for part in first) + last
 
 
 def split(text: str, count: Count, limit: int) -> list[str]:

@@ -32,6 +32,7 @@ from seq2seq.support.progress import bar
 from seq2seq.translate.batching import batches, explaining_out_of_memory, regrouped
 from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.scoring import NOT_FINITE, PairScore, score_pairs
+from seq2seq.translate.splitting import blank_after, join
 from seq2seq.translate.tasks import Task, parts_of, tasks_of
 from seq2seq.translate.translation import Translation
 from seq2seq.translate.workers import Workers
@@ -168,7 +169,7 @@ class Translator:
         translations = list(map(Translation.joined, regrouped(zip(tasks, results, unmet, strict=True), tasks_of_texts)))
         outputs = [output for translation in translations for output in translation.outputs]
         sequences = [part.tokens for output in outputs for _, part in output]
-        texts = map(" ".join, regrouped(self.tokenizer.decode(sequences, torch.get_num_threads()), outputs))
+        texts = map(join, regrouped(self.tokenizer.decode(sequences, torch.get_num_threads()), outputs))
         for translation, own in zip(translations, regrouped(texts, [x.outputs for x in translations]), strict=True):
             translation.texts = own or [""]
         return translations
@@ -184,9 +185,10 @@ class Translator:
         tasks = self._tasks_of(list_of_texts("texts", [text]), list_of_texts("prefixes", [prefix]))[0]
         for why in filter(None, map(self._no_room, tasks)):
             raise UserError(why)
+        shown = ""
         for place, task in enumerate(tasks):
             if place:
-                yield " "
+                yield blank_after(shown)
             told = shown = ""
             results: list[list[Hypothesis]] = []
             for beams in self._steps(task):

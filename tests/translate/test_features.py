@@ -248,6 +248,21 @@ def test_a_long_texts_words_are_counted_through(tiny_model: Path) -> None:
     assert len(row["tokens"]) == len(row["token_log_probs"]) and row["tokens"].count("</s>") == 2
 
 
+def test_parts_in_chinese_are_joined_without_a_space(tiny_model: Path) -> None:
+    start = "一只狗。"
+    tokenizer = loaded(tiny_model).tokenizer
+    # The first part is as long as its beginning may be.
+    translator = loaded(tiny_model, beam_size=1, max_length=tokenizer.count([start])[0] + 1)
+    translator.longest = 24
+    text = "the old dog sees the red apple. the man finds the tree."
+    (found,) = translator.translate_n_best([text], [start])
+    assert len(found.outputs[0]) == 2 and found.texts[0].startswith(start) and found.texts[0][len(start)] != " "
+    assert "".join(translator.stream(text, start)) == found.texts[0]
+    (told,) = translator.explain([found], attention=True)
+    places = [place for _, place in links(tokenizer, told[0])]
+    assert max(places) + 1 == len(found.texts[0].split()), "words are those of the joined text"
+
+
 def test_a_word_that_is_cut_remains_one(tiny_model: Path) -> None:
     translator = loaded(tiny_model)
     translator.longest = 12

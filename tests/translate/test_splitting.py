@@ -71,3 +71,18 @@ def test_a_very_long_word_and_a_very_long_line() -> None:
     words = "word " * 20_000
     parts = split(words, len, 250)
     assert len(parts) == 400 and " ".join(parts) == words.strip()
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (["One.", "Two.", "Three."], "One. Two. Three."),
+        (["他去了北京。", "他在图书馆！？”", "“好。”", "她说"], "他去了北京。他在图书馆！？”“好。”她说"),
+        (["これは本です。", "OK.", "はい。"], "これは本です。OK. はい。"),
+        (["안녕.", "네"], "안녕. 네"),
+        (["", "a", "", "b"], " a  b"),
+        (["one"], "one"),
+    ],
+)
+def test_how_translations_of_parts_are_joined(parts: list[str], text: str) -> None:
+    assert splitting.join(parts) == text
