@@ -8,22 +8,25 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-UNSPACED = {"zh": "zh", "yue": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
-"""sacreBLEU's tokenizers for languages that put no spaces between words; `char` is what needs no other package."""
-UNSPACED_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+from seq2seq.support.scripts import UNSPACED
+
+TOKENIZERS = {"zh": "zh", "yue": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
+"""sacreBLEU's for languages that put no spaces between words: `char` where its own, if any, needs another package."""
+UNSPACED_SIGN = re.compile(f"[{UNSPACED}]")
 
 
 def bleu_tokenizer(language: str) -> str:
     """sacreBLEU's tokenizer for a target language such as `zh` or `zh-TW`; `13a` for most, and for an unknown one."""
-    return UNSPACED.get(re.split("[-_]", language.lower())[0], "13a")
+    return TOKENIZERS.get(re.split("[-_]", language.lower())[0], "13a")
 
 
 def hint(references: Sequence[str], language: str) -> str:
     """What to set if these references cannot be of that language, for BLEU would find no words in them; else empty."""
     text = "".join("".join(references).split())
-    if bleu_tokenizer(language) != "13a" or 2 * len(UNSPACED_SCRIPTS.findall(text)) <= len(text):
+    if bleu_tokenizer(language) != "13a" or 2 * len(UNSPACED_SIGN.findall(text)) <= len(text):
         return ""
-    return f"BLEU counts words between spaces, of which these references have few; known without: {', '.join(UNSPACED)}"
+    known = ", ".join(TOKENIZERS)
+    return f"BLEU counts words between spaces, of which these references have few; languages without: {known}"
 
 
 def scores(

@@ -8,10 +8,9 @@ from unicodedata import category, combining, name
 
 from seq2seq.data.text_files import read_lines
 from seq2seq.support.errors import UserError
+from seq2seq.support.scripts import UNSPACED
 
-RANGES = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Letters of languages that are written without spaces between words: Thai, Lao, Burmese, Khmer, kana, Han."""
-UNSPACED, SPACED = re.compile(f"[{RANGES}]"), rf"[^\W{RANGES}]"
+UNSPACED_LETTER, SPACED = re.compile(f"[{UNSPACED}]"), rf"[^\W{UNSPACED}]"
 
 
 class Glossary:
@@ -28,8 +27,8 @@ class Glossary:
         self.terms = terms
         # Longest first: "car park" matches its own entry, not that of "car".
         words = sorted(terms, key=len, reverse=True)
-        sides = [(f"(?<!{SPACED})", [word for word in words if not UNSPACED.match(word[0])])]
-        sides.append(("", [word for word in words if UNSPACED.match(word[0])]))
+        sides = [(f"(?<!{SPACED})", [word for word in words if not UNSPACED_LETTER.match(word[0])])]
+        sides.append(("", [word for word in words if UNSPACED_LETTER.match(word[0])]))
         choices = [f"{before}(?:{'|'.join(map(_up_to_its_end, own))})" for before, own in sides if own]
         self._pattern = re.compile("|".join(choices)) if terms else None
 
@@ -62,7 +61,7 @@ class Glossary:
 
 
 def _up_to_its_end(term: str) -> str:
-    return re.escape(term) + ("" if UNSPACED.match(term[-1]) else f"(?!{SPACED})")
+    return re.escape(term) + ("" if UNSPACED_LETTER.match(term[-1]) else f"(?!{SPACED})")
 
 
 def _is_part(sign: str) -> bool:

@@ -10,18 +10,20 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
+from seq2seq.support.scripts import CHINESE_JAPANESE
+
 Count = Callable[[list[str]], list[int]]
 """Counts the pieces of each of several texts: many at once, for a call costs as much as a hundred words."""
 Span = tuple[int, int]
 # No space follows the end of a Chinese or Japanese sentence.
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])(?![。！？])[\"'”’»)\]」』）]*\s*")
 BLANKS = re.compile(r"\s+")
-CHINESE_OR_JAPANESE_END = re.compile("[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff00-\uffef][\"'”’]*$")
+CHINESE_JAPANESE_END = re.compile(rf"[{CHINESE_JAPANESE}\u3000-\u303f\uff00-\uffef][\"'”’]*$")
 
 
 def blank_after(translation: str) -> str:
     """What separates the translation of a part from the next: a space, but nothing in Chinese and Japanese."""
-    return "" if CHINESE_OR_JAPANESE_END.search(translation[-9:]) else " "
+    return "" if CHINESE_JAPANESE_END.search(translation[-9:]) else " "
 
 
 def join(translations: Sequence[str]) -> str:

@@ -303,7 +303,7 @@ def test_words_are_split_as_the_language_needs() -> None:
 
 
 def test_references_that_are_not_of_their_language() -> None:
-    assert "known without: zh, yue, ja, th" in hint(CHINESE, "de")
+    assert "languages without: zh, yue, ja, th" in hint(CHINESE, "de")
     assert hint(["この本は面白いです。", "สวัสดีครับ"], "")
     assert not hint(CHINESE, "zh") and not hint(CHINESE, "ja-JP")
     assert not hint(REFERENCES, "de") and not hint([], "") and not hint([""], "")
