@@ -87,7 +87,10 @@ def from_plain(plain: dict[str, Any]) -> Config:
         kind = settings.get("kind", "transformer")
         if not isinstance(kind, str) or kind not in KINDS:
             raise UserError(f"model.{side}.kind={kind}: no such kind{nearest(str(kind), KINDS)}")
-        _refuse_unknown(f"model.{side}.", settings, asdict(KINDS[kind]()))
+        known = asdict(KINDS[kind]())
+        if others := sorted((settings.keys() - known.keys()) & _keys_of_kinds()):
+            raise _not_composed(f"model.{side}.{others[0]}")
+        _refuse_unknown(f"model.{side}.", settings, known)
         schema.model[side] = OmegaConf.structured(KINDS[kind])
     try:
         config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
@@ -177,16 +180,29 @@ def explained(error: Exception, overrides: Sequence[str]) -> UserError:
                 return UserError(f"{override}: type {'+' if key in ADDED else ''}{key}={value}")
         elif key not in known_keys() and re.fullmatch(r"(?!hydra[./])[\w./]+", key):
             return unknown_key(key)
+        elif reason.startswith(f"Could not override '{key}'."):
+            return _not_composed(key)
     return UserError(reason)
+
+
+def _not_composed(key: str) -> UserError:
+    """The error for a key of the schema that the chosen groups do not have."""
+    group = key.rpartition(".")[0]
+    if group in ("model.encoder", "model.decoder"):
+        side = group.replace(".", "/")
+        return UserError(
+            f"{key}: not for the chosen kind; choose one with its keys by {side}={'|'.join(options_of(side))}"
+        )
+    return UserError(f"{key}: in no file of {conf_dir()}, as every key of the schema must be; add it there")
 
 
 def unknown_key(key: str) -> UserError:
     """The error for a key that the schema does not have, with the nearest one in its group, else among all."""
     group, _, name = key.rpartition(".")
     siblings = [known.rpartition(".")[2] for known in known_keys() if known.rpartition(".")[0] == group]
-    if group and siblings:
+    namesakes = [known for known in known_keys() if known.startswith(group) and known.endswith(f".{name}")]
+    if group and siblings and not namesakes:
         return UserError(f"{key}: no such key in {group}{nearest(name, siblings)}")
-    namesakes = [known for known in known_keys() if known.endswith(f".{key}")]
     if namesakes:
         return UserError(f"{key}: no such key; did you mean {' or '.join(namesakes)}?")
     return UserError(f"{key}: no such key{nearest(key, [*known_keys(), *_groups()])}")
@@ -195,10 +211,12 @@ def unknown_key(key: str) -> UserError:
 def known_keys() -> list[str]:
     """Every key of the schema, dotted, including those of all kinds of encoder and decoder."""
     keys = list(_dotted(asdict(Config()), ""))
-    for kind in KINDS.values():
-        for side in ("encoder", "decoder"):
-            keys += _dotted(asdict(kind()), f"model.{side}.")
+    keys += [f"model.{side}.{key}" for side in ("encoder", "decoder") for key in _keys_of_kinds()]
     return sorted(set(keys))
+
+
+def _keys_of_kinds() -> set[str]:
+    return {key for kind in KINDS.values() for key in asdict(kind())}
 
 
 def _groups() -> list[str]:

@@ -9,10 +9,14 @@ from typing import Any
 from seq2seq.config.schema import CleaningConfig
 
 EXAMPLES = 3
+VERSION = 1
+"""Of these rules: one more makes prepared data anew."""
+LENGTH_RULES = ("max_length_ratio", "max_pieces")
+"""The rules that need pieces; the others look at text."""
 
 
 def text_reason(source: str, target: str, rules: CleaningConfig) -> str | None:
-    """The reason, if any, to drop a pair for its text alone: `empty` or `same`."""
+    """The rule, if any, by whose name a pair is dropped for its text alone: `empty` or `same`."""
     if rules.empty and not (source.strip() and target.strip()):
         return "empty"
     if rules.same and source == target:
@@ -21,7 +25,7 @@ def text_reason(source: str, target: str, rules: CleaningConfig) -> str | None:
 
 
 def length_reason(source_pieces: int, target_pieces: int, rules: CleaningConfig) -> str | None:
-    """The reason, if any, to drop a pair for its lengths in pieces: `max_pieces` or `max_length_ratio`."""
+    """The rule, if any, by whose name a pair is dropped for its lengths in pieces; see `LENGTH_RULES`."""
     longer, shorter = max(source_pieces, target_pieces), max(1, min(source_pieces, target_pieces))
     if rules.max_pieces is not None and longer > rules.max_pieces:
         return "max_pieces"

@@ -16,11 +16,17 @@ Attend = Callable[[Tensor], Tensor]
 
 
 class Attended(Protocol):
-    """The keys and values that all layers attend to in a search step."""
+    """The keys and values that all layers attend to in a search step: a cache, whose `step` calls a decoder's `Steps`.
 
-    def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor: ...
+    So a step goes from `TransformerDecoder.step` to its cache, from there through all layers, and from each back to the
+    cache. Only the cache knows how many steps there were, and so the position.
+    """
 
-    def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor: ...
+    def attend_target(self, layer: int, q_SKD: Tensor, keys_values_SKE: Tensor) -> Tensor:
+        """Add the keys and values of this step to those of a layer; attend to all of them: [S, K, D]."""
+
+    def attend_source(self, layer: int, q_SKD: Tensor) -> Tensor:
+        """Attend to the keys and values of the source in a layer: [S, K, D]."""
 
 
 class Steps(Protocol):

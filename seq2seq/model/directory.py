@@ -143,18 +143,23 @@ def _require_size_of(weights: dict[str, torch.Tensor], config: ModelConfig, path
     numbers = [("d_model", config.d_model, widest)]
     for side in ("encoder", "decoder"):
         settings = getattr(config, side)
-        numbers.append((f"{side}.num_layers", settings.num_layers, len(weights)))
         numbers.append((f"{side}.max_positions", settings.max_length or 0, widest))
-        numbers += [(f"{side}.{name}", getattr(settings, name, None) or 0, widest) for name in ("d_k", "d_ff")]
+        # A kind need not have these settings.
+        limits = {"num_layers": len(weights), "d_k": widest, "d_ff": widest}
+        numbers += [(f"{side}.{name}", getattr(settings, name, None) or 0, limit) for name, limit in limits.items()]
     for key, value, limit in numbers:
         if value > limit:
             raise UserError(f"{path.parent}/config.yaml: model.{key}={value}, but {path.name} has no more than {limit}")
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves new weights undrawn: they get filled, and on the meta device drawing takes a second to import sympy."""
+    """Leaves new weights undrawn: they get filled, and on the meta device drawing takes a second to import sympy.
+
+    Buffers are not in the file, and keep what they are set to.
+    """
 
     DRAWING = (torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.fill_, torch.Tensor.zero_)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in self.DRAWING else func(*args, **(kwargs or {}))
+        is_weight = func in self.DRAWING and args[0].requires_grad
+        return args[0] if is_weight else func(*args, **(kwargs or {}))

@@ -15,7 +15,9 @@ class Embedding(nn.Module):
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__()
         self.d_model = d_model
-        self.weight = nn.Parameter(torch.empty(vocab_size, d_model).normal_(std=d_model**-0.5))
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+        with torch.no_grad():
+            self.weight.normal_(std=d_model**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids [...] to rows [..., D]."""

@@ -14,11 +14,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from seq2seq.model.attention import MultiHeadAttention
+from seq2seq.model.layers import FeedForward, Residual
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops import native
 from seq2seq.ops.dropout import Dropout
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
+
+BLOCKS = {MultiHeadAttention, FeedForward, Residual}
+"""What C++ computes; a class derived from one of these is computed as it says itself."""
 
 
 class NativeLayers:
@@ -45,7 +50,9 @@ class NativeLayers:
 
     @classmethod
     def of(cls, layers: Iterable[nn.Module], *others: Any) -> Self | None:
-        """These layers for C++; None where they are not laid out for it, or have a different norm."""
+        """These layers for C++; None where they have other blocks, another norm, or weights that are not laid out."""
+        if not {type(block) for layer in layers for block in layer.children()} <= BLOCKS:
+            return None
         for part in (part for layer in layers for part in _parts(layer)):
             usual = part.eps == 1e-5 if isinstance(part, nn.LayerNorm) else isinstance(part, PanelLinear | Dropout)
             if not usual:

@@ -48,7 +48,9 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, d_model: int, length: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(length, d_model).normal_(std=d_model**-0.5))
+        self.weight = nn.Parameter(torch.empty(length, d_model))
+        with torch.no_grad():
+            self.weight.normal_(std=d_model**-0.5)
 
     def forward(self, max_length: int) -> Tensor:
         """The encodings of all positions, [length, d_model]. Raises UserError where `max_length` is above that."""

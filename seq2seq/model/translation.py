@@ -55,6 +55,8 @@ class TranslationModel(nn.Module):
         if config.tie_embeddings == "none":
             self.output = Embedding(vocab_size, config.d_model)
         self.projection: nn.Module | None = None
+        unsaved = self.state_dict().keys() - dict(self.named_parameters(remove_duplicate=False)).keys()
+        assert not unsaved, f"{unsaved}: only parameters are saved; register buffers with persistent=False"
 
     @property
     def output_weight(self) -> nn.Parameter:

@@ -31,7 +31,8 @@ from seq2seq.support.progress import say
 def attend(projected: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
     """softmax(q·kᵀ / √d_k)·v within each sentence, [N, V], in the form that suits these rows.
 
-    `projected` are queries [N, Q] and keys with values [M, E] or, in self-attention, all in one matrix [N, Q + E].
+    `projected` are queries [N, Q] and keys with values [M, E] or, in self-attention in training, all in one matrix
+    [N, Q + E].
     """
     if not kind.causal and prefers_rows(projected[0], queries, keys):
         q_NQ, rows_ME = projected

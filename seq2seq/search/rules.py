@@ -1,5 +1,8 @@
 """What an output must not contain or must begin with: −∞ for tokens not allowed next, set before the choice.
 
+What only makes tokens more or less likely changes their logits, in place, before the softmax: the bound by which search
+stops holds while log-probabilities are not above 0.
+
 Shapes: S slots, K hypotheses of each, V vocabulary, T tokens so far.
 """
 
@@ -21,7 +24,8 @@ class Rules:
     """The rules for a batch of sentences.
 
     `limits` and `minima` [S] are the longest and shortest outputs, eos counted; `forced` the tokens that each output
-    must begin with; `forbidden` sequences that none may contain after these.
+    must begin with; `forbidden` sequences that none may contain after these. `need_logits` says whether any rule may
+    apply to any token; without, tokens are chosen by C++ where nothing is forced or limited.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class Rules:
         self.forbidden = forbidden
         self.limits, self.minima, self.phrases = limits, minima, phrases
         self.first_limit, self.last_minimum = int(limits.min()), int(minima.max())
-        self.looks_back = bool(config.repetition_penalty != 1 or config.no_repeat_ngram or forbidden or phrases)
+        self.need_logits = bool(config.repetition_penalty != 1 or config.no_repeat_ngram or forbidden or phrases)
         longest = max(len(tokens) for tokens in forced)
         # −1: any token.
         padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in forced]
@@ -61,7 +65,7 @@ class Rules:
 
         True: all of them; False: none. In the others, `log_probabilities` has more to forbid.
         """
-        if self.looks_back:
+        if self.need_logits:
             return False
         if not (self._forces(length) or self._any_too_short(length) or self._any_at_limit(length)):
             return True

@@ -91,8 +91,10 @@ class RecordedPasses:
             with self._memory.used():
                 return self._compute(batch.to(self.device), adds=adds)
         except torch.OutOfMemoryError:
-            if not self.end():
+            if self._memory.id is None:
                 raise
+        # Not while the error is handled, which keeps what the pass computed.
+        self.end()
         # The first try has drawn some of the random numbers that follow from the seed.
         torch.manual_seed(torch.initial_seed())
         return self._compute(batch.to(self.device), adds=adds)

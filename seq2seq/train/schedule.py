@@ -16,4 +16,5 @@ def learning_rate(step: int, config: ScheduleConfig, d_model: int, max_steps: in
         return peak * step / config.warmup_steps
     if config.kind == "linear":
         return peak * max(0.0, (max_steps - step + 1) / (max_steps - config.warmup_steps + 1))
+    assert config.kind == "inverse_sqrt"
     return peak * (config.warmup_steps / step) ** 0.5

@@ -32,7 +32,7 @@ from seq2seq.config.compose import (
     to_yaml,
 )
 from seq2seq.config.schema import KINDS, Config, ModelConfig
-from seq2seq.model.translation import build_model
+from seq2seq.model.translation import DECODERS, ENCODERS, build_model
 from seq2seq.support.errors import UserError
 
 GROUPS = sorted(
@@ -52,6 +52,22 @@ def instantiated(config: ModelConfig) -> None:
 def test_the_groups_are_the_ones_of_the_plan() -> None:
     plan = "ablation data model model/decoder model/encoder optimizer recipe schedule search tokenizer trainer"
     assert " ".join(GROUPS) == plan
+
+
+def test_a_kind_has_settings_an_encoder_a_decoder_and_a_file() -> None:
+    assert KINDS.keys() == ENCODERS.keys() == DECODERS.keys()
+    for side in ("encoder", "decoder"):
+        composed = [compose([f"model/{side}={name}", "run_dir=r"]).model for name in options_of(f"model/{side}")]
+        assert {getattr(model, side).kind for model in composed} == KINDS.keys()
+
+
+def test_a_key_that_only_the_schema_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As while a setting is being added.
+    monkeypatch.setattr(composing, "known_keys", lambda: ["search.new"])
+    with pytest.raises(
+        UserError, match=r"search\.new: in no file of .*conf, as every key of the schema must be; add it there"
+    ):
+        compose([QUICK, "search.new=1"])
 
 
 def test_the_defaults_of_the_schema_are_those_of_the_files() -> None:
@@ -182,9 +198,15 @@ QUICK = "+recipe=quickstart"
         ([QUICK, "+ablation=A_head_1"], "ablation=A_head_1: no such ablation; did you mean A_heads_1?"),
         (
             ["model=recurrent", "run_dir=r", "+ablation=E_learned_positions"],
-            "model.encoder.positions: no such key in model.encoder; known: dropout, kind, num_layers",
+            "model.encoder.positions: not for the chosen kind; choose one with its keys by model/encoder=recurrent|tr",
         ),
-        (["model=recurrent", "run_dir=r", "+model.decoder.d_k=8"], "model.decoder.d_k: no such key in model.decoder"),
+        (["model=recurrent", "run_dir=r", "model.decoder.d_k=8"], "model.decoder.d_k: not for the chosen kind; choose"),
+        (
+            ["model=recurrent", "run_dir=r", "+model.decoder.d_k=8"],
+            "model.decoder.d_k: not for the chosen kind; choose",
+        ),
+        (["model.decoder.kind=recurrent", QUICK], "model.decoder.d_ff: not for the chosen kind; choose one with its"),
+        (["model.positions=learned", QUICK], "did you mean model.decoder.positions or model.encoder.positions?"),
         (["+recpie=quickstart"], "recpie: no such key; did you mean recipe?"),
         (["modle=small", QUICK], "modle: no such key; did you mean model?"),
         (["+model=small", "run_dir=r"], "+model=small: type model=small"),
@@ -204,7 +226,7 @@ QUICK = "+recipe=quickstart"
         (["+optimizer._target_=os.system", QUICK], "optimizer._target_: no such key in optimizer"),
         (["+model.encoder._target_=os.system", QUICK], "model.encoder._target_: no such key in model.encoder"),
         (
-            ["model/encoder=recurrent", "+model.encoder.num_heads=4", "run_dir=r"],
+            ["model/encoder=recurrent", "+model.encoder.num_head=4", "run_dir=r"],
             "no such key in model.encoder; known: dr",
         ),
         (["model.encoder.kind=transformr", QUICK], "no such kind; did you mean transformer?"),

@@ -70,7 +70,7 @@ def test_a_kind_is_registered_under_its_own_name() -> None:
         (OptimizerConfig, "optimizer.epsilon", 0.0),
         (OptimizerConfig, "optimizer.weight_decay", -1.0),
         (OptimizerConfig, "optimizer.clip_norm", 0.0),
-        (ScheduleConfig, "schedule.kind", "cosine"),
+        (ScheduleConfig, "schedule.kind", "none"),
         (ScheduleConfig, "schedule.warmup_steps", 0),
         (ScheduleConfig, "schedule.peak", 0.0),
         (TrainerConfig, "trainer.max_steps", 0),

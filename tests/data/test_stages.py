@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seq2seq.config.schema import CleaningConfig
 from seq2seq.data import corpus
 from seq2seq.data import prepare as preparing
+from seq2seq.data.clean import LENGTH_RULES, VERSION
 from seq2seq.data.prepare import prepare
 from seq2seq.data.store import FORMAT
 from seq2seq.support.errors import UserError
@@ -42,6 +45,28 @@ def test_a_stage_runs_again_only_when_its_inputs_changed(tmp_path: Path, toy_pai
         assert changed(before, stamps(tmp_path)) == stages
     assert data.data_sha256 != first.data_sha256
     assert all(target.isupper() for _, target in decoded(data, "train"))
+
+
+@pytest.mark.parametrize("rule", [rule.name for rule in fields(CleaningConfig)])
+def test_every_rule_of_cleaning_is_an_input(rule: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    prepare(settings)
+    before = stamps(tmp_path)
+    setattr(settings.data.cleaning, rule, False if isinstance(getattr(CleaningConfig(), rule), bool) else 20)
+    prepare(settings)
+    everything = {"clean", "tokenizer", "train", "valid"}
+    assert changed(before, stamps(tmp_path)) == ({"train", "valid"} if rule in LENGTH_RULES else everything)
+
+
+def test_changed_code_of_the_rules_is_an_input(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    prepare(settings)
+    before = stamps(tmp_path)
+    monkeypatch.setattr(preparing, "VERSION", VERSION + 1)
+    prepare(settings)
+    assert changed(before, stamps(tmp_path)) == {"clean", "tokenizer", "train", "valid"}
 
 
 @pytest.mark.parametrize("name", ["clean", "tokenizer", "train", "valid"])

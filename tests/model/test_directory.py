@@ -22,6 +22,7 @@ from seq2seq.config.schema import Config, DataConfig, ModelConfig, RecurrentConf
 from seq2seq.config.schema import TransformerConfig as Transformer
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.model.directory import FILES, FORMAT_VERSION, load_model_directory, save_model_directory
+from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.translation import DECODERS, ENCODERS, build_model
 from seq2seq.model.weights import fill, own_weights, save_weights
 from seq2seq.ops.packing import Layout
@@ -291,3 +292,20 @@ def test_loading_imports_nothing_slow(tiny_model: Path) -> None:
     code = f"import sys; from seq2seq import Translator; Translator.load({str(tiny_model)!r}, device='cpu'); "
     code += "sys.exit(' '.join(sys.modules.keys() & {'sympy', 'torch._dynamo', 'datasets', 'pandas'}) or 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_buffer_is_what_it_was_set_to(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, tokenizer, _, _ = load_model_directory(tiny_model)
+    build = TransformerEncoder.__init__
+    is_saved = False
+
+    def with_buffer(self: TransformerEncoder, *given: Any) -> None:
+        build(self, *given)
+        self.register_buffer("quarters", torch.empty(3).fill_(0.25), persistent=is_saved)
+
+    monkeypatch.setattr(TransformerEncoder, "__init__", with_buffer)
+    encoder = load_model_directory(tiny_model)[2].get_submodule("encoder")
+    assert encoder.get_buffer("quarters").tolist() == [0.25] * 3
+    is_saved = True
+    with pytest.raises(AssertionError, match=r"'encoder.quarters'.* only parameters are saved"):
+        build_model(config.model, tokenizer.vocab_size, 1)

@@ -42,6 +42,7 @@ def kind(name: str, norm: str) -> TransformerConfig | RecurrentConfig:
         return TransformerConfig(
             num_layers=2, num_heads=4, d_k=2, d_ff=32, norm=norm, positions="learned", max_positions=16
         )
+    assert name == "recurrent", "a new kind needs its settings here"
     return RecurrentConfig(num_layers=2)
 
 
@@ -305,13 +306,12 @@ def test_memory_is_rows_and_their_layout() -> None:
 
 @every_pairing
 @torch.no_grad()
-def test_packed_weights_give_the_same_logits(encoder: str, decoder: str, norm: str) -> None:
+def test_a_model_made_ready_to_translate_gives_the_same_logits(encoder: str, decoder: str, norm: str) -> None:
     plain = model_of(encoder, decoder, norm)
-    packed = copy.deepcopy(plain)
-    packed.pack()
+    ready = copy.deepcopy(plain).place(torch.device("cpu"), torch.float32)
     layout = Layout.of([3, 1])
     found = []
-    for model in (plain, packed):
+    for model in (plain, ready):
         state = model.start(model.encode(torch.tensor([5, 6, 3, 3]), layout))
         model.step(state, torch.tensor([[BOS], [BOS]]), torch.zeros(2, 1, dtype=torch.int64))
         hidden = model.step(state, torch.tensor([[7, 8], [9, 5]]), torch.zeros(2, 2, dtype=torch.int64))

@@ -65,6 +65,7 @@ def test_what_is_left_at_the_end_is_told_once(tmp_path: Path) -> None:
     report.tell()
     report.close()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 6.0), (2, 8.0)]
+    assert not any("target_tokens_per_second" in line for line in lines(tmp_path)), "no rate of so short a time"
 
 
 def test_a_diverged_run_still_has_a_perplexity(tmp_path: Path) -> None:
