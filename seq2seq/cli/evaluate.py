@@ -79,6 +79,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.min_exact_each is not None and not any(pair.label for pair in pairs[0]):
         raise UserError("--min-exact-each: the pairs of this test set have no labels; take --min-exact")
     references = [pair.target for pair in pairs[0]]
+    translator = None
+    if not (arguments.hypotheses or arguments.compare):
+        _find_model(arguments)
+        translator = load_translator(arguments)
     language = _required_language(arguments, "target") if arguments.paper_bleu else _language(arguments, "target")
     if advice := hint(references, language):
         say(f"{advice}; type --target-language L")
@@ -87,11 +91,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
         found = compare(systems, references, language=language, lowercase=arguments.lowercase)
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    if arguments.hypotheses:
-        hypotheses = [aligned(arguments.hypotheses, references)]
-    else:
-        translator = load_translator(arguments)
+    if translator:
         hypotheses = translated_once(lambda texts: _translated(translator, texts), pairs)
+    else:
+        hypotheses = [aligned(arguments.hypotheses, references)]
     try:
         if arguments.output:
             write_text(arguments.output, "".join(f"{line}\n" for line in hypotheses[0]))
@@ -168,10 +171,14 @@ def _print_scores(
     return first
 
 
-def _config(arguments: argparse.Namespace) -> Any:
+def _find_model(arguments: argparse.Namespace) -> Path:
     # Found only once: a training run in progress may put a newer one there.
     arguments.model = str(find_model(arguments.model))
-    return compose.load(Path(arguments.model) / "config.yaml")
+    return Path(arguments.model)
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    return compose.load(_find_model(arguments) / "config.yaml")
 
 
 def _language(arguments: argparse.Namespace, side: str) -> str:

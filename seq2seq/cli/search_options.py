@@ -45,9 +45,10 @@ def settings_named_as_options() -> Iterator[None]:
         message = str(error)
         # One about a model's own settings begins with their file.
         if message.startswith("search."):
-            message = re.sub(r"search\.(\w+)(=true\b)?(=)?", _as_option, message)
+            message = re.sub(r"search\.(\w+)(=true\b|=false\b)?(=)?", _as_option, message)
         raise UserError(message) from None
 
 
 def _as_option(setting: re.Match[str]) -> str:
-    return f"--{setting[1].replace('_', '-')}{' ' if setting[3] else ''}"
+    no = "no-" if setting[2] == "=false" else ""
+    return f"--{no}{setting[1].replace('_', '-')}{' ' if setting[3] else ''}"

@@ -80,7 +80,8 @@ class SearchConfig:
             beam_only = {"diversity_groups": 1, "coverage_penalty": 0.0, "stop": "exact"}
             for name, off in beam_only.items():
                 if getattr(self, name) != off:
-                    raise UserError(f"search.{name}={getattr(self, name)}: not with search.sampling; leave one out")
+                    remedy = f"type search.{name}={off} or search.sampling=false"
+                    raise UserError(f"search.{name}={getattr(self, name)}: not with search.sampling; {remedy}")
             return
         for name, off in SAMPLING_ALONE.items():
             if getattr(self, name) != off:
@@ -90,5 +91,5 @@ class SearchConfig:
         if self.beam_size % self.diversity_groups:
             raise UserError(
                 f"search.beam_size={self.beam_size}: must be a multiple of "
-                f"search.diversity_groups={self.diversity_groups}"
+                f"search.diversity_groups={self.diversity_groups}; search.diversity_groups=1 is plain beam search"
             )

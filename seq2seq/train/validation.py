@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -40,7 +41,9 @@ def validate(
             progress.update(batch.target_layout.batch_size)
     loss = world.sum([nll])[0] / float(data.valid.lengths[1].sum())
     hypotheses = [""] * len(data.valid_text)
-    mine = Translator.of(model, data.tokenizer, config, data.longest_source).translate(
+    # As it will be when it is loaded: on CPUs search takes two thirds of the time with weights laid out for it.
+    ready = copy.deepcopy(model).place(model.device, torch.float32) if model.device.type == "cpu" else model
+    mine = Translator.of(ready, data.tokenizer, config, data.longest_source).translate(
         [pair.source for pair in data.valid_text[world.rank :: world.size]]
     )
     for rank, share in enumerate(world.gather(mine)):

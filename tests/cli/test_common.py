@@ -100,7 +100,11 @@ def test_the_model_is_the_one_named_else_the_newest(
         (["--length-penalty", "-1"], "--length-penalty -1.0: must be at least 0"),
         (["--length-penalty", "nan"], "--length-penalty nan: must be at least 0"),
         (["--stop", "soon"], "--stop soon: must be one of exact, beam"),
-        (["--sampling", "--stop", "beam"], "--stop beam: not with --sampling; leave one out"),
+        (["--sampling", "--stop", "beam"], "--stop beam: not with --sampling; type --stop exact or --no-sampling\n"),
+        (
+            ["--diversity-groups", "4", "--beam-size", "1"],
+            "--beam-size 1: must be a multiple of --diversity-groups 4; --diversity-groups 1 is plain beam search\n",
+        ),
         (["--top-p", "0.5"], "--top-p 0.5: for sampling alone; add --sampling"),
         (["--threads", "0"], "--threads 0: must be at least 1"),
         (["--threads", "100000000"], "--threads 100000000: there are "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,15 @@ def test_words_are_split_as_the_target_language_needs(run: Any, files: Files, tm
         code, out, err = run(main, *given, "--target-language", "zh")
         assert (code, err) == (0, "") and "|tok:zh|" in out
     assert run(main, "--hypotheses", files["good"], "--reference", files["reference"]).err == ""
+
+
+def test_the_newest_model_is_found_once(
+    run: Any, files: Files, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, "runs/x/model")
+    found = run(main, "--device", "cpu", "--source", files["reference"], "--reference", files["reference"])
+    assert (found.code, found.err) == (0, "model: runs/x/model\n")
 
 
 def test_two_systems_are_compared(run: Any, files: Files) -> None:

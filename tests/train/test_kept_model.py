@@ -37,6 +37,8 @@ def test_validation_is_the_loss_of_the_saved_model(make: Make, tmp_path: Path) -
     assert line["loss"] == pytest.approx(expected, rel=1e-5)
     assert line["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
     assert [sample["source"] for sample in line["samples"]] == draw(10, 2)[:2]
+    loaded = Translator.load(tmp_path / "run" / "model", device="cpu").translate(draw(10, 2)[:2])
+    assert [sample["hypothesis"] for sample in line["samples"]] == loaded
     assert manifest(tmp_path / "run")["steps"] == 3
     kept = manifest(tmp_path / "run")["valid"]
     assert (kept["loss"], kept["bleu"]) == (line["loss"], line["bleu"])
