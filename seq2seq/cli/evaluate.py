@@ -83,7 +83,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if not (arguments.hypotheses or arguments.compare):
         _find_model(arguments)
         translator = load_translator(arguments)
-    language = _required_language(arguments, "target") if arguments.paper_bleu else _language(arguments, "target")
+    language = _language(arguments, "target", required=arguments.paper_bleu)
     if advice := hint(references, language):
         say(f"{advice}; type --target-language L")
     if arguments.compare:
@@ -181,20 +181,15 @@ def _config(arguments: argparse.Namespace) -> Any:
     return compose.load(_find_model(arguments) / "config.yaml")
 
 
-def _language(arguments: argparse.Namespace, side: str) -> str:
-    """The `source` or `target` language: the option's, else the model's; empty where no model is meant."""
+def _language(arguments: argparse.Namespace, side: str, *, required: bool = True) -> str:
+    """The `source` or `target` language: the option's, else the model's; empty where none is needed or named."""
     given = getattr(arguments, f"{side}_language")
-    has_model = arguments.model or os.environ.get("SEQ2SEQ_MODEL")
-    if not given and not has_model and (arguments.hypotheses or arguments.compare):
-        return ""
-    return str(given or getattr(_config(arguments).data, f"{side}_language"))
-
-
-def _required_language(arguments: argparse.Namespace, side: str) -> str:
-    language = _language(arguments, side)
-    if not language:
+    has_model = arguments.model or (required and os.environ.get("SEQ2SEQ_MODEL"))
+    if given or has_model or not (arguments.hypotheses or arguments.compare):
+        return str(given or getattr(_config(arguments).data, f"{side}_language"))
+    if required:
         raise UserError(f"the {side} language is not known; add --{side}-language L, or --model DIR")
-    return language
+    return ""
 
 
 def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
@@ -206,7 +201,7 @@ def _test_sets(arguments: argparse.Namespace) -> dict[str, list[Pair]]:
             if getattr(arguments, option):
                 remedy = f"leave out --{option}{', or name one test set' if option in for_one else ''}"
                 raise UserError(f"--{option} with --test-set {arguments.test_set}: {remedy}")
-        return read_named_test_sets(names, *(_required_language(arguments, side) for side in ("source", "target")))
+        return read_named_test_sets(names, _language(arguments, "source"), _language(arguments, "target"))
     if arguments.source and not arguments.reference:
         raise UserError("--source without --reference: nothing to compare with; add --reference FILE")
     if not arguments.reference:

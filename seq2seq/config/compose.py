@@ -200,7 +200,8 @@ def unknown_key(key: str) -> UserError:
     """The error for a key that the schema does not have, with the nearest one in its group, else among all."""
     group, _, name = key.rpartition(".")
     siblings = [known.rpartition(".")[2] for known in known_keys() if known.rpartition(".")[0] == group]
-    namesakes = [known for known in known_keys() if known.startswith(group) and known.endswith(f".{name}")]
+    below = [known for known in known_keys() if known.startswith(f"{group}.") and known.endswith(f".{name}")]
+    namesakes = below or [known for known in known_keys() if known.endswith(f".{key}")]
     if group and siblings and not namesakes:
         return UserError(f"{key}: no such key in {group}{nearest(name, siblings)}")
     if namesakes:

@@ -206,6 +206,7 @@ QUICK = "+recipe=quickstart"
             "model.decoder.d_k: not for the chosen kind; choose",
         ),
         (["model.decoder.kind=recurrent", QUICK], "model.decoder.d_ff: not for the chosen kind; choose one with its"),
+        (["encoder.num_layers=5", QUICK], "encoder.num_layers: no such key; did you mean model.encoder.num_layers?"),
         (["model.positions=learned", QUICK], "did you mean model.decoder.positions or model.encoder.positions?"),
         (["+recpie=quickstart"], "recpie: no such key; did you mean recipe?"),
         (["modle=small", QUICK], "modle: no such key; did you mean model?"),
