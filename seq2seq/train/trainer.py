@@ -21,7 +21,7 @@ from seq2seq.config.schema import Config
 from seq2seq.data.batches import Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
-from seq2seq.evaluate.scores import bleu_signature, hint
+from seq2seq.evaluate.scores import hint
 from seq2seq.model.directory import save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.model.weights import fill, own_weights
@@ -329,7 +329,6 @@ class Trainer:
         weights = own_weights(model)
         if self.world.is_main:
             size = sum(weight.nbytes for weight in weights.values())
-            language = self.config.data.target_language
             with self.full_disk.saving("model", self.progress.step, size):
                 save_model_directory(
                     self.run_dir / "model",
@@ -339,7 +338,7 @@ class Trainer:
                     data_sha256=self.data.data_sha256,
                     longest_source=self.data.longest_source,
                     steps=self.progress.step,
-                    valid={"loss": values["loss"], "bleu": values["bleu"], "signature": bleu_signature(language)},
+                    valid={key: values[key] for key in ("loss", "bleu", "signature")},
                 )
         return bool(self.world.gather(self.full_disk.is_saved("model"))[0])
 
