@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from seq2seq.cli.common import UNMET, add_model_options, find_model, load_translator, parser, require_streams, run
 from seq2seq.config import compose
 from seq2seq.data.corpus import Pair, read_pairs
-from seq2seq.evaluate.scores import below_minimums, compare, hint
+from seq2seq.evaluate.scores import below_minimums, compare, language_mismatch
 from seq2seq.evaluate.test_set import aligned, read_named_test_sets, read_test_set, scored, translated_once
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import write_text
@@ -84,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         _find_model(arguments)
         translator = load_translator(arguments)
     language = _language(arguments, "target", required=arguments.paper_bleu)
-    if advice := hint(references, language):
+    if advice := language_mismatch(references, language):
         say(f"{advice}; type --target-language L")
     if arguments.compare:
         systems = [(str(path), aligned(path, references)) for path in arguments.compare]
@@ -184,7 +184,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 def _language(arguments: argparse.Namespace, side: str, *, required: bool = True) -> str:
     """The `source` or `target` language: the option's, else the model's; empty where none is needed or named."""
     given = getattr(arguments, f"{side}_language")
-    has_model = arguments.model or (required and os.environ.get("SEQ2SEQ_MODEL"))
+    has_model = arguments.model or os.environ.get("SEQ2SEQ_MODEL")
     if given or has_model or not (arguments.hypotheses or arguments.compare):
         return str(given or getattr(_config(arguments).data, f"{side}_language"))
     if required:

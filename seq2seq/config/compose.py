@@ -187,12 +187,11 @@ def explained(error: Exception, overrides: Sequence[str]) -> UserError:
 
 def _not_composed(key: str) -> UserError:
     """The error for a key of the schema that the chosen groups do not have."""
-    group = key.rpartition(".")[0]
+    group, _, name = key.rpartition(".")
     if group in ("model.encoder", "model.decoder"):
-        side = group.replace(".", "/")
-        return UserError(
-            f"{key}: not for the chosen kind; choose one with its keys by {side}={'|'.join(options_of(side))}"
-        )
+        kinds = " and ".join(kind for kind, settings in KINDS.items() if name in asdict(settings()))
+        choices = f"{group.replace('.', '/')}={'|'.join(KINDS)}"
+        return UserError(f"{key}: not for the chosen kind, but for {kinds}; a kind is chosen by {choices}")
     return UserError(f"{key}: in no file of {conf_dir()}, as every key of the schema must be; add it there")
 
 

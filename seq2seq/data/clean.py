@@ -9,8 +9,6 @@ from typing import Any
 from seq2seq.config.schema import CleaningConfig
 
 EXAMPLES = 3
-VERSION = 1
-"""Of these rules: one more makes prepared data anew."""
 LENGTH_RULES = ("max_length_ratio", "max_pieces")
 """The rules that need pieces; the others look at text."""
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from seq2seq.config.schema import Config, DataConfig
 from seq2seq.data import corpus
-from seq2seq.data.clean import LENGTH_RULES, VERSION, CleaningReport, length_reason, text_hash, text_reason
+from seq2seq.data.clean import LENGTH_RULES, CleaningReport, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.stages import fingerprint_of, require_place, require_sound, stage, was_made_of
@@ -105,7 +105,7 @@ def _run_stages(config: Config, root: Path) -> None:
     inputs = {
         "languages": [config.data.source_language, config.data.target_language],
         "corpora": {split: corpus.identity(getattr(config.data, split), config.seed) for split in ("train", "valid")},
-        "rules": {"version": VERSION} | {key: on for key, on in rules.items() if key not in LENGTH_RULES},
+        "rules": {key: value for key, value in rules.items() if key not in LENGTH_RULES},
         "columns": list(COLUMNS),
     }
     cleaned = stage(root / "clean", inputs, lambda folder: _clean(folder, config))

@@ -8,24 +8,32 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-from seq2seq.support.scripts import UNSPACED
+from seq2seq.support.unspaced import UNSPACED
 
-TOKENIZERS = {"zh": "zh", "yue": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
+CHINESE, JAPANESE = ("zh", "zho", "chi", "cmn", "yue"), ("ja", "jpn")
+TOKENIZERS = dict.fromkeys(CHINESE, "zh") | dict.fromkeys(
+    (*JAPANESE, "th", "tha", "lo", "lao", "km", "khm", "my", "mya"), "char"
+)
 """sacreBLEU's for languages that put no spaces between words: `char` where its own, if any, needs another package."""
 UNSPACED_SIGN = re.compile(f"[{UNSPACED}]")
 
 
+def _code(language: str) -> str:
+    """Without what follows it: `zh` for `zh-TW` or `ZH_Hant`."""
+    return re.split("[-_]", language.lower())[0]
+
+
 def bleu_tokenizer(language: str) -> str:
     """sacreBLEU's tokenizer for a target language such as `zh` or `zh-TW`; `13a` for most, and for an unknown one."""
-    return TOKENIZERS.get(re.split("[-_]", language.lower())[0], "13a")
+    return TOKENIZERS.get(_code(language), "13a")
 
 
-def hint(references: Sequence[str], language: str) -> str:
+def language_mismatch(references: Sequence[str], language: str) -> str:
     """What to set if these references cannot be of that language, for BLEU would find no words in them; else empty."""
     text = "".join("".join(references).split())
     if bleu_tokenizer(language) != "13a" or 2 * len(UNSPACED_SIGN.findall(text)) <= len(text):
         return ""
-    known = ", ".join(TOKENIZERS)
+    known = ", ".join(code for code in TOKENIZERS if len(code) == 2)
     return f"BLEU counts words between spaces, of which these references have few; languages without: {known}"
 
 
@@ -41,11 +49,11 @@ def scores(
 
     `language` is that of the references. Where pairs have `labels`, also the share of exact matches for each label.
     """
-    unspaced = bleu_tokenizer(language) != "13a"
+    asian = _code(language) in (*CHINESE, *JAPANESE)
     metrics = {
         "bleu": BLEU(lowercase=lowercase, tokenize=bleu_tokenizer(language)),
         "chrf": CHRF(lowercase=lowercase),
-        "ter": TER(case_sensitive=not lowercase, normalized=unspaced, asian_support=unspaced),
+        "ter": TER(case_sensitive=not lowercase, normalized=asian, asian_support=asian),
     }
     result: dict[str, Any] = {"sentences": len(references)}
     for name, metric in metrics.items():

@@ -77,7 +77,7 @@ class TransformerDecoder(nn.Module):
     def finish(self) -> None:
         """See `interfaces.Decoder`."""
         self._holder = Holder()
-        self._native = NativeDecoder.of(self.layers, self.input, self.norm)
+        self._native = NativeDecoder.of(DecoderLayer, self.layers, self.input, self.norm)
 
     def start(self, memory: Memory) -> Cache:
         """The cache before the first step: keys and values of the source, computed once."""

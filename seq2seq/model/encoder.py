@@ -64,4 +64,4 @@ class TransformerEncoder(nn.Module):
 
     def finish(self) -> None:
         """See `interfaces.Encoder`."""
-        self._native = NativeEncoder.of(self.layers)
+        self._native = NativeEncoder.of(EncoderLayer, self.layers)

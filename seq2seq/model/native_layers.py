@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.model.attention import MultiHeadAttention
-from seq2seq.model.layers import FeedForward, Residual
+from seq2seq.model.layers import FeedForward, LayerNorm, Residual
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops import native
 from seq2seq.ops.dropout import Dropout
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
 
-BLOCKS = {MultiHeadAttention, FeedForward, Residual}
+BLOCKS, PARTS = {MultiHeadAttention, FeedForward, Residual}, {PanelLinear, Dropout, LayerNorm}
 """What C++ computes; a class derived from one of these is computed as it says itself."""
 
 
@@ -49,13 +49,12 @@ class NativeLayers:
         return type(self), (self.layers,)
 
     @classmethod
-    def of(cls, layers: Iterable[nn.Module], *others: Any) -> Self | None:
-        """These layers for C++; None where they have other blocks, another norm, or weights that are not laid out."""
-        if not {type(block) for layer in layers for block in layer.children()} <= BLOCKS:
-            return None
-        for part in (part for layer in layers for part in _parts(layer)):
-            usual = part.eps == 1e-5 if isinstance(part, nn.LayerNorm) else isinstance(part, PanelLinear | Dropout)
-            if not usual:
+    def of(cls, kind: type[nn.Module], layers: Iterable[nn.Module], *others: Any) -> Self | None:
+        """These layers for C++; None where one is of another kind, has other parts or weights that are not laid out."""
+        for layer in layers:
+            parts = _parts(layer)
+            usual = type(layer) is kind and {*map(type, layer.children())} <= BLOCKS and {*map(type, parts)} <= PARTS
+            if not usual or any(part.eps != 1e-5 for part in parts if isinstance(part, nn.LayerNorm)):
                 return None
         return cls(list(layers), *others)
 

@@ -14,11 +14,15 @@ from typing import Any
 from seq2seq.support.errors import FULL_DISK
 from seq2seq.support.progress import say
 
+SHORT = 5.0
+"""The computing of an update is counted before the line on it begins, which distorts the rate of so short a time."""
+
 
 class Report:
     """Writes `log.jsonl` and, where TensorBoard is installed, its events; prints a line every few seconds of training.
 
-    The first update has a line of its own, without rates: its time includes what is compiled; so has the last line.
+    The first update has a line of its own, without rates: its time includes what is compiled. Neither has a line on
+    less than `SHORT` seconds, with which a run may end.
     Without a `run_dir` nothing is written: only one of several ranks reports. `trained` is the training time so far, in
     seconds.
     """
@@ -78,8 +82,7 @@ class Report:
             "learning_rate": self._rate,
         }
         pace = ""
-        # What the end of a run cuts short has no rate: the computing of its first update was counted before.
-        if self._warm and seconds >= self._log_seconds:
+        if self._warm and seconds >= min(SHORT, self._log_seconds):
             rates = self._source_tokens / seconds, self._target_tokens / seconds
             values["source_tokens_per_second"], values["target_tokens_per_second"] = rates
             time_left = max(0.0, min(self._left[0] * seconds / self._steps, self._left[1]))

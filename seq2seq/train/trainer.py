@@ -21,7 +21,7 @@ from seq2seq.config.schema import Config
 from seq2seq.data.batches import Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
-from seq2seq.evaluate.scores import hint
+from seq2seq.evaluate.scores import language_mismatch
 from seq2seq.model.directory import save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
 from seq2seq.model.weights import fill, own_weights
@@ -99,7 +99,8 @@ class Trainer:
                 f"{count_parameters(self.model):,} parameters, {len(self.data.train):,} pairs, "
                 f"{self.world.size} x {self.device.type} in {str(self.updater.precision).removeprefix('torch.')}"
             )
-            if advice := hint([pair.target for pair in self.data.valid_text], self.config.data.target_language):
+            references = [pair.target for pair in self.data.valid_text]
+            if advice := language_mismatch(references, self.config.data.target_language):
                 say(f"{advice}; type data.target_language=L and another run_dir=DIR, or the best model is chosen badly")
         self._choose_micro_batches()
         require_shareable(self.progress.micro_batches, self.world.size)

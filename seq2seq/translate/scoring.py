@@ -192,8 +192,8 @@ def links(tokenizer: Tokenizer, parts: Sequence[PairScore]) -> list[tuple[int, i
     for part in parts:
         assert part.attention is not None, "scored without attention"
         before[0] -= part.within_word
-        before[1] -= joined
         source, target = (tokenizer.pieces(ids) for ids in (part.source, part.target))
+        before[1] -= joined and bool(words_of(target))
         found += [
             (word + before[0], place + before[1])
             for word, place in word_links(part.attention[:-1, :-1], source, target)

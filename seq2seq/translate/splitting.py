@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
-from seq2seq.support.scripts import CHINESE_JAPANESE
+from seq2seq.support.unspaced import CHINESE_JAPANESE
 
 Count = Callable[[list[str]], list[int]]
 """Counts the pieces of each of several texts: many at once, for a call costs as much as a hundred words."""
@@ -18,7 +18,7 @@ Span = tuple[int, int]
 # No space follows the end of a Chinese or Japanese sentence.
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])(?![。！？])[\"'”’»)\]」』）]*\s*")
 BLANKS = re.compile(r"\s+")
-CHINESE_JAPANESE_END = re.compile(rf"[{CHINESE_JAPANESE}\u3000-\u303f\uff00-\uffef][\"'”’]*$")
+CHINESE_JAPANESE_END = re.compile(rf"[{CHINESE_JAPANESE}\u3000-\u303f\uff00-\uffef][!?.…—\"'”’]*$")
 
 
 def blank_after(translation: str) -> str:

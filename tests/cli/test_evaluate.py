@@ -108,10 +108,7 @@ def test_scores_are_printed_though_the_output_cannot_be_written(
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_words_are_split_as_the_target_language_needs(
-    run: Any, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEQ2SEQ_MODEL", "no/where")  # No model is needed.
+def test_words_are_split_as_the_target_language_needs(run: Any, files: Files, tmp_path: Path) -> None:
     chinese = tmp_path / "chinese"
     chinese.write_text("一只狗跑过草地。\n三个男人站在屋顶上。\n", encoding="utf-8")
     for kind in (["--hypotheses", chinese], ["--compare", chinese, chinese]):

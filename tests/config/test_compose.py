@@ -198,14 +198,17 @@ QUICK = "+recipe=quickstart"
         ([QUICK, "+ablation=A_head_1"], "ablation=A_head_1: no such ablation; did you mean A_heads_1?"),
         (
             ["model=recurrent", "run_dir=r", "+ablation=E_learned_positions"],
-            "model.encoder.positions: not for the chosen kind; choose one with its keys by model/encoder=recurrent|tr",
+            "model.encoder.positions: not for the chosen kind, but for transformer; a kind is chosen by model/",
         ),
-        (["model=recurrent", "run_dir=r", "model.decoder.d_k=8"], "model.decoder.d_k: not for the chosen kind; choose"),
+        (
+            ["model=recurrent", "run_dir=r", "model.decoder.d_k=8"],
+            "model.decoder.d_k: not for the chosen kind, but for",
+        ),
         (
             ["model=recurrent", "run_dir=r", "+model.decoder.d_k=8"],
-            "model.decoder.d_k: not for the chosen kind; choose",
+            "model.decoder.d_k: not for the chosen kind, but for",
         ),
-        (["model.decoder.kind=recurrent", QUICK], "model.decoder.d_ff: not for the chosen kind; choose one with its"),
+        (["model.decoder.kind=recurrent", QUICK], "is chosen by model/decoder=transformer|recurrent"),
         (["encoder.num_layers=5", QUICK], "encoder.num_layers: no such key; did you mean model.encoder.num_layers?"),
         (["model.positions=learned", QUICK], "did you mean model.decoder.positions or model.encoder.positions?"),
         (["+recpie=quickstart"], "recpie: no such key; did you mean recipe?"),

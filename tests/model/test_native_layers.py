@@ -212,6 +212,18 @@ def test_it_is_for_layers_that_are_laid_out_for_it(randomise: Randomise) -> None
     layer.self_residual.norm.eps = 1e-3
     decoder.finish()
     assert decoder._native is None
+    layer.self_residual.norm.eps = 1e-5
+    decoder.finish()
+    assert decoder._native
+
+
+@pytest.mark.parametrize("name", ["", "feed_forward", "self_attention", "cross_residual", "self_residual.norm"])
+def test_a_derived_class_is_computed_as_it_says_itself(randomise: Randomise, name: str) -> None:
+    decoder = decoder_of(randomise)
+    changed = decoder.layers[1].get_submodule(name)
+    changed.__class__ = type("Changed", (type(changed),), {})
+    decoder.finish()
+    assert decoder._native is None
 
 
 def test_rows_of_another_format_than_the_weights_take_another_way(randomise: Randomise) -> None:

@@ -6,6 +6,7 @@ import math
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from seq2seq.data.batches import in_order
 from seq2seq.model.directory import load_model_directory
-from seq2seq.model.translation import build_model
+from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.model.weights import own_weights
 from seq2seq.support.errors import RunError, Stopped
+from seq2seq.train import validation
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.trainer import Trainer
@@ -57,6 +59,24 @@ def test_validation_splits_words_as_the_target_language_needs(
         signatures[language] = manifest(tmp_path / language)["valid"]["signature"].split("|")[3]
     assert signatures == {"de": "tok:13a", "zh": "tok:zh"}
     assert capsys.readouterr().err.count("; type data.target_language=L and another run_dir=DIR") == 1
+
+
+def test_validation_translates_with_a_copy_made_ready(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make("run", "trainer.max_steps=2", "trainer.validate_every=1")
+    used: list[TranslationModel] = []
+
+    class Noted(Translator):
+        @classmethod
+        def of(cls, model: TranslationModel, *rest: Any) -> Translator:
+            used.append(model)
+            return Translator.of(model, *rest)
+
+    monkeypatch.setattr(validation, "Translator", Noted)
+    trainer.run()
+    assert len(used) == 2
+    for model in used:
+        assert model.projection is not None and not model.training
+    assert trainer.model.projection is None and trainer.model.training
 
 
 def script_bleu(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:

@@ -21,7 +21,8 @@ from seq2seq.search.beam import Beams
 from seq2seq.support.errors import OutOfMemory, UserError
 from seq2seq.translate import translator as translator_module
 from seq2seq.translate.glossary import Glossary
-from seq2seq.translate.scoring import described, links
+from seq2seq.translate.scoring import PairScore, described, links
+from seq2seq.translate.splitting import join
 from seq2seq.translate.translator import Translator
 
 
@@ -261,6 +262,17 @@ def test_parts_in_chinese_are_joined_without_a_space(tiny_model: Path) -> None:
     (told,) = translator.explain([found], attention=True)
     places = [place for _, place in links(tokenizer, told[0])]
     assert max(places) + 1 == len(found.texts[0].split()), "words are those of the joined text"
+
+
+def test_an_empty_part_has_no_words(tiny_model: Path) -> None:
+    tokenizer = loaded(tiny_model).tokenizer
+    dog = tokenizer.encode(["dog"])[0]
+    parts = [
+        PairScore(dog, target, [], torch.full((len(target) + 1, len(dog) + 1), 0.1))
+        for target in (tokenizer.encode(["他"])[0], [], dog)
+    ]
+    assert join(["他", "", "dog"]) == "他 dog"
+    assert links(tokenizer, parts) == [(0, 0), (2, 1)]
 
 
 def test_a_word_that_is_cut_remains_one(tiny_model: Path) -> None:

@@ -82,6 +82,8 @@ def test_a_very_long_word_and_a_very_long_line() -> None:
         (["안녕.", "네"], "안녕. 네"),
         (["", "a", "", "b"], " a  b"),
         (["one"], "one"),
+        (["他说……", "他走了——", "你好!", "“OK”", "好。"], "他说……他走了——你好!“OK” 好。"),
+        (["Wait…", "then!"], "Wait… then!"),
     ],
 )
 def test_how_translations_of_parts_are_joined(parts: list[str], text: str) -> None:
