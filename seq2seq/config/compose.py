@@ -196,11 +196,12 @@ def _not_composed(key: str) -> UserError:
 
 
 def unknown_key(key: str) -> UserError:
-    """The error for a key that the schema does not have, with the nearest one in its group, else among all."""
+    """The error for a key that the schema does not have, with those of its name, else the nearest in its group."""
     group, _, name = key.rpartition(".")
     siblings = [known.rpartition(".")[2] for known in known_keys() if known.rpartition(".")[0] == group]
-    below = [known for known in known_keys() if known.startswith(f"{group}.") and known.endswith(f".{name}")]
-    namesakes = below or [known for known in known_keys() if known.endswith(f".{key}")]
+    named = [known for known in known_keys() if known.rpartition(".")[2] == name]
+    below = [known for known in named if known.startswith(f"{group}.")]
+    namesakes = below or [known for known in named if known.endswith(f".{key}")] or named
     if group and siblings and not namesakes:
         return UserError(f"{key}: no such key in {group}{nearest(name, siblings)}")
     if namesakes:

@@ -221,6 +221,8 @@ QUICK = "+recipe=quickstart"
         (["optimizer=adma", QUICK], "optimizer=adma: no such optimizer; did you mean adam?"),
         (["trainer.max_stpes=5", QUICK], "trainer.max_stpes: no such key in trainer; did you mean max_steps?"),
         (["max_steps=5", QUICK], "max_steps: no such key; did you mean trainer.max_steps?"),
+        (["trainer.seed=5", QUICK], "trainer.seed: no such key; did you mean search.seed or seed?"),
+        (["trainer.batch_tokens=5", QUICK], "trainer.batch_tokens: no such key; did you mean data.batch_tokens?"),
         (["num_layers=5", QUICK], "did you mean model.decoder.num_layers or model.encoder.num_layers?"),
         (["model.encoder.num_layer=2", QUICK], "no such key in model.encoder; did you mean num_layers?"),
         (["+optimizer.lrr=1", QUICK], "optimizer.lrr: no such key in optimizer; known: beta1, beta2"),
