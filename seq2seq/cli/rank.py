@@ -34,8 +34,7 @@ def train_as_rank(config: Config) -> None:
     from seq2seq.train.warm_start import require_same_model
 
     keep_lock_to_this_process()
-    if config.trainer.deterministic:
-        compute_deterministically()
+    compute_deterministically(config.trainer.deterministic)
     data: Prepared | None = None
     with joined(config) as world, contextlib.ExitStack() as held:
         if world.is_main:

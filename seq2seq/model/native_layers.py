@@ -54,9 +54,14 @@ class NativeLayers:
         for layer in layers:
             parts = _parts(layer)
             usual = type(layer) is kind and {*map(type, layer.children())} <= BLOCKS and {*map(type, parts)} <= PARTS
-            if not usual or any(part.eps != 1e-5 for part in parts if isinstance(part, nn.LayerNorm)):
+            if not usual or not all(_is_usual(part) for part in parts if isinstance(part, nn.LayerNorm)):
                 return None
         return cls(list(layers), *others)
+
+
+def _is_usual(norm: nn.Module) -> bool:
+    """Whether C++ computes the same: it has this epsilon, and reads a weight and a bias."""
+    return type(norm) is LayerNorm and norm.eps == 1e-5 and len(list(norm.parameters())) == 2
 
 
 def _parts(layer: nn.Module) -> list[nn.Module]:
@@ -84,6 +89,14 @@ class NativeDecoder(NativeLayers):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.layers, self.embedding, self.norm)
+
+    @classmethod
+    def of(
+        cls, kind: type[nn.Module], layers: Iterable[nn.Module], embedding: nn.Module, norm: nn.Module
+    ) -> Self | None:
+        """See `NativeLayers.of`; the embedding and the final norm, too, must be those that C++ computes."""
+        usual = type(embedding) is PositionedEmbedding and (type(norm) is nn.Identity or _is_usual(norm))
+        return super().of(kind, layers, embedding, norm) if usual else None
 
     def __call__(
         self,

@@ -107,14 +107,17 @@ def choose_compiling(setting: bool | str, device: torch.device) -> bool:
     return device.type == "cuda" if setting == "auto" else bool(setting)
 
 
-def compute_deterministically() -> None:
-    """Let PyTorch use only bitwise reproducible operations in this process; to be called before any runs on a GPU.
+def compute_deterministically(wanted: bool) -> None:
+    """Let PyTorch use only bitwise reproducible operations in this process, or any; to be called before the first.
 
     An operation that has no such form raises RuntimeError.
     """
-    # cuBLAS reads this when it starts: without it, its results may differ between two streams.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    if wanted:
+        # cuBLAS reads this when it starts: without it, its results may differ between two streams.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    # Otherwise all new memory is filled first; nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

@@ -62,6 +62,7 @@ class Progress:
     best_bleu: float = -1.0
     validations_since_best: int = 0
     data_sha256: str = ""
+    valid_sha256: str = ""
     micro_batches: int = 0
     validated: int = 0
     best_step: int = 0

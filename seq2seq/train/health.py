@@ -9,6 +9,7 @@ from seq2seq.data.prepare import Prepared
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.progress import say
 from seq2seq.train.checkpoint import REMEDY, Progress
+from seq2seq.train.distributed import World
 from seq2seq.train.report import Report
 from seq2seq.train.spikes import limit, spike_length, watched
 from seq2seq.train.update import Pending
@@ -22,8 +23,11 @@ MOST_ROLLBACKS = 3
 class Health:
     """Judges the outcomes of updates, in order; its counts are kept in the run's progress."""
 
-    def __init__(self, settings: TrainerConfig, progress: Progress, report: Report, data: Prepared) -> None:
-        self._settings, self._progress, self._report, self._data = settings, progress, report, data
+    def __init__(
+        self, settings: TrainerConfig, progress: Progress, report: Report, data: Prepared, world: World
+    ) -> None:
+        self._settings, self._progress, self._report = settings, progress, report
+        self._data, self._world = data, world
 
     def accept(self, update: Pending, loss: float, norm: float) -> bool:
         """Whether the update, whose summed loss this is, changed the weights: whether its gradient norm is finite.
@@ -36,7 +40,8 @@ class Health:
             progress.skipped = 0
             return True
         progress.skipped += 1
-        lines = self._lines(update.pairs)
+        # By one rank for all: the whole table of cleaned pairs is checked first.
+        lines = self._world.gather(self._lines(update.pairs) if self._world.is_main else [])[0]
         # As strings: JSON has no NaN or infinity.
         self._report.record("skipped", update.step, {"loss": str(loss), "norm": str(norm), "lines": lines})
         shown = ", ".join(lines[:SHOWN]) + (", …" if len(lines) > SHOWN else "")

@@ -65,7 +65,8 @@ class Trainer:
             take_weights(self.model, Path(config.init_from))
         self.updater = Updater(self.model, config, self.world)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
-        self.progress = Progress(data_sha256=data.data_sha256, micro_batches=config.data.micro_batches or 0)
+        self._hashes = {"data_sha256": data.data_sha256, "valid_sha256": data.valid.sha256}
+        self.progress = Progress(**self._hashes, micro_batches=config.data.micro_batches or 0)
         self.interrupts = Interrupts(self._stopped)
         self.full_disk = FullDisk(self.run_dir, config.trainer.on_full_disk)
         self._spike: int | None = None
@@ -95,6 +96,9 @@ class Trainer:
             say(f"resuming from step {found.step:,}")
         else:
             self._require_same_state({})
+            if self.world.is_main:
+                # Of a finished run whose checkpoints were removed.
+                self.end_file.unlink(missing_ok=True)
             say(
                 f"{count_parameters(self.model):,} parameters, {len(self.data.train):,} pairs, "
                 f"{self.world.size} x {self.device.type} in {str(self.updater.precision).removeprefix('torch.')}"
@@ -110,7 +114,7 @@ class Trainer:
         self.report = Report(
             self.run_dir if self.world.is_main else None, self.config.trainer.log_seconds, self.progress.seconds
         )
-        self.health = Health(self.config.trainer, self.progress, self.report, self.data)
+        self.health = Health(self.config.trainer, self.progress, self.report, self.data, self.world)
         try:
             with self.interrupts:
                 if was_finished:
@@ -136,11 +140,12 @@ class Trainer:
     def _restore(self, found: Progress, *, has_model: bool) -> bool:
         """Take up the progress of a checkpoint; returns whether the run was finished there. Raises UserError."""
         self.progress = found
-        if found.data_sha256 != self.data.data_sha256:
-            raise UserError(
-                f"{self.run_dir}: the training data are not those that this run was started with; "
-                "restore them, or take another run_dir=DIR"
-            )
+        for name, key in (("training", "data_sha256"), ("validation", "valid_sha256")):
+            if getattr(found, key) != self._hashes[key]:
+                raise UserError(
+                    f"{self.run_dir}: the {name} data are not those that this run was started with; "
+                    "restore them, or take another run_dir=DIR"
+                )
         end = read_json(self.end_file) if self.end_file.is_file() else {"step": 0, "bleu": -1.0}
         self._require_same_state(end)
         # If the model was removed, the next one is the best there is.
@@ -148,7 +153,7 @@ class Trainer:
         return self._finished() and bool(end["step"] == found.step)
 
     def _require_same_state(self, end: dict[str, Any]) -> None:
-        state = {**asdict(self.progress), "data_sha256": self.data.data_sha256, "end": end}
+        state = {**asdict(self.progress), **self._hashes, "end": end}
         self.world.require_same({"device": self.device.type, "precision": str(self.updater.precision), **state})
 
     def _choose_micro_batches(self) -> None:

@@ -209,21 +209,41 @@ def test_it_is_for_layers_that_are_laid_out_for_it(randomise: Randomise) -> None
     decoder.finish()
     assert decoder._native is None
     layer.self_attention.query = linear
-    layer.self_residual.norm.eps = 1e-3
-    decoder.finish()
-    assert decoder._native is None
-    layer.self_residual.norm.eps = 1e-5
     decoder.finish()
     assert decoder._native
 
 
-@pytest.mark.parametrize("name", ["", "feed_forward", "self_attention", "cross_residual", "self_residual.norm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("layers.1", "layers.1.feed_forward", "layers.1.self_attention", "layers.1.cross_residual"),
+        *("layers.1.self_residual.norm", "input", "norm"),
+    ],
+)
 def test_a_derived_class_is_computed_as_it_says_itself(randomise: Randomise, name: str) -> None:
-    decoder = decoder_of(randomise)
-    changed = decoder.layers[1].get_submodule(name)
+    decoder = decoder_of(randomise, "pre")
+    assert decoder._native
+    changed = decoder.get_submodule(name)
     changed.__class__ = type("Changed", (type(changed),), {})
     decoder.finish()
     assert decoder._native is None
+
+
+@pytest.mark.parametrize("name", ["norm", "layers.1.self_residual.norm"])
+def test_norms_without_a_bias_or_with_another_epsilon_are_computed_by_themselves(
+    randomise: Randomise, name: str
+) -> None:
+    decoder = decoder_of(randomise, "pre")
+    norm = cast(nn.LayerNorm, decoder.get_submodule(name))
+    bias, norm.bias = norm.bias, None  # type: ignore[assignment]
+    decoder.finish()
+    assert decoder._native is None
+    norm.bias, norm.eps = bias, 1e-3
+    decoder.finish()
+    assert decoder._native is None
+    norm.eps = 1e-5
+    decoder.finish()
+    assert decoder._native
 
 
 def test_rows_of_another_format_than_the_weights_take_another_way(randomise: Randomise) -> None:

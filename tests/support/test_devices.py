@@ -138,8 +138,10 @@ def test_freed_memory_is_kept() -> None:
 def test_a_training_may_be_held_to_operations_that_repeat() -> None:
     """In a process of its own: it is set for the whole of it."""
     code = (
-        "import os, torch; from seq2seq.support.devices import compute_deterministically as set_it; set_it();"
-        "assert torch.are_deterministic_algorithms_enabled() and os.environ['CUBLAS_WORKSPACE_CONFIG']"
+        "import os, torch; from seq2seq.support.devices import compute_deterministically as set_it; set_it(True);"
+        "assert torch.are_deterministic_algorithms_enabled() and os.environ['CUBLAS_WORKSPACE_CONFIG'];"
+        "assert not torch.empty(1 << 20).isnan().all();"
+        "set_it(False); assert not torch.are_deterministic_algorithms_enabled()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -126,7 +126,7 @@ def test_an_update_is_skipped_though_its_lines_are_not_known(
     trainer = trainer_in(tmp_path, corpus, f"data.prepared_dir={tmp_path}/data")
     (tmp_path / "data" / "train" / "rows.npy").unlink()
     with contextlib.closing(Report(tmp_path, 0)) as report:
-        judge = health.Health(trainer.config.trainer, trainer.progress, report, trainer.data)
+        judge = health.Health(trainer.config.trainer, trainer.progress, report, trainer.data, trainer.world)
         assert not judge.accept(Pending(3, 0.1, (9, 9), [*range(7, 20)], torch.zeros(3)), 1.0, math.nan)
     told = capsys.readouterr().err
     assert "(its lines: pair 7 of the encoded training data, counted from 0, pair 8" in told

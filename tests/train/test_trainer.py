@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from seq2seq.data.prepare import prepare
 from seq2seq.model.translation import TranslationModel
 from seq2seq.search.beam import BeamSearch
 from seq2seq.support.errors import RunError, Stopped, UserError
-from seq2seq.support.files import sha256_of
+from seq2seq.support.files import read_json, sha256_of, write_json
 from seq2seq.train import validation
 from seq2seq.train.distributed import World
 from seq2seq.train.fitting import worst_part
@@ -30,7 +31,7 @@ from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Update
 from seq2seq.train.updater import Updater
 from seq2seq.translate.translator import Translator
-from tests.train.runs import Make, assert_same_state, draw, log, manifest, steps_saved, tensors, write_copies
+from tests.train.runs import TINY, Make, assert_same_state, draw, log, manifest, steps_saved, tensors, write_copies
 
 
 @pytest.mark.slow
@@ -382,12 +383,31 @@ def test_the_console_says_what_it_should(make: Make, capsys: pytest.CaptureFixtu
     assert draw(10, 2)[0] in captured.err
 
 
-def test_changed_training_data_are_refused(make: Make) -> None:
+@pytest.mark.parametrize(("split", "name"), [("train", "training"), ("valid", "validation")])
+def test_changed_data_are_refused(tmp_path: Path, split: str, name: str) -> None:
+    overrides = [*write_copies(tmp_path, draw(300, 1), draw(10, 2)), f"run_dir={tmp_path}/run", *TINY]
+    config = compose([*overrides, "trainer.max_steps=2"])
+    Trainer(config, prepare(config)).run()
+    for side in ("source", "target"):
+        # The vocabulary stays the same, as it would not if training text had changed.
+        lines = (tmp_path / f"{split}.{side}").read_text(encoding="utf-8").split("\n")
+        (tmp_path / f"{split}.{side}").write_text("\n".join(lines[1:2] + lines[:1] + lines[2:]), encoding="utf-8")
+    config = compose([*overrides, "trainer.max_steps=3"])
+    with pytest.raises(UserError, match=f"the {name} data are not those that this run was started with"):
+        Trainer(config, prepare(config)).run()
+
+
+def test_a_run_begun_anew_knows_nothing_of_the_one_that_was_finished_there(make: Make, tmp_path: Path) -> None:
     make("run", "trainer.max_steps=2").run()
-    trainer = make("run", "trainer.max_steps=3")
-    trainer.data.data_sha256 = "of other data"
-    with pytest.raises(UserError, match="the training data are not those that this run was started with"):
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    trainer = make("run", "trainer.max_steps=2")
+    write_json(trainer.end_file, {**read_json(trainer.end_file), "bleu": 100.0})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trainer, "_finish", lambda: None)
         trainer.run()
+    trainer = make("run", "trainer.max_steps=3")
+    trainer.run()
+    assert trainer.progress.best_bleu < 100
 
 
 @pytest.mark.parametrize(
