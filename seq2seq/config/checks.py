@@ -38,10 +38,12 @@ def _declared_types(dataclass: type) -> dict[str, tuple[type, ...]]:
     return {name: tuple(wider.get(kind, kind) for kind in of_one) for name, of_one in kinds.items()}
 
 
-def at_least(key: str, value: float | None, limit: float) -> None:
-    """Raise UserError for a value below `limit`, or one that is not finite."""
+def at_least(key: str, value: float | None, limit: float, most: float = math.inf) -> None:
+    """Raise UserError for a value below `limit`, above `most`, or one that is not finite."""
     if value is not None and not limit <= value < math.inf:
         raise UserError(f"{key}={value}: must be at least {limit}{_and_finite(value)}")
+    if value is not None and value > most:
+        raise UserError(f"{key}={value}: must be at most {most}")
 
 
 def positive(key: str, value: float | None) -> None:

@@ -59,7 +59,10 @@ class SearchConfig:
         for name in ("beam_size", "max_length_offset", "n_best", "diversity_groups"):
             at_least(f"search.{name}", getattr(self, name), 1)
         at_least("search.max_length", self.max_length, 1)
-        for name in ("length_penalty", "max_length_ratio", "min_length", "min_length_ratio", "coverage_penalty"):
+        # Beyond these, numbers overflow.
+        for name, most in (("length_penalty", 10), ("max_length_ratio", 1000), ("min_length_ratio", 1000)):
+            at_least(f"search.{name}", getattr(self, name), 0, most)
+        for name in ("min_length", "coverage_penalty"):
             at_least(f"search.{name}", getattr(self, name), 0)
         for name in ("no_repeat_ngram", "diversity_penalty", "top_k"):
             at_least(f"search.{name}", getattr(self, name), 0)

@@ -13,10 +13,11 @@ from seq2seq.support.errors import UserError
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors. Raises OSError, for example when the disk is full."""
+    """Write tensors as safetensors, for all who may read the folder. Raises OSError, as when the disk is full."""
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
-        path.chmod(0o644)  # The library makes it readable by its owner only.
+        # The library makes it readable by its owner only.
+        path.chmod(path.parent.stat().st_mode & 0o666)
     except SafetensorError as error:
         # The library wraps the system's error in its own and keeps the error number only in the text.
         found = re.search(r"os error (\d+)", str(error))

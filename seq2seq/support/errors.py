@@ -15,6 +15,11 @@ PLACES = (
     *(errno.ENAMETOOLONG, errno.ELOOP),
 )
 """Error numbers of an OSError for a place that does not exist, or that we may not read or write."""
+MACHINE = (
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EFBIG, errno.ENODEV, errno.ENXIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+)
+"""Error numbers of an OSError for what the machine could not do: a disk that fails, too many files or processes."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of an OSError when no more can be written: no space is left, or the user's quota is used up."""
 
@@ -121,7 +126,11 @@ def explain(error: BaseException) -> tuple[int, str]:
         return RunError.exit_code, f"the disk is full: {error.filename or error}"
     if isinstance(error, OSError) and error.errno in PLACES and error.filename is not None:
         return UserError.exit_code, f"{error.filename}: {error.strerror}"
-    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which takes long to import.
+    if isinstance(error, OSError) and error.errno in MACHINE:
+        where = f"{error.filename}: " if error.filename else ""
+        return RunError.exit_code, f"the system could not go on: {where}{error.strerror}"
+    # PyTorch, whose error this is, takes long to import; its allocator for CPUs has none of its own.
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "DefaultCPUAllocator" in str(error):
         return RunError.exit_code, (
             f"the device's memory is full ({first_line(error)}); wait until other processes on it have finished, or "
             "use a smaller model"

@@ -8,8 +8,8 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,10 +79,9 @@ def new_directory(final: Path, verify: Callable[[Path], None] | None = None) -> 
     on disk, nothing under the final name has changed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=PARTIAL, dir=final.parent))
+    temporary = _hidden(final, PARTIAL)
     try:
         yield temporary
-        temporary.chmod(0o755)
         for path in [*temporary.rglob("*"), temporary]:
             _fsync(path)
         if verify:
@@ -93,10 +92,17 @@ def new_directory(final: Path, verify: Callable[[Path], None] | None = None) -> 
         raise
 
 
+def _hidden(final: Path, suffix: str) -> Path:
+    """A new directory beside `final`; unlike one of `tempfile`, with the rights that the user's umask gives."""
+    path = final.with_name(f".{final.name}.{secrets.token_hex(4)}{suffix}")
+    path.mkdir()
+    return path
+
+
 def _rename(new: Path, final: Path) -> None:
     old = None
     if final.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=REPLACED, dir=final.parent))
+        old = _hidden(final, REPLACED)
         final.replace(old)
     try:
         new.replace(final)
@@ -111,7 +117,7 @@ def _rename(new: Path, final: Path) -> None:
 
 def remove_directory(path: Path) -> None:
     """Delete a directory without ever leaving half of it under its own name."""
-    doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+    doomed = _hidden(path, PARTIAL)
     path.replace(doomed)
     shutil.rmtree(doomed)
 

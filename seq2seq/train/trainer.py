@@ -66,7 +66,7 @@ class Trainer:
         self.updater = Updater(self.model, config, self.world)
         self.sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
         self._hashes = {"data_sha256": data.data_sha256, "valid_sha256": data.valid.sha256}
-        self.progress = Progress(**self._hashes, micro_batches=config.data.micro_batches or 0)
+        self.progress = Progress(micro_batches=config.data.micro_batches or 0, **self._hashes)  # type: ignore[arg-type]
         self.interrupts = Interrupts(self._stopped)
         self.full_disk = FullDisk(self.run_dir, config.trainer.on_full_disk)
         self._spike: int | None = None

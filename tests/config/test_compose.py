@@ -241,6 +241,7 @@ QUICK = "+recipe=quickstart"
         (["seed=null", QUICK], "seed: "),
         (["model.d_model=130", "model.encoder.num_heads=4", QUICK], "num_heads=4: must divide model.d_model=130"),
         (["trainer.max_steps=0", QUICK], "trainer.max_steps=0: must be at least 1"),
+        (["search.max_length_ratio=1e18", QUICK], "search.max_length_ratio=1e+18: must be at most 1000"),
         (["model.decoder.num_layers=0", QUICK], "model.decoder.num_layers=0: must be at least 1"),
         (["data.train.source=2016", QUICK], "data.train.source=2016: must be a path"),
         (["data.train.source=a=b", QUICK], "data.train.source=a=b: mismatched input"),

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
+from seq2seq.model.weights import save_weights
 from seq2seq.support import files
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import (
@@ -36,7 +38,21 @@ def test_a_new_directory_appears_whole(tmp_path: Path) -> None:
         assert folder.parent == final.parent, "a rename works within one file system only"
     assert names(final) == ["a"]
     assert names(final.parent) == ["made"]
-    assert final.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("umask", "folder", "file"), [(0o022, 0o755, 0o644), (0o002, 0o775, 0o664), (0o077, 0o700, 0o600)]
+)
+def test_who_may_read_it_is_as_the_user_set(tmp_path: Path, umask: int, folder: int, file: int) -> None:
+    before = os.umask(umask)
+    try:
+        with new_directory(tmp_path / "made") as made:
+            save_weights(made / "weights", {"a": torch.ones(2)})
+            (made / "text").write_text("1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == folder
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "made").iterdir()} == {file}
 
 
 def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
