@@ -105,7 +105,7 @@ def measure(names: list[str], job: dict[str, Any], rounds: int, references: list
             "sentences_per_second": round(len(last["texts"]) / statistics.median(seconds), 1),
             "target_tokens_per_second": round(last["tokens"] / statistics.median(seconds)),
             "seconds": [round(value, 3) for value in seconds],
-            "bleu": None if "forced" in job else round(bleu(last["texts"], references[: len(last["texts"])]), 2),
+            "bleu": None if "forced" in job else round(bleu(last["texts"], references[: len(last["texts"])])[0], 2),
             "same_lines": ours and sum(map(str.__eq__, last["texts"], ours)) / len(ours),
             "decoder_rows": last.get("rows"),
             "peak_megabytes": round(last["peak_megabytes"]),

@@ -89,16 +89,11 @@ def below_minimums(
     ]
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str = "") -> float:
-    """The sacreBLEU score alone, with its default settings for this language of the references."""
-    return float(BLEU(tokenize=bleu_tokenizer(language)).corpus_score(list(hypotheses), [list(references)]).score)
-
-
-def bleu_signature(language: str = "") -> str:
-    """The signature of `bleu`."""
+def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str = "") -> tuple[float, str]:
+    """BLEU alone and its signature, by sacreBLEU with its default settings for this language of the references."""
     metric = BLEU(tokenize=bleu_tokenizer(language))
-    metric.corpus_score([""], [[""]])
-    return str(metric.get_signature())
+    score = metric.corpus_score(list(hypotheses), [list(references)]).score
+    return float(score), str(metric.get_signature())
 
 
 def exact(pairs: Sequence[tuple[str, str]]) -> float:

@@ -136,24 +136,24 @@ class TranslationModel(nn.Module):
             # Triton launches kernels on the current device, wherever their tensors are.
             torch.cuda.set_device(device)
         if dtype != torch.int8:
-            self.to(device, dtype).pack()
+            self.to(device, dtype)._pack()
         elif device.type == "cpu":
-            self.quantize()
+            self._quantize()
         else:
             raise UserError(f"int8 on {device}: it is for the CPU; type --device cpu or --dtype bfloat16")
         self.encoder.finish()
         self.decoder.finish()
         return self.eval()
 
-    def pack(self) -> None:
+    def _pack(self) -> None:
         """Lay weights out for translation on a CPU, in the dtype that they have; elsewhere this does nothing."""
         if self.device.type == "cpu" and native.has_fast_matmul():
             self._replace_linears(PanelLinear.of)
         elif supports_packing(self.output_weight):
             self._replace_linears(PackedLinear)
 
-    def quantize(self) -> None:
-        """Compute linear layers and logits in int8 from now on, for translation. Raises UserError."""
+    def _quantize(self) -> None:
+        """Compute linear layers and logits in int8 from now on. Raises UserError."""
         self._replace_linears(int8_layer())
         if isinstance(self.projection, PanelLinear):
             self.bfloat16()

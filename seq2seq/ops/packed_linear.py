@@ -1,8 +1,8 @@
 """Linear layers for translation where `panel_linear` is not used: weights laid out once as oneDNN's matmuls read them.
 
 Otherwise PyTorch's bfloat16 matmul lays the weight out anew at each call, and float32 goes to another library: this
-takes 1.1 to 1.4 times as long for the rows of a beam, up to 2.4 times for a few rows in bfloat16. The two operations
-are those that PyTorch's own compiler calls; they have no backward pass. The plain reference is `F.linear`.
+takes up to three times as long (docs/log.md, 2026-11-28). The two operations are those that PyTorch's own compiler
+calls; they have no backward pass. The plain reference is `F.linear`.
 
 Shapes: ... any, I inputs, O outputs.
 """

@@ -122,7 +122,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
         config: Config,
-        average: nn.Module | None = None,
+        average: nn.Module | None,
     ) -> None:
         """Write the checkpoint of this step and, once it is on disk, delete those that are no longer to be kept.
 
@@ -147,7 +147,7 @@ class Checkpoints:
                 remove_directory(old)
 
     def resume(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, average: nn.Module | None = None
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, average: nn.Module | None
     ) -> Progress | None:
         """Load the newest checkpoint into model, optimizer and moving average; None where there is none.
 
@@ -190,7 +190,7 @@ def intact(folders: list[Path]) -> list[Path]:
     return [folder for folder, fault in faults.items() if not fault]
 
 
-def size_of_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> int:
+def size_of_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> int:
     """The size in bytes of a checkpoint's tensors, which are nearly all of it."""
     files = _files(model, optimizer, average)
     return sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())

@@ -14,7 +14,7 @@ import torch
 from seq2seq.config.schema import Config
 from seq2seq.data.batches import in_order
 from seq2seq.data.prepare import Prepared
-from seq2seq.evaluate.scores import bleu, bleu_signature
+from seq2seq.evaluate.scores import bleu
 from seq2seq.model.translation import TranslationModel
 from seq2seq.support.devices import autocast
 from seq2seq.support.progress import bar
@@ -53,12 +53,13 @@ def validate(
         {"source": pair.source, "hypothesis": hypothesis, "reference": pair.target}
         for pair, hypothesis in list(zip(data.valid_text, hypotheses, strict=True))[: config.trainer.samples]
     ]
-    language = config.data.target_language
+    references = [pair.target for pair in data.valid_text]
+    score, signature = bleu(hypotheses, references, config.data.target_language)
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 50.0)),
-        "bleu": bleu(hypotheses, [pair.target for pair in data.valid_text], language),
-        "signature": bleu_signature(language),
+        "bleu": score,
+        "signature": signature,
         "validation_seconds": time.monotonic() - started,
         "samples": samples,
     }

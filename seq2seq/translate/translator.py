@@ -6,8 +6,8 @@ import numbers
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import chain
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -271,7 +271,7 @@ class Translator:
         else:
             runs = batches(lengths, widths, workers, self.batch_tokens, room)
         results: list[list[Hypothesis]] = [[] for _ in tasks]
-        jobs = [methodcaller("_search_batch", [tasks[index] for index in run]) for run in runs]
+        jobs = [partial(Translator._search_batch, tasks=[tasks[index] for index in run]) for run in runs]
         mapped = self._map(jobs, workers)
         # Whatever ends this, even between two results, ends the workers: nobody would read what they still send.
         with bar("translating", len(tasks)) as progress, closing(mapped):
@@ -359,7 +359,7 @@ class Translator:
         pairs = [(task.source[:-1], hypothesis.tokens) for task, hypothesis in parts]
         count = max(1, len(self.devices))
         shares = [pairs[len(pairs) * one // count : len(pairs) * (one + 1) // count] for one in range(count)]
-        jobs = [methodcaller("_score", share, attention) for share in shares]
+        jobs = [partial(Translator._score, pairs=share, attention=attention) for share in shares]
         found = dict(self._map(jobs, count))
         scores = (
             replace(score, within_word=task.within_word)

@@ -114,15 +114,15 @@ def test_it_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     config, run_dir = keeping(5), tmp_path / "run"
     trained = training(1)
     advance(trained, 2)
-    Checkpoints(run_dir).save(*trained, Progress(step=2), config)
+    Checkpoints(run_dir).save(*trained, Progress(step=2), config, None)
     folder = run_dir / "checkpoints" / "step-2"
-    assert Checkpoints(run_dir).resume(*training(2), config), "it is sound before"
+    assert Checkpoints(run_dir).resume(*training(2), config, None), "it is sound before"
     change = PAYLOADS.get(name) or MANIFESTS[name]
     change(folder)
     if name in PAYLOADS:
         (folder / MANIFEST).unlink()
         write_manifest(folder)
     with pytest.raises(UserError) as refused:
-        Checkpoints(run_dir).resume(*training(3), config)
+        Checkpoints(run_dir).resume(*training(3), config, None)
     assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
     assert not (tmp_path / "canary").exists()

@@ -13,6 +13,7 @@ import torch
 from seq2seq.support import devices
 from seq2seq.support.devices import (
     FORMATS,
+    autocast,
     choose_compiling,
     choose_device,
     choose_dtype,
@@ -152,3 +153,33 @@ def test_formats_go_by_name_or_as_they_are() -> None:
     for wrong in ("float64", torch.float16, "fp32"):
         with pytest.raises(UserError, match=r"^dtype=\w+: must be one of float32, bfloat16, int8$"):
             choose_dtype(wrong)
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_rank_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda"):
+        assert [choose_device(name, index) for index in (0, 1)] == [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert choose_device("cuda:1", 0) == torch.device("cuda:1")
+
+
+def test_tf32_is_for_nobody_else() -> None:
+    for name in ("auto", "bfloat16", "float32"):
+        choose_precision(name, CPU)
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_gpu_without_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(devices, "has_native_bfloat16", lambda _: False)
+    choose_precision("bfloat16", CUDA)
+    assert "this cuda has no bfloat16: it is emulated" in capsys.readouterr().err
+
+
+def test_products_are_computed_in_the_format_that_was_chosen() -> None:
+    x = torch.ones(2, 2)
+    for precision in (torch.bfloat16, torch.float32):
+        with autocast(CPU, precision):
+            assert (x @ x).dtype == precision

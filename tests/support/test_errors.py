@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 
 import pytest
@@ -10,7 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq.support.errors import RunError, Stopped, UserError, exit_code_of, first_line, missing_extra, nearest
+from seq2seq.support.errors import (
+    RunError,
+    Stopped,
+    UserError,
+    exit_code_of,
+    explain,
+    first_line,
+    missing_extra,
+    nearest,
+    one_line,
+)
 
 
 def ended(error: BaseException) -> int:
@@ -85,3 +96,18 @@ def test_nearest_finds_an_exact_name(name: str, known: list[str]) -> None:
 def test_a_missing_extra_says_what_to_type() -> None:
     expected = "babel is not installed; type, in the checkout: pip install './[quickstart]'"
     assert str(missing_extra("babel", "quickstart")) == expected
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_place_that_cannot_be_used_is_the_users_to_put_right(number: int) -> None:
+    assert explain(OSError(number, os.strerror(number), "a/b")) == (2, f"a/b: {os.strerror(number)}")
+
+
+def test_an_error_of_the_system_that_names_no_file() -> None:
+    exit_code, message = explain(OSError(errno.EACCES, "denied"))
+    assert exit_code == 1 and "this is a bug in seq2seq" in message
+    assert explain(OSError(errno.EDQUOT, "quota")) == (3, f"the disk is full: [Errno {errno.EDQUOT}] quota")
+
+
+def test_a_message_moves_no_cursor() -> None:
+    assert one_line("name \x1b[2J\rother\x07é") == "name \\x1b[2J\\rother\\x07é"

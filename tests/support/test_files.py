@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import time
@@ -19,6 +21,7 @@ from seq2seq.support.files import (
     locked,
     new_directory,
     read_json,
+    remove_directory,
     remove_leftovers,
     sha256_of,
     sha256_of_json,
@@ -175,3 +178,71 @@ def test_who_takes_turns_waits_for_the_other_and_says_so_once(
     assert order == ["first", "second"]
     assert said == f"{tmp_path}/data: another process prepares data there; waiting for its end\n"
     assert capsys.readouterr().err == ""
+
+
+def test_a_text_is_on_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    replace = Path.replace
+
+    def named(path: Path, target: Path) -> Path:
+        order.append("named")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", lambda _: order.append("synced"))
+    monkeypatch.setattr(Path, "replace", named)
+    files.write_text(tmp_path / "a", "text")
+    assert order == ["synced", "named"]
+
+
+def test_a_text_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    files.write_text(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        files.write_text(tmp_path / "a", "new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_where_there_are_no_locks_nothing_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with locked(tmp_path), locked(tmp_path):
+        pass
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output"), locked(tmp_path):
+        pass
+
+
+def test_what_was_moved_aside_comes_back_where_the_new_one_cannot_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with files.new_directory(tmp_path / "made") as folder:
+        (folder / "old").touch()
+    replace = Path.replace
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError(errno.EIO, "broken")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match="broken"), files.new_directory(tmp_path / "made") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "old"]
+
+
+def test_a_directory_goes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "in").mkdir(parents=True)
+
+    def killed(_: Path) -> None:
+        assert not (tmp_path / "a").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("seq2seq.support.files.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_directory(tmp_path / "a")

@@ -68,3 +68,13 @@ def test_a_manifest_that_agrees_with_itself_alone_is_damaged(folder: Path, hashe
 def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
     (folder / "a.bin").chmod(0)
     assert str(damage(folder)).startswith("a.bin: cannot be read")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="cannot be asked for here")
+def test_files_are_read_from_the_disk_itself_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("text")
+    write_manifest(tmp_path)
+    told: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *given: told.append(given[3]))
+    assert damage(tmp_path) is None and told == []
+    assert damage(tmp_path, from_disk=True) is None and told == [os.POSIX_FADV_DONTNEED]

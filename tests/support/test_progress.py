@@ -8,7 +8,8 @@ import sys
 import pytest
 from tqdm import std
 
-from seq2seq.support.progress import bar, say
+from seq2seq.support import progress
+from seq2seq.support.progress import bar, bars_of_datasets, say
 
 
 def test_short_work_shows_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +53,33 @@ os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_who_is_silenced_says_and_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_silent", False)
+    progress.silence()
+    say("hello")
+    assert capsys.readouterr() == ("", "")
+    with bar("reading", 3) as shown:
+        assert shown.disable
+
+
+@pytest.mark.parametrize(
+    ("silent", "terminal", "wanted"),
+    [(False, True, True), (True, True, True), (False, False, True), (False, True, False)],
+)
+def test_bars_of_datasets_are_for_terminals(
+    monkeypatch: pytest.MonkeyPatch, silent: bool, terminal: bool, wanted: bool
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(progress, "_silent", silent)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    for before in (datasets.disable_progress_bars, datasets.enable_progress_bars):
+        before()
+        was = datasets.are_progress_bars_disabled()
+        with bars_of_datasets(shown=wanted):
+            assert datasets.are_progress_bars_disabled() == (silent or not terminal or not wanted)
+        assert datasets.are_progress_bars_disabled() == was

@@ -61,7 +61,7 @@ def assert_equal(one: Training, other: Training) -> None:
 
 
 def save(run_dir: Path, trained: Training, step: int, keep: int = 5) -> None:
-    Checkpoints(run_dir).save(*trained, Progress(step=step), keeping(keep))
+    Checkpoints(run_dir).save(*trained, Progress(step=step), keeping(keep), None)
 
 
 @functools.cache
@@ -77,8 +77,8 @@ def test_weights_and_optimizer_come_back_bit_by_bit(tmp_path: Path) -> None:
     saved, fresh = training(1), training(2)
     advance(saved, 3)
     progress = Progress(step=30, epoch=2, update=7, seconds=12.25, best_bleu=3.5, validations_since_best=1)
-    Checkpoints(tmp_path).save(*saved, progress, config_of())
-    assert Checkpoints(tmp_path).resume(*fresh, config_of()) == progress
+    Checkpoints(tmp_path).save(*saved, progress, config_of(), None)
+    assert Checkpoints(tmp_path).resume(*fresh, config_of(), None) == progress
     assert_equal(fresh, saved)
     for trained in (saved, fresh):
         advance(trained, 2)
@@ -87,7 +87,7 @@ def test_weights_and_optimizer_come_back_bit_by_bit(tmp_path: Path) -> None:
 
 def test_without_a_checkpoint_nothing_is_touched(tmp_path: Path) -> None:
     fresh, same = training(2), training(2)
-    assert Checkpoints(tmp_path).resume(*fresh, config_of()) is None
+    assert Checkpoints(tmp_path).resume(*fresh, config_of(), None) is None
     assert_equal_weights(fresh, same)
 
 
@@ -103,7 +103,7 @@ def test_the_newest_is_taken_by_number(tmp_path: Path) -> None:
         save(tmp_path, trained, step)
     assert names(tmp_path) == ["step-8", "step-9", "step-10"]
     fresh = training(2)
-    found = Checkpoints(tmp_path).resume(*fresh, keeping(5))
+    found = Checkpoints(tmp_path).resume(*fresh, keeping(5), None)
     assert found is not None
     assert found.step == 10
     assert_equal(fresh, trained)
@@ -132,10 +132,10 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
 def test_a_changed_key_is_refused_by_name(tmp_path: Path, override: str, message: str) -> None:
     trained = training(1)
     advance(trained, 1)
-    Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of())
+    Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of(), None)
     fresh, same = training(2), training(2)
     with pytest.raises(UserError) as refused:
-        Checkpoints(tmp_path).resume(*fresh, config_of(override))
+        Checkpoints(tmp_path).resume(*fresh, config_of(override), None)
     assert message in str(refused.value)
     assert "run_dir=" in str(refused.value)
     assert_equal_weights(fresh, same)
@@ -144,9 +144,9 @@ def test_a_changed_key_is_refused_by_name(tmp_path: Path, override: str, message
 def test_all_changed_keys_are_named(tmp_path: Path) -> None:
     trained = training(1)
     advance(trained, 1)
-    Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of())
+    Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of(), None)
     with pytest.raises(UserError, match=r"model\.d_model=256 .*seed=1 to resume"):
-        Checkpoints(tmp_path).resume(*training(2), config_of("seed=2", "model.d_model=128"))
+        Checkpoints(tmp_path).resume(*training(2), config_of("seed=2", "model.d_model=128"), None)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +156,19 @@ def test_all_changed_keys_are_named(tmp_path: Path) -> None:
         ["trainer.max_minutes=3", "trainer.save_every=5", "data.workers=1"],
         ["data.train.sha256=" + "1f" * 32],
         ["trainer.timeout_minutes=60", "trainer.log_seconds=1", "trainer.samples=0"],
-        ["trainer.keep_checkpoints=9", "trainer.max_skipped=7"],
+        ["trainer.keep_checkpoints=9", "trainer.max_skipped=7", "trainer.devices=2", "trainer.patience=3"],
+        ["data.prepared_dir=elsewhere", "run_dir=elsewhere"],
+        ["data.valid.sha256=" + "1f" * 32, "data.test.sha256=" + "1f" * 32],
+        ["trainer.on_full_disk=stop", "trainer.on_loss_spike=rollback"],
     ],
 )
 def test_what_only_says_how_far_to_go_or_what_to_show_may_change(tmp_path: Path, overrides: Sequence[str]) -> None:
     trained = training(1)
     advance(trained, 1)
-    Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of())
+    corpora = ["data.valid.source=valid.tsv", "data.test.source=test.tsv"]
+    Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of(*corpora), None)
     fresh = training(2)
-    assert Checkpoints(tmp_path).resume(*fresh, config_of(*overrides)) is not None
+    assert Checkpoints(tmp_path).resume(*fresh, config_of(*corpora, *overrides), None) is not None
     assert_equal(fresh, trained)
 
 
@@ -177,7 +181,7 @@ def test_leftovers_of_killed_saves_are_ignored_and_removed(tmp_path: Path) -> No
         (folder / name).mkdir()
         (folder / name / "model.safetensors").write_bytes(b"half")
     assert names(tmp_path) == ["step-10"]
-    found = Checkpoints(tmp_path).resume(*training(2), keeping(5))
+    found = Checkpoints(tmp_path).resume(*training(2), keeping(5), None)
     assert found is not None
     assert found.step == 10
     remove_leftovers(folder)
@@ -206,7 +210,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "checkpoints" / "step-10" / name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"step-10/{name}: damaged"):
-        Checkpoints(tmp_path).resume(*training(2), keeping(5))
+        Checkpoints(tmp_path).resume(*training(2), keeping(5), None)
 
 
 @pytest.fixture
@@ -230,7 +234,7 @@ def loaded(run_dir: Path, states: dict[int, Training], keep: int = 5) -> int:
     remove_leftovers(checkpoints.directory)
     checkpoints.set_aside_damaged()
     assert not any(map(damage, checkpoints.all())), "half of one stands under its own name"
-    found = checkpoints.resume(*fresh, keeping(keep))
+    found = checkpoints.resume(*fresh, keeping(keep), None)
     assert found is not None
     assert_equal(fresh, states[found.step])
     return found.step
@@ -410,7 +414,7 @@ def test_a_thousand_saves_leave_what_was_asked_for(tmp_path: Path, monkeypatch: 
     saved, best = sorted(rng.sample(range(1, 2001), 1000)), 0
     for count, step in enumerate(saved, 1):
         best = step if rng.random() < 0.02 else best
-        Checkpoints(tmp_path).save(*trained, Progress(step=step, best_step=best), config)
+        Checkpoints(tmp_path).save(*trained, Progress(step=step, best_step=best), config, None)
         regular = [number for number in saved[:count] if number % 10 == 0]
         expected = {*saved[:count][-keep:], *regular[-keep:], *([best] if best else [])}
         found = {path.name for path in (tmp_path / "checkpoints").iterdir()}
@@ -424,5 +428,5 @@ def test_the_size_is_that_of_the_files(tmp_path: Path) -> None:
     advance(trained, 1)
     save(tmp_path, trained, 10)
     files = (tmp_path / "checkpoints" / "step-10").glob("*.safetensors")
-    size = size_of_checkpoint(*trained)
+    size = size_of_checkpoint(*trained, None)
     assert 0 < size < sum(path.stat().st_size for path in files) < size + 2 * 2000

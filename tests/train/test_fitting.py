@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from seq2seq.data.batches import Sampler
 from seq2seq.data.store import Store, write_store
 from seq2seq.support.errors import RunError
-from seq2seq.train.fitting import fitting_parts, largest_part, worst_part
+from seq2seq.train.fitting import choose_parts, fitting_parts, largest_part, worst_part
 
 
 @pytest.mark.parametrize(("needed", "expected"), [(1, 1), (2, 2), (3, 4), (8, 8), (40, 50)])
@@ -67,3 +69,15 @@ def test_no_part_of_any_epoch_is_larger_than_the_worst(tmp_path: Path, parts: in
         for pairs in sampler.epoch(0)
         for part in np.array_split(pairs, parts)
     )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ranks", "given", "expected"),
+    [(4096, 1, 0, 1), (8192, 1, 0, 2), (25000, 1, 0, 3), (25000, 2, 0, 4), (25000, 1, 5, 5)],
+)
+def test_on_a_processor_the_tokens_tell_the_parts(tokens: int, ranks: int, given: int, expected: int) -> None:
+    # No update has more than all tokens of the longer side.
+    store = SimpleNamespace(lengths=[np.array([5000, 1000]), np.array([9000, 1000])])
+    config = SimpleNamespace(data=SimpleNamespace(batch_tokens=tokens))
+    updater = SimpleNamespace(world=SimpleNamespace(size=ranks), device=torch.device("cpu"), config=config)
+    assert choose_parts(cast(Any, updater), cast(Any, store), cast(Any, None), given) == expected

@@ -167,7 +167,7 @@ def test_a_best_model_that_found_no_room_is_not_the_best(
     tmp_path: Path, corpus: list[str], monkeypatch: pytest.MonkeyPatch, full_at: Callable[[set[int]], None]
 ) -> None:
     scores = iter([10.0, 30.0, 20.0, 15.0])
-    monkeypatch.setattr("seq2seq.train.validation.bleu", lambda *_: next(scores))
+    monkeypatch.setattr("seq2seq.train.validation.bleu", lambda *_: (next(scores), ""))
     trainer = trainer_on(tmp_path, corpus, "trainer.validate_every=3")
     # A checkpoint has two files of tensors, a model one; each validated step saves checkpoint, model, checkpoint.
     full_at({5 + 2})
@@ -200,3 +200,12 @@ def test_other_errors_of_the_disk_are_not_its_being_full(tmp_path: Path) -> None
     with disk.saving("model", 3, 10):
         pass
     assert disk.error() is None
+
+
+def test_one_thing_is_saved_though_another_is_not(tmp_path: Path) -> None:
+    disk = FullDisk(tmp_path, "retry")
+    with disk.saving("checkpoint", 2, 10):
+        raise OSError(errno.ENOSPC, "full")
+    with disk.saving("model", 2, 10):
+        pass
+    assert disk.is_saved("model") and not disk.is_saved("checkpoint")

@@ -20,7 +20,7 @@ from seq2seq.train import health
 from seq2seq.train.report import Report
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Pending, Update
-from tests.train.runs import TINY, assert_same_state, draw, log, steps_saved, tensors, write_copies
+from tests.train.runs import TINY, Make, assert_same_state, draw, log, manifest, steps_saved, tensors, write_copies
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +247,61 @@ def test_without_a_checkpoint_before_it_the_run_goes_on(
     trainer_in(tmp_path, corpus, *SPIKING, "trainer.on_loss_spike=rollback", "trainer.save_every=100").run()
     assert "there is no checkpoint before it to go back to; going on" in capsys.readouterr().err
     assert steps_saved(tmp_path) == [60]
+
+
+def test_losses_are_told_for_each_target_token_and_the_highest_of_a_rise(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make("run", "trainer.on_loss_spike=warn")
+    (tmp_path / "run").mkdir()
+    report = Report(tmp_path / "run", 0)
+    judge = health.Health(trainer.config.trainer, trainer.progress, report, trainer.data, trainer.world)
+    assert not judge.accept(Pending(3, 0.1, (10, 5), [0], torch.zeros(3)), 1.0, float("nan"))
+    assert "step 3: the loss is 0.2, the norm" in capsys.readouterr().err
+    for step, loss in enumerate([9.0] + [2.0] * 21 + [5.0, 6.0, 5.5], 4):
+        assert judge.spike(Pending(step, 0.1, (10, 5), [0], torch.zeros(3)), 5 * loss) is None
+    report.close()
+    (line,) = log(tmp_path / "run", "spike")
+    assert (line["step"], line["since"], line["loss"]) == (28, 26, 6.0)
+    assert "step 28: the loss rose to 6.000, since step 26 above the limit 3.200" in capsys.readouterr().err
+
+
+def test_a_save_ends_the_count_of_rollbacks(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MOST_ROLLBACKS", 1)
+    for step in (44, 54):
+        spoil(monkeypatch, 1, step)
+    make("run", *SPIKING, "trainer.on_loss_spike=rollback").run()
+    assert len(log(tmp_path / "run", "spike")) == 2
+
+
+def test_it_goes_back_three_times(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(monkeypatch, 10)
+    with pytest.raises(RunError):
+        make("run", *SPIKING, "trainer.on_loss_spike=rollback").run()
+    assert capsys.readouterr().err.count("back at step 40;") == 3
+
+
+def test_a_run_whose_time_is_over_when_it_goes_back_leaves_a_model(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_back = Trainer._go_back
+
+    def at_the_end_of_its_time(trainer: Trainer, since: int) -> bool:
+        trainer.config.trainer.max_minutes = 1e-6
+        return go_back(trainer, since)
+
+    monkeypatch.setattr(Trainer, "_go_back", at_the_end_of_its_time)
+    spoil(monkeypatch, 1)
+    make("run", *SPIKING, "trainer.on_loss_spike=rollback", "trainer.average_last=0").run()
+    assert manifest(tmp_path / "run")["steps"] == 40
+
+
+def test_a_checkpoint_of_the_step_where_it_began_is_none_to_go_back_to(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(monkeypatch, 1)
+    make("run", *SPIKING, "trainer.on_loss_spike=rollback", "trainer.save_every=45").run()
+    assert "there is no checkpoint before it to go back to; going on" in capsys.readouterr().err
+    assert steps_saved(tmp_path / "run") == [45, 60]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from seq2seq.support.errors import Stopped
 from seq2seq.train import interrupts as module
 from seq2seq.train.interrupts import SIGNALS, Interrupts
+from tests.train.runs import Make, log
 
 
 class Clock:
@@ -99,3 +101,18 @@ def test_a_second_one_interrupts_what_hangs() -> None:
         signals += 1
         time.sleep(0.7)
     assert os.waitstatus_to_exitcode(ended_with[1]) == 128 + signal.SIGTERM and signals >= 2
+
+
+def test_a_signal_while_the_last_are_averaged_does_not_wait_for_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaging = ("trainer.save_every=6", "trainer.average_last=2")
+
+    def interrupted(_: list[Path]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped, match="by SIGTERM at step 12, saved"):
+        patched.setattr("seq2seq.train.trainer.average_weights", interrupted)
+        make("run", *averaging).run()
+    make("run", *averaging).run()
+    assert len(log(tmp_path / "run", "average")) == 1

@@ -13,7 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from seq2seq.data.batches import in_order
+from seq2seq.config.compose import compose
+from seq2seq.data.batches import Batch, in_order
+from seq2seq.data.prepare import prepare
 from seq2seq.model.directory import load_model_directory
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.model.weights import own_weights
@@ -23,7 +25,7 @@ from seq2seq.train.averaging import average_weights
 from seq2seq.train.loss import batch_loss
 from seq2seq.train.trainer import Trainer
 from seq2seq.translate.translator import Translator
-from tests.train.runs import LETTERS, Make, draw, log, manifest, steps_saved, tensors
+from tests.train.runs import LETTERS, TINY, Make, draw, log, manifest, steps_saved, tensors, write_copies
 
 
 def test_validation_is_the_loss_of_the_saved_model(make: Make, tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_validation_translates_with_a_copy_made_ready(make: Make, monkeypatch: p
 
 def script_bleu(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
     script = iter(scores)
-    monkeypatch.setattr("seq2seq.train.validation.bleu", lambda *_: next(script))
+    monkeypatch.setattr("seq2seq.train.validation.bleu", lambda *_: (next(script), ""))
 
 
 def weights_of(run_dir: Path) -> dict[str, Tensor]:
@@ -213,5 +215,66 @@ def test_a_checkpoint_made_by_a_signal_is_not_averaged(
     assert steps_saved(tmp_path / "run") == [1]
     make("run", *settings).run()
     assert steps_saved(tmp_path / "run") == [8, 12]
+    (line,) = log(tmp_path / "run", "average")
+    assert line["checkpoints"] == 2
+
+
+def test_source_and_target_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = write_copies(tmp_path, draw(300, 1), draw(10, 2))
+    for split in ("train", "valid"):
+        path = tmp_path / f"{split}.target"
+        path.write_text("".join(f"{line} j a\n" for line in path.read_text(encoding="utf-8").splitlines()))
+    scored: list[tuple[list[str], list[str]]] = []
+
+    def noted(hypotheses: list[str], references: list[str], _: str) -> tuple[float, str]:
+        scored.append((hypotheses, references))
+        return 1.0, ""
+
+    monkeypatch.setattr(validation, "bleu", noted)
+    settings = ("model.dropout=0", "trainer.max_steps=2", "trainer.samples=10", "trainer.log_seconds=0")
+    config = compose([*overrides, f"run_dir={tmp_path}/run", *TINY, *settings])
+    trainer = Trainer(config, prepare(config))
+    data = trainer.data
+    trainer.run()
+    updates = trainer.sampler.epoch(0)
+    first, second = updates[0], updates[1]
+    (line,), trained = log(tmp_path / "run", "valid"), log(tmp_path / "run", "train")
+    counts = [int(lengths[[*first, *second]].sum()) for lengths in data.train.lengths]
+    assert counts[0] != counts[1]
+    assert [line["source_tokens"], line["target_tokens"]] == counts
+    with torch.inference_mode():
+        model = build_model(config.model, data.tokenizer.vocab_size, config.seed)
+        batch = Batch.of(data.train, first)
+        assert trained[0]["loss"] == pytest.approx(float(batch_loss(model, batch, 0.1)[0]) / len(batch.target_out))
+        (batch,) = in_order(data.valid, 10_000)
+        kept = load_model_directory(tmp_path / "run" / "model").model.eval()
+        assert line["loss"] == pytest.approx(float(batch_loss(kept, batch, 0.0)[1]) / len(batch.target_out))
+    found = Translator.load(tmp_path / "run" / "model", device="cpu").translate(draw(10, 2))
+    references = [f"{text} j a" for text in draw(10, 2)]
+    assert scored == [(found, references)]
+    assert [(one["source"], one["hypothesis"], one["reference"]) for one in line["samples"]] == list(
+        zip(draw(10, 2), found, references, strict=True)
+    )
+
+
+def test_a_long_pair_to_validate_on_is_a_batch_of_its_own(make: Make, tmp_path: Path) -> None:
+    trainer = make("run", "trainer.max_steps=1", "data.batch_tokens=32", "data.micro_batches=8")
+    assert trainer.data.valid.lengths[0].max() > 32 // 8
+    trainer.run()
+    assert len(log(tmp_path / "run", "valid")) == 1
+
+
+def test_a_damaged_checkpoint_is_left_out_of_the_average(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish = Trainer._finish
+
+    def damaged(trainer: Trainer) -> None:
+        (tmp_path / "run" / "checkpoints" / "step-8" / "model.safetensors").write_bytes(b"half")
+        finish(trainer)
+
+    monkeypatch.setattr(Trainer, "_finish", damaged)
+    make("run", "trainer.save_every=4", "trainer.average_last=3").run()
+    assert "step-8/model.safetensors: damaged" in capsys.readouterr().err
     (line,) = log(tmp_path / "run", "average")
     assert line["checkpoints"] == 2

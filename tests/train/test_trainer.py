@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,13 +18,15 @@ import torch
 from torch import Tensor
 
 from seq2seq.config.compose import compose
-from seq2seq.data.batches import Batch
+from seq2seq.data.batches import Batch, MicroBatch, micro_batches
 from seq2seq.data.prepare import prepare
 from seq2seq.model.translation import TranslationModel
 from seq2seq.search.beam import BeamSearch
 from seq2seq.support.errors import RunError, Stopped, UserError
 from seq2seq.support.files import read_json, sha256_of, write_json
+from seq2seq.train import trainer as trainer_module
 from seq2seq.train import validation
+from seq2seq.train.checkpoint import Checkpoints
 from seq2seq.train.distributed import World
 from seq2seq.train.fitting import worst_part
 from seq2seq.train.loss import batch_loss
@@ -430,3 +434,86 @@ def test_running_out_of_memory_says_what_to_type(
             make("run").run()
     make("run").run()
     assert steps_saved(tmp_path / "run") == [12]
+
+
+def test_only_updates_count_as_training_time(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+
+    def taking(function: Any, seconds: float) -> Any:
+        def timed(*given: Any) -> Any:
+            now[0] += seconds
+            return function(*given)
+
+        return timed
+
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(trainer_module, "validate", taking(validation.validate, 7000.0))
+    monkeypatch.setattr(Checkpoints, "save", taking(Checkpoints.save, 300.0))
+    monkeypatch.setattr(Trainer, "train_step", taking(Trainer.train_step, 10.0))
+    trainer = make("run", "trainer.max_minutes=1.1", "trainer.save_every=2", "trainer.validate_every=3")
+    now[0] += 500.0
+    trainer.run()
+    assert trainer.progress.step == 7
+    lines = log(tmp_path / "run", "valid")
+    assert [(line["step"], line["minutes_trained"]) for line in lines] == [
+        (3, pytest.approx(0.5)),
+        (6, pytest.approx(1.0)),
+        (7, pytest.approx(7 / 6)),
+    ]
+
+
+def test_the_command_to_translate_can_be_typed(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("a run", "trainer.max_steps=1").run()
+    command = capsys.readouterr().err.splitlines()[-1].removeprefix("to translate with it: ")
+    assert shlex.split(command)[:3] == ["seq2seq-translate", "--model", f"{tmp_path}/a run/model"]
+
+
+def test_a_part_without_weight_changes_nothing(make: Make) -> None:
+    updater, data = (trainer := make("run", "model.dropout=0")).updater, trainer.data.train
+    (part,) = micro_batches(data, trainer.sampler.epoch(0)[0], 1)
+    found = []
+    for parts in ([part], [part, MicroBatch(1, part.batch, 0.0)]):
+        sums = updater.gradients(parts, len(part.batch.target_out), 1)
+        found.append([*sums, *(cast(Tensor, weight.grad) for weight in updater.model.parameters())])
+        updater.optimizer.zero_grad(set_to_none=True)
+    for alone, both in zip(*found, strict=True):
+        assert torch.equal(alone, both)
+
+
+def test_another_seed_draws_other_dropout(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[bytes] = []
+
+    def spy(*given: Any) -> Any:
+        states.append(torch.get_rng_state().numpy().tobytes())
+        return batch_loss(*given)
+
+    monkeypatch.setattr("seq2seq.train.loss.batch_loss", spy)
+    for seed in (1, 2):
+        trainer = make("run", f"seed={seed}")
+        trainer.updater.gradients(list(micro_batches(trainer.data.train, np.arange(9), 2)), 9, 1)
+    assert len({*states}) == 4
+
+
+def test_a_run_that_ends_with_the_warm_up_is_not_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("short", "trainer.max_steps=10").run()
+    assert "still rising" not in capsys.readouterr().err
+
+
+def test_what_a_killed_run_left_is_cleared_away(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("run", "trainer.max_steps=1").run()
+    (tmp_path / "run" / "model").rename(tmp_path / "run" / ".model.abc123.replaced")
+    (tmp_path / "run" / "checkpoints" / ".step-9.abc123.partial").mkdir()
+    capsys.readouterr()
+    make("run", "trainer.max_steps=1").run()
+    assert capsys.readouterr().err.startswith("this run is finished")
+    assert manifest(tmp_path / "run")["steps"] == 1
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
+
+
+def test_going_on_between_validations_makes_none(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make("run")
+    monkeypatch.setattr(trainer.interrupts, "caught", signal.SIGTERM)
+    with pytest.raises(Stopped):
+        trainer.run()
+    make("run").run()
+    assert [line["step"] for line in log(tmp_path / "run", "valid")] == [12]
