@@ -88,6 +88,10 @@ def test_a_kind_is_registered_under_its_own_name() -> None:
         (TrainerConfig, "trainer.timeout_minutes", 0),
         (TrainerConfig, "trainer.average_decay", 1),
         (TrainerConfig, "trainer.samples", -1),
+        (TrainerConfig, "trainer.on_full_disk", "wait"),
+        (TrainerConfig, "trainer.on_loss_spike", "stop"),
+        (TrainerConfig, "trainer.max_skipped", 0),
+        (TrainerConfig, "trainer.log_seconds", -1.0),
         (SearchConfig, "search.seed", 1 << 63),
         (Config, "seed", -1),
         (Config, "seed", 1 << 64),
@@ -184,3 +188,10 @@ def test_an_unquoted_no_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.target_language=False: quote the code"):
         DataConfig(target_language="False")
     assert DataConfig(target_language="no").target_language == "no"
+
+
+def test_a_folder_without_a_name_and_half_a_corpus_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^data\.prepared_dir=: empty"):
+        Config(data=DataConfig(prepared_dir=""))
+    with pytest.raises(UserError, match=r"^data\.valid\.target=v\.de without data\.valid\.source: give both"):
+        DataConfig(valid=CorpusConfig(target="v.de"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,3 +202,18 @@ def test_rounded_batches_end_in_filler_that_is_not_predicted(tmp_path: Path) -> 
     assert rounded.source[:540].equal(batch.source) and rounded.target_in[:540].equal(batch.target_in)
     assert rounded.target_out.tolist() == [*batch.target_out.tolist(), -1, -1, -1, -1]
     assert rounded.to(torch.device("cpu")).target_layout.filler == 4
+
+
+def test_places_beyond_sixteen_bits_are_kept() -> None:
+    sides: list[NDArray[np.integer[Any]]] = list(np.random.default_rng(1).integers(1, 9, (2, 70_000)).astype(np.uint16))
+    order = np.arange(70_000, dtype=np.int32)[::-1].copy()
+    plain = order[np.lexsort([side[order] for side in sides])]
+    sort_by_length(order, sides)
+    assert (order == plain).all()
+
+
+@pytest.mark.parametrize("longest", [65_535, 65_536])
+def test_a_length_of_seventeen_bits(longest: int) -> None:
+    order = np.arange(3, dtype=np.int32)
+    sort_by_length(order, [np.array([1, longest, 2], np.int32)] * 2)
+    assert order.tolist() == [0, 2, 1]

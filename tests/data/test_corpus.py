@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import random
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import datasets
 import pytest
 
 from seq2seq.config.schema import CorpusConfig, DataConfig
+from seq2seq.data import text_files
 from seq2seq.data.corpus import identity, paths_of, read_pairs
 from seq2seq.support.errors import MAX_CHARACTERS, UserError
 from tests.data.files import COMPRESS, write
@@ -379,3 +382,53 @@ def test_paths() -> None:
     assert paths_of(None) == paths_of("") == paths_of([]) == []
     assert paths_of("a") == paths_of(["a"]) == [Path("a")]
     assert paths_of("~/a") == [Path.home() / "a"]
+
+
+def test_the_subset_is_the_one_that_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def load_dataset(*arguments: str, **options: str) -> list[dict[str, str]]:
+        asked.append((*arguments, options["split"]))
+        return [{"en": "a", "de": "b"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read(CorpusConfig(dataset="owner/set", subset="de-en", split="train")) == [("a", "b")]
+    assert asked == [("owner/set", "de-en", "train")]
+
+
+def test_identity_follows_the_names_of_a_data_set_and_the_number_of_phrases() -> None:
+    for key, values in {"subset": ("de-en", "fr-en"), "split": ("train", "test")}.items():
+        settings: list[dict[str, Any]] = [{key: value} for value in values]
+        assert len({str(identity(CorpusConfig(dataset="a", **each), 1)) for each in settings}) == 2
+    pytest.importorskip("babel")
+    drawn = [(10, 1), (20, 1), (10, 2)]
+    assert len({str(identity(CorpusConfig(phrases=count), seed)) for count, seed in drawn}) == 3
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.json"])
+def test_blanks_around_a_text_are_none_of_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.tsv").write_bytes(b"a \t b\n")
+    (tmp_path / "a.json").write_bytes(b'{"en": " a\\t", "de": "b\\n "}\n')
+    assert read(CorpusConfig(source=str(tmp_path / name))) == [("a", "b")]
+
+
+def test_languages_come_before_source_and_target(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"en": "a", "de": "b", "source": "wikipedia", "target": "x"}\n')
+    assert read(CorpusConfig(source=str(tmp_path / "a.jsonl"))) == [("a", "b")]
+
+
+def test_only_a_file_that_begins_so_is_utf_16(tmp_path: Path) -> None:
+    (tmp_path / "a.en").write_bytes(b"gut\n\xff\xfe\n")
+    (tmp_path / "a.de").write_bytes(b"gut\nx\n")
+    assert "-f latin1" in refused(CorpusConfig(source=str(tmp_path / "a.en"), target=str(tmp_path / "a.de")))
+
+
+def test_a_disk_that_fails_is_no_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(io.BytesIO):
+        def readline(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(text_files, "decompressed", lambda *_: Failing())
+    (tmp_path / "a").write_bytes(b"x\n")
+    with pytest.raises(OSError, match="Input/output error"):
+        list(text_files.read_lines(tmp_path / "a"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import re
 import shutil
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from seq2seq.data.clean import LENGTH_RULES, text_hash
 from seq2seq.data.corpus import Pair
 from seq2seq.data.prepare import Prepared, prepare
 from seq2seq.data.store import SIDES
-from seq2seq.data.tokenizer import EOS, Tokenizer
+from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import in_turn, locked, new_directory, read_json, write_json
 from tests.processes import PATIENCE
@@ -471,3 +473,43 @@ def test_who_may_not_write_there_can_still_use_what_is_prepared(
     monkeypatch.setattr(Path, "open", open_to_read)
     assert len(prepare(settings).train)
     assert stamps(tmp_path) == before
+
+
+def test_the_vocabulary_is_learnt_from_both_sides_of_at_most_max_lines(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path, toy_pairs[:150], toy_pairs[150:170])
+    seen: list[str] = []
+
+    def noted(lines: Iterable[str], *others: Any) -> Tokenizer:
+        seen.extend(lines)
+        return train_tokenizer(iter(seen), *others)
+
+    monkeypatch.setattr(preparing, "train_tokenizer", noted)
+    settings.tokenizer.max_lines = 100
+    prepare(settings)
+    sides = [{pair[side] for pair in toy_pairs[:150]} for side in (0, 1)]
+    assert [sum(line in side for line in seen) for side in sides] == [50, 50]
+
+
+def test_another_language_is_read_anew(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    settings = config(tmp_path, toy_pairs[:2], toy_pairs[150:170])
+    rows = [{"en": source, "de": target, "fr": f"le {target}"} for source, target in toy_pairs[:100]]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    settings.data.train = CorpusConfig(source=str(tmp_path / "a.jsonl"))
+    first = prepare(settings).data_sha256
+    settings.data.target_language = "fr"
+    assert prepare(settings).data_sha256 != first
+
+
+def test_kinds_of_phrases_are_kept(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    pytest.importorskip("babel")
+    settings = config(tmp_path, toy_pairs[:150])
+    settings.data.valid = CorpusConfig(phrases=30)
+    kinds = {"date", "duration", "number", "price", "quantity", "time"}
+    assert {pair.label for pair in prepare(settings).valid_text} == kinds
+
+
+def test_the_longest_source_is_counted_without_eos(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
+    data = prepare(config(tmp_path, toy_pairs[:150], toy_pairs[150:170]))
+    assert data.longest_source == max(data.tokenizer.count([source for source, _ in toy_pairs[:150]]))

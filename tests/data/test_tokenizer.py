@@ -160,3 +160,22 @@ def test_another_order_of_special_pieces_is_refused(lines: list[str], tmp_path: 
     )
     with pytest.raises(UserError, match=r"must be at \(0, 1, 2, 3\)"):
         Tokenizer.load(Path(f"{prefix}.model"))
+
+
+def test_both_kinds_are_to_be_had(toy_pairs: list[tuple[str, str]]) -> None:
+    lines = [text for pair in toy_pairs[:200] for text in pair]
+    bpe, unigram = (train_tokenizer(lines, TokenizerConfig(kind=kind, vocab_size=310)) for kind in ("bpe", "unigram"))
+    assert bpe.pieces(range(310)) != unigram.pieces(range(310))
+
+
+def test_numbers_are_split_if_asked_for() -> None:
+    lines = ["in 2024 there were 2024 of 365"] * 50
+    whole, split = (train_tokenizer(lines, TokenizerConfig(vocab_size=300, split_digits=on)) for on in (False, True))
+    assert "2024" in whole.pieces(whole.encode(["2024"])[0])[-1]
+    assert split.pieces(split.encode(["2024"])[0])[-4:] == list("2024")
+
+
+def test_long_lines_are_learnt_from_too() -> None:
+    lines = ["the dog "] * 20 + ["elephant " * 1500]
+    tokenizer = train_tokenizer(lines, TokenizerConfig(vocab_size=300))
+    assert len(tokenizer.encode(["elephant"])[0]) <= 2

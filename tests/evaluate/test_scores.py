@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from seq2seq.evaluate.scores import (
     below_minimums,
     bleu,
+    bleu_tokenizer,
     compare,
     exact,
     language_mismatch,
@@ -307,3 +308,8 @@ def test_references_that_are_not_of_their_language() -> None:
     assert not language_mismatch(CHINESE, "zh") and not language_mismatch(CHINESE, "ja-JP")
     assert not language_mismatch(REFERENCES, "de") and not language_mismatch([], "") and not language_mismatch([""], "")
     assert not language_mismatch(["안녕하세요, 반갑습니다.", "Он сказал 你好 мне."], "en"), "Korean has spaces"
+
+
+def test_case_is_ignored_everywhere_if_asked_for() -> None:
+    assert bleu_tokenizer("ZH-TW") == "zh"
+    assert scores(["DER Hund"], ["der hund"], lowercase=True)["exact"] == 100.0

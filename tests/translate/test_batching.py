@@ -50,8 +50,9 @@ def test_workers_do_not_get_more_pieces_than_there_is_room_for(room: int) -> Non
     assert max(sizes) <= room
 
 
-def test_a_text_longer_than_a_batch_is_a_batch() -> None:
-    found = batches(np.array([3, 900, 2], np.int32), np.zeros(3, np.int32), 1, 5, 5)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_text_longer_than_a_batch_is_a_batch(workers: int) -> None:
+    found = batches(np.array([3, 900, 2], np.int32), np.zeros(3, np.int32), workers, 5, 5)
     assert next(run.tolist() for run in found) == [1]
 
 

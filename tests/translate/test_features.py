@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from seq2seq.model.weights import own_weights
 from seq2seq.ops.batch_invariance import is_batch_invariant
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import Beams
-from seq2seq.support.errors import OutOfMemory, UserError
+from seq2seq.support.errors import OutOfMemory, RunError, UserError
 from seq2seq.translate import translator as translator_module
 from seq2seq.translate.glossary import Glossary
 from seq2seq.translate.scoring import PairScore, described, links
@@ -300,3 +301,66 @@ def test_coverage_chooses_among_all_finished_outputs(tiny_model: Path, sentences
         assert covered.texts == [translation.texts[totals.index(max(totals))]]
         changed += totals.index(max(totals)) > 0
     assert changed, "it made a difference"
+
+
+def test_each_text_without_its_terms_is_its_own(tiny_model: Path) -> None:
+    translator = Translator.load(tiny_model, device="cpu", max_length_ratio=0.0, max_length_offset=6)
+    plain = translator.translate(["the man", "the dog"])
+    assert plain[0] != plain[1]
+    translator.glossary = Glossary({"dog": "x y z u v w x y z"})
+    found = translator.translate_n_best(["the man", "the dog"])
+    assert [one.texts[0] for one in found] == plain
+    assert [one.status.endswith("unmet") for one in found] == [False, True]
+
+
+def with_positions(folder: Path, tiny_model: Path, count: int) -> Path:
+    """A model of the same vocabulary that has learnt so many positions."""
+    config, tokenizer, *_ = load_model_directory(tiny_model)
+    for side in ("encoder", "decoder"):
+        setattr(config.model, side, replace(getattr(config.model, side), positions="learned", max_positions=count))
+    config.data.cleaning.max_pieces = count - 1
+    save_model_directory(folder, config, tokenizer, own_weights(build_model(config.model, tokenizer.vocab_size, count)))
+    return folder
+
+
+def test_an_ensemble_has_all_its_models_and_the_least_limits(tiny_model: Path, tmp_path: Path) -> None:
+    others = [with_positions(tmp_path / str(count), tiny_model, count) for count in (40, 20)]
+    translator = Translator.load(tiny_model, *others, device="cpu")
+    assert len(translator.others) == 2
+    assert (translator.longest, translator.longest_output) == (10, 20)
+
+
+def test_other_pieces_in_a_vocabulary_of_the_same_size_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    config, own, *_ = load_model_directory(tiny_model)
+    config.tokenizer.vocab_size = own.vocab_size
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(3000)]
+    other = train_tokenizer([" ".join(words[start : start + 8]) for start in range(0, 3000, 8)], config.tokenizer)
+    assert other.vocab_size == own.vocab_size
+    weights = own_weights(build_model(config.model, other.vocab_size, 1))
+    save_model_directory(tmp_path / "other", config, other, weights)
+    with pytest.raises(UserError, match="another vocabulary"):
+        Translator.load(tiny_model, tmp_path / "other", device="cpu")
+
+
+def test_broken_weights_stream_nothing(tiny_model: Path) -> None:
+    translator = Translator.load(tiny_model, device="cpu", beam_size=1)
+    with torch.no_grad():
+        next(iter(translator.model.parameters())).fill_(float("nan"))
+    with pytest.raises(RunError, match="no finite scores"):
+        list(translator.stream("the dog"))
+
+
+def test_blanks_around_a_prefix_are_none_of_it(tiny_model: Path) -> None:
+    translator = Translator.load(tiny_model, device="cpu")
+    assert translator.translate(["the dog"], [" Der\r"]) == translator.translate(["the dog"], ["Der"])
+
+
+def test_what_needs_several_hypotheses_is_no_stream(tiny_model: Path) -> None:
+    translator = Translator.load(tiny_model, device="cpu", sampling=True, n_best=2)
+    with pytest.raises(UserError, match=r"not 2: set n_best=1 \(--n-best 1\)"):
+        list(translator.stream("the dog"))
+    translator = Translator.load(tiny_model, device="cpu", beam_size=1)
+    translator.glossary = Glossary({"dog": "Wolf"})
+    with pytest.raises(UserError, match="not with a glossary"):
+        list(translator.stream("the dog"))

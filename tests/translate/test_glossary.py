@@ -58,3 +58,11 @@ def test_a_line_that_is_no_pair_is_named(tmp_path: Path, text: str, message: str
 def test_a_term_is_not_blank(terms: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"the glossary's pair '.*: a term is blank; leave it out"):
         Glossary(terms)
+
+
+def test_blanks_around_a_term_are_none_of_it(tmp_path: Path) -> None:
+    assert Glossary.load(written(tmp_path, "car \t Auto\n")).terms == {"car": "Auto"}
+
+
+def test_signs_without_a_name_end_a_word() -> None:
+    assert Glossary({"car": "Auto"}).targets("a car\x85") == ["Auto"]

@@ -140,6 +140,8 @@ def test_any_bytes_are_decoded(line: bytes) -> None:
     ("line", "text", "replaced"),
     [
         (b"\xef\xbb\xbfBOM", "BOM", 0),
+        (b"\xef\xbb\xbfcaf\xe9", "caf\ufffd", 1),
+        ("\ufeff\ufeffa".encode(), "\ufeffa", 0),
         (b"caf\xe9 \xe9", "caf\ufffd \ufffd", 2),
         ("a \ufffd".encode(), "a \ufffd", 0),
         ("a \ufffd".encode() + b"\xff", "a \ufffd\ufffd", 1),
@@ -150,3 +152,17 @@ def test_any_bytes_are_decoded(line: bytes) -> None:
 )
 def test_invalid_bytes_are_replaced_and_counted(line: bytes, text: str, replaced: int) -> None:
     assert decode(line) == (text, replaced)
+
+
+def test_a_pause_before_the_first_line_makes_no_window() -> None:
+    read, write = os.pipe()
+
+    def late() -> None:
+        os.write(write, b"a\n")
+        os.close(write)
+
+    later = threading.Timer(0.2, late)
+    later.start()
+    with os.fdopen(read, "rb") as reader:
+        assert list(windows(reader)) == [[b"a"]]
+    later.join()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 import torch
@@ -16,13 +17,15 @@ from seq2seq.config.schema import ModelConfig, RecurrentConfig, TransformerConfi
 from seq2seq.config.search import SearchConfig
 from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import BOS, EOS
+from seq2seq.model.directory import load_model_directory, save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model
+from seq2seq.model.weights import own_weights
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
 from seq2seq.support.errors import OutOfMemory, RunError, UserError
 from seq2seq.train.loss import batch_loss
 from seq2seq.translate import scoring
-from seq2seq.translate.scoring import PairScore, Scorer, perplexity, score_pairs
+from seq2seq.translate.scoring import PairScore, Scorer, described, perplexity, score_pairs
 
 VOCABULARY = 20
 PAIRINGS = list(itertools.product(("transformer", "recurrent"), repeat=2))
@@ -227,3 +230,36 @@ def test_links_leave_eos_out(scorer: Scorer) -> None:
     attention[:, 0] = 0.4
     score = PairScore(source, target, [-1.0] * (len(target) + 1), attention)
     assert scorer.links(score) == [(0, 0), (0, 1)]
+
+
+def test_limits_are_those_of_the_positions(tiny_model: Path, tmp_path: Path) -> None:
+    config, tokenizer, *_ = load_model_directory(tiny_model)
+    for side, limit in (("encoder", 40), ("decoder", 20)):
+        setattr(config.model, side, replace(getattr(config.model, side), positions="learned", max_positions=limit))
+    config.data.cleaning.max_pieces = 19
+    model = build_model(config.model, tokenizer.vocab_size, 1)
+    save_model_directory(tmp_path / "model", config, tokenizer, own_weights(model))
+    assert Scorer.load(tmp_path / "model", device="cpu").limits == (40, 20)
+
+
+def test_what_just_fits_is_scored(scorer: Scorer) -> None:
+    pair = ("the dog", "das Hund sieht")
+    source, target = (len(ids) + 1 for ids in scorer.tokenizer.encode(list(pair)))
+    exact = Scorer(scorer.model, scorer.tokenizer, max(source, target), (source, target))
+    assert len(exact.score([pair])) == 1
+
+
+def test_a_pair_that_is_none_is_named_by_its_number(scorer: Scorer) -> None:
+    with pytest.raises(UserError, match=r"^pair 8: 'x' is not a pair"):
+        scorer.score([("a", "b"), cast(Any, "x")], first=7)
+
+
+def test_perplexity_is_finite() -> None:
+    assert perplexity(-1e6, 1) == math.exp(700)
+
+
+def test_a_text_in_parts_has_links_and_no_matrix(scorer: Scorer) -> None:
+    ids = scorer.tokenizer.encode(["dog"])[0]
+    part = PairScore(ids, ids, [-1.0] * (len(ids) + 1), torch.full((len(ids) + 1, len(ids) + 1), 0.1))
+    assert "attention" in described(scorer.tokenizer, [part], align="matrix")
+    assert described(scorer.tokenizer, [part, part], align="matrix").keys() == {"tokens", "alignment"}

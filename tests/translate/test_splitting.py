@@ -55,6 +55,10 @@ def test_a_text_that_fits_is_left_alone(text: str, limit: int) -> None:
         ("a abcdefgh b", 4, ["a", "abcd", "efgh", "b"]),
         ("One.\u2028Two.\x85Three.", 8, ["One.", "Two.", "Three."]),
         ("x" * 9, 1, ["x"] * 9),
+        ("One two. Three four five.", 20, ["One two.", "Three four five."]),
+        ("“Go now.” She went out.", 14, ["“Go now.”", "She went out."]),
+        ("Well… She went out.", 14, ["Well…", "She went out."]),
+        ("好。他在图书馆！？", 8, ["好。", "他在图书馆！？"]),
     ],
 )
 def test_where_it_cuts(text: str, limit: int, parts: list[str]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -160,23 +160,24 @@ def test_there_are_more_workers_as_soon_as_texts_are_worth_them(
     translator._started.close()
 
 
+@pytest.mark.parametrize("change", ["search", "forbidden"])
 def test_other_settings_hold_for_workers_too(
-    tiny_model: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     texts = [source for source, _ in toy_pairs[:60]]
     monkeypatch.setattr(module, "TOKENS_OF_A_WORKER", 20)
-    translator, forbidden = Translator.load(tiny_model, device="cpu"), [""]
-    translator.workers, translator.forbidden = 2, forbidden
+    translator = Translator.load(tiny_model, device="cpu")
+    translator.workers, translator.forbidden = 2, [""]
     found = translator.translate(texts)
     processes = translator._started and translator._started.processes
     assert translator.translate(texts) == found
     assert translator._started and translator._started.processes == processes, "the same settings need no others"
-    word = found[0].split()[0]
-    forbidden.append(word)
-    translator.search = replace(translator.search, n_best=2)
-    for one in translator.translate_n_best(texts):
-        assert len(one.texts) == 2
-        assert not one.texts[0].startswith(f"{word} ")
+    if change == "search":
+        translator.search.n_best = 2
+    else:
+        translator.forbidden.append("Wolf")
+    assert all(len(one.texts) == translator.search.n_best for one in translator.translate_n_best(texts))
+    assert translator._started.processes != processes
     translator._started.close()
 
 
@@ -197,10 +198,19 @@ def test_after_an_error_the_workers_are_started_anew(
         if place == "the bar":
             patch.setattr("tqdm.tqdm.update", stop)
         else:
-            patch.setattr(Translator, "_search_batch", stop)
+            patch.setattr(Translator, "_beam_search", stop)
         translator.translate(texts)
     # As an interactive Python does, this keeps the frames of what was stopped.
     assert held.tb is not None
     assert translator.translate(texts[::-1]) == expected
     assert translator._started is not None
     translator._started.close()
+
+
+def test_a_full_disk_in_a_worker_is_no_bug() -> None:
+    def full(_: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    with pytest.raises(ProcessFailed, match="the disk is full: x") as held:
+        list(Workers(2, full).map([1]))
+    assert held.value.exit_code == RunError.exit_code != 1
