@@ -57,7 +57,8 @@ def plain_path() -> Iterator[None]:
 
     with (
         mock.patch("seq2seq.ops.attention.attention", attention),
-        mock.patch("seq2seq.ops.attention.prefers_sentences", lambda *_, **__: False),
+        mock.patch("seq2seq.ops.attention.prefers_sentences", lambda *_: False),
+        mock.patch("seq2seq.ops.attention.prefers_short", lambda *_: False),
         mock.patch.object(MultiHeadAttention, "_projected", projected),
         mock.patch.object(native, "has_fast_large_matmul", lambda _: False),
         mock.patch("seq2seq.train.loss.linear_cross_entropy", linear_cross_entropy_reference),

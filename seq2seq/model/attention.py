@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.ops.attention import attend, attention_reference
+from seq2seq.ops.attention_shape import AttentionShape
 from seq2seq.ops.linear import Linear, linear
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.sentence_attention import Kind
 from seq2seq.ops.short_attention import supports_short_sentences
 
 
@@ -40,19 +40,17 @@ class MultiHeadAttention(nn.Module):
         self, x_ND: Tensor, layout: Layout, memory_MD: Tensor, memory_layout: Layout, *, causal: bool = False
     ) -> Tensor:
         """Attend from each row of `x` to the rows of `memory` in the same sentence, [N, D]."""
-        projected = self._projected(x_ND, memory_MD)
-        return self.output(attend(projected, layout, memory_layout, Kind(self.num_heads, self.widths, causal)))
+        return self.output(attend(self._projected(x_ND, memory_MD), layout, memory_layout, self._shape(causal)))
 
     def supports_empty_sentences(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether short sentences are computed, on this device in this dtype, by a kernel that allows empty ones."""
-        return supports_short_sentences(device, dtype, *Kind(self.num_heads, self.widths, causal=False).head_widths)
+        return supports_short_sentences(device, dtype, *self._shape(causal=False).head_widths)
 
     def weights(
         self, x_ND: Tensor, layout: Layout, memory_MD: Tensor, memory_layout: Layout, *, causal: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         """`forward` by the textbook formula, with the attention weights [H, T, L] from each sentence's T rows to L."""
-        projected = self.query(x_ND), *self.key_value(memory_MD).split(self.widths, -1)
-        q_NHE, k_MHE, v_MHE = map(self._heads, projected)
+        q_NHE, k_MHE, v_MHE = self._shape(causal).split((self.query(x_ND), self.key_value(memory_MD)))
         out_NHE, weights = attention_reference(q_NHE, k_MHE, v_MHE, layout, memory_layout, causal=causal)
         return self.output(out_NHE.flatten(1)), weights
 
@@ -65,5 +63,5 @@ class MultiHeadAttention(nn.Module):
         weight = torch.cat((self.query.weight, self.key_value.weight))
         return (linear(x_ND, weight, torch.cat((self.query.bias, self.key_value.bias))),)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
+    def _shape(self, causal: bool) -> AttentionShape:
+        return AttentionShape(self.num_heads, self.widths, causal)

@@ -1,10 +1,10 @@
 """Scaled dot-product attention over packed rows (Vaswani et al., 2017, section 3.2.1), alongside its plain reference.
 
-`attend` chooses the form. For what neither `ops.sentence_attention` nor `ops.row_attention` takes, GPUs that support it
-use FlashAttention's kernel for packed rows (Dao, 2023); elsewhere, PyTorch's attention runs over the padded grid. The
-choice depends on the device, the dtype, the head widths and the longest sentence, never on timing: a resumed run
-computes what it would have computed without the interruption. FlashAttention's backward pass accumulates in no fixed
-order unless `torch.use_deterministic_algorithms(True)` is set.
+`attend` chooses the form. For what the three other modules do not take, GPUs that support it use FlashAttention's
+kernel for packed rows (Dao, 2023); elsewhere, PyTorch's attention runs over the padded grid. The choice depends on the
+device, the dtype, the head widths and the longest sentence, never on timing: a resumed run computes what it would have
+computed without the interruption. FlashAttention's backward pass accumulates in no fixed order unless
+`torch.use_deterministic_algorithms(True)` is set.
 
 Shapes: N, M packed rows of queries and of keys; H heads; E width of a head, d_k in queries and keys, d_v in values and
 outputs; B, L, S the padded grid.
@@ -20,32 +20,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seq2seq.ops.attention_shape import AttentionShape
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import prefers_rows, row_attention
-from seq2seq.ops.sentence_attention import Kind, prefers_sentences, sentence_attention
+from seq2seq.ops.sentence_attention import prefers_sentences, sentence_attention
+from seq2seq.ops.short_attention import prefers_short, short_attention
 from seq2seq.support.devices import capability
 from seq2seq.support.errors import first_line
 from seq2seq.support.progress import say
 
 
-def attend(projected: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
+def attend(projected: tuple[Tensor, ...], queries: Layout, keys: Layout, shape: AttentionShape) -> Tensor:
     """softmax(q·kᵀ / √d_k)·v within each sentence, [N, V], in the form that suits these rows.
 
     `projected` are queries [N, Q] and keys with values [M, E] or, in self-attention in training, all in one matrix
     [N, Q + E].
     """
-    if not kind.causal and prefers_rows(projected[0], queries, keys):
+    if not shape.causal and prefers_rows(projected[0], queries, keys):
         q_NQ, rows_ME = projected
-        return row_attention(q_NQ, rows_ME, keys.lists, queries.sentences, kind.heads)
-    if prefers_sentences(projected[0], queries, keys, kind):
-        return sentence_attention(projected, queries, keys, kind)
-    q_NHE, k_MHE, v_MHE = (x.unflatten(-1, (kind.heads, -1)) for x in _split(projected, kind))
-    return attention(q_NHE, k_MHE, v_MHE, queries, keys, causal=kind.causal).flatten(1)
-
-
-def _split(projected: tuple[Tensor, ...], kind: Kind) -> tuple[Tensor, ...]:
-    *queries, rest = projected
-    return (*queries, *rest.split(kind.widths if queries else (kind.widths[0], *kind.widths), -1))
+        return row_attention(q_NQ, rows_ME, keys.lists, queries.sentences, shape.heads)
+    if prefers_sentences(projected[0], queries, keys, shape):
+        return sentence_attention(projected, queries, keys, shape)
+    if prefers_short(projected[0], queries, keys, shape):
+        return short_attention(projected, queries, keys, shape.heads, causal=shape.causal)
+    return attention(*shape.split(projected), queries, keys, causal=shape.causal).flatten(1)
 
 
 def attention(

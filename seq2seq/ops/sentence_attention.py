@@ -1,26 +1,23 @@
-"""Attention within packed sentences, from projections as one matmul wrote them, forward and backward.
+"""Attention within packed sentences in training on CPUs, by C++ functions, forward and backward.
 
-On GPUs, this is for short sentences (`ops.short_attention`). On CPUs it is for training: one head of one sentence is
-computed at a time, with all that it needs in a core's cache (`attend_sentences.h`). No padded grid is written, nor are
-the weights kept; gradients are written as the next matmul reads them. The plain reference is
-`ops.attention.attention_reference`.
+One head of one sentence is computed at a time, with all that it needs in a core's cache (`attend_sentences.h`).
+Projections are read as one matmul wrote them, and their gradients written as the next one reads them; no padded grid is
+written, nor are the weights kept. The plain reference is `ops.attention.attention_reference`.
 
-Shapes: N, M packed rows of queries and of keys; H heads; Q the width of all heads of a query, H · d_k, V that of
-values, H · d_v, and E that of keys and values, Q + V.
+Shapes: as in `attention_shape`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from seq2seq.ops import native
+from seq2seq.ops.attention_shape import AttentionShape
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.short_attention import LONGEST as LONGEST_ON_GPU
-from seq2seq.ops.short_attention import short_attention, supports_short_sentences
 from seq2seq.support.devices import compute_dtype
 
 LONGEST = {torch.float32: 2048, torch.bfloat16: 64}
@@ -28,48 +25,29 @@ LONGEST = {torch.float32: 2048, torch.bfloat16: 64}
 where half of those matmuls is wasted (docs/log.md, 2026-11-26: bfloat16 with AMX; measured there without padding)."""
 
 
-class Kind(NamedTuple):
-    """The kind of attention: the number of heads, the widths Q and V of queries and values, whether it is causal."""
-
-    heads: int
-    widths: tuple[int, int]
-    causal: bool
-
-    @property
-    def head_widths(self) -> tuple[int, int]:
-        """The widths of one head: d_k and d_v."""
-        return self.widths[0] // self.heads, self.widths[1] // self.heads
-
-
-def prefers_sentences(x: Tensor, queries: Layout, keys: Layout, kind: Kind) -> bool:
+def prefers_sentences(x: Tensor, queries: Layout, keys: Layout, shape: AttentionShape) -> bool:
     """Whether to use this for projections of rows like `x`."""
-    longest = max(queries.max_length, keys.max_length)
-    if native.supports(x):
-        limit = LONGEST.get(compute_dtype(x), 0) if torch.is_grad_enabled() else 0
-        return bool(limit) and (kind.causal or longest <= limit)
-    if not supports_short_sentences(x.device, compute_dtype(x), *kind.head_widths):
+    limit = LONGEST.get(compute_dtype(x), 0)
+    if not (limit and torch.is_grad_enabled() and native.supports(x)):
         return False
-    # These kernels take only sentences, back to back: no filler.
-    return longest <= LONGEST_ON_GPU and not (queries.filler or keys.filler)
+    return shape.causal or max(queries.max_length, keys.max_length) <= limit
 
 
-def sentence_attention(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
+def sentence_attention(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, shape: AttentionShape) -> Tensor:
     """softmax(q·kᵀ / √d_k)·v within each sentence, [N, V]; if causal, row i sees keys up to position i only.
 
     `rows` are queries [N, Q] and keys with values [M, E] or, in self-attention, all in one matrix [N, Q + E].
     """
-    if not native.supports(rows[0]):
-        return short_attention(rows, queries, keys, kind.heads, causal=kind.causal)
-    out_NV: Tensor = _SentenceAttention.apply(kind, queries, keys, *rows)  # type: ignore[no-untyped-call]
+    out_NV: Tensor = _SentenceAttention.apply(shape, queries, keys, *rows)  # type: ignore[no-untyped-call]
     return out_NV
 
 
 class _SentenceAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kind: Kind, queries: Layout, keys: Layout, *rows: Tensor) -> Tensor:
-        ctx.kind, ctx.layouts = kind, (queries, keys)
+    def forward(ctx: Any, shape: AttentionShape, queries: Layout, keys: Layout, *rows: Tensor) -> Tensor:
+        ctx.shape, ctx.layouts = shape, (queries, keys)
         ctx.save_for_backward(*rows)
-        out = rows[0].new_empty(rows[0].shape[0], kind.widths[1])
+        out = rows[0].new_empty(rows[0].shape[0], shape.widths[1])
         _call("attend_sentences", [out], rows, ctx)
         out[queries.total - queries.filler :] = 0
         return out
@@ -86,7 +64,7 @@ class _SentenceAttention(torch.autograd.Function):
 
 
 def _call(name: str, given: list[Tensor], rows: tuple[Tensor, ...], ctx: Any) -> None:
-    (heads, (width, values), causal), (queries, keys) = ctx.kind, ctx.layouts
+    (heads, (width, values), causal), (queries, keys) = ctx.shape, ctx.layouts
     sizes = queries.batch_size, heads, width // heads, values // heads
     distances = rows[0].shape[1], width if len(rows) == 1 else 0, rows[-1].shape[1]
     native.call(name, *given, rows[0], rows[-1], queries.cu_seqlens, keys.cu_seqlens, *sizes, *distances, causal)

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seq2seq.ops.attention_shape import AttentionShape
 from seq2seq.ops.gpu import next_power_of_2, supports_triton
 from seq2seq.ops.operators import register
 from seq2seq.ops.packing import Layout
+from seq2seq.support.devices import compute_dtype
 
 LONGEST = 128
 """Sentence length up to which a multiprocessor can hold the attention weights of a head."""
@@ -32,6 +34,14 @@ WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
 REGISTERS = {32: 112, 64: 128, 128: 128}
 """The most that a thread gets in the backward pass, for heads of up to 64 columns: with as many as the compiler would
 take, fewer tiles are computed at a time."""
+
+
+def prefers_short(x: Tensor, queries: Layout, keys: Layout, shape: AttentionShape) -> bool:
+    """Whether to use this for projections of rows like `x`."""
+    if not supports_short_sentences(x.device, compute_dtype(x), *shape.head_widths):
+        return False
+    # The kernels take only sentences, back to back: no filler.
+    return max(queries.max_length, keys.max_length) <= LONGEST and not (queries.filler or keys.filler)
 
 
 def short_attention(

@@ -9,8 +9,9 @@ from torch import Tensor
 from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.ops import native, sentence_attention
 from seq2seq.ops.attention import attention_reference
+from seq2seq.ops.attention_shape import AttentionShape
 from seq2seq.ops.packing import Layout
-from seq2seq.ops.sentence_attention import LONGEST, Kind, prefers_sentences
+from seq2seq.ops.sentence_attention import LONGEST, prefers_sentences
 from tests.kernels import distance
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
@@ -20,17 +21,19 @@ QUERIES = [1, 130, 3, 64, 17]
 KEYS = [5, 33, 65, 1, 16]
 
 
-def textbook(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
+def textbook(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, shape: AttentionShape) -> Tensor:
     """The same of rows in any format; those that belong to no sentence are left out."""
-    width, values = kind.widths
-    q, k, v = rows[0].split((width, width, values), 1) if len(rows) == 1 else (rows[0], *rows[1].split(kind.widths, 1))
+    width, values = shape.widths
+    q, k, v = rows[0].split((width, width, values), 1) if len(rows) == 1 else (rows[0], *rows[1].split(shape.widths, 1))
     sides = ((q, queries), (k, keys), (v, keys))
-    heads = [x[: layout.total - layout.filler].unflatten(1, (kind.heads, -1)) for x, layout in sides]
-    return attention_reference(heads[0], heads[1], heads[2], queries, keys, causal=kind.causal)[0].flatten(1)
+    heads = [x[: layout.total - layout.filler].unflatten(1, (shape.heads, -1)) for x, layout in sides]
+    return attention_reference(heads[0], heads[1], heads[2], queries, keys, causal=shape.causal)[0].flatten(1)
 
 
-def drawn(kind: Kind, queries: Layout, keys: Layout, dtype: torch.dtype, *, joined: bool) -> tuple[Tensor, ...]:
-    width, values = kind.widths
+def drawn(
+    shape: AttentionShape, queries: Layout, keys: Layout, dtype: torch.dtype, *, joined: bool
+) -> tuple[Tensor, ...]:
+    width, values = shape.widths
     shapes = [(queries.total, 2 * width + values)]
     if not joined:
         shapes = [(queries.total, width), (keys.total, width + values)]
@@ -41,18 +44,18 @@ def drawn(kind: Kind, queries: Layout, keys: Layout, dtype: torch.dtype, *, join
 @pytest.mark.parametrize(("d_k", "d_v"), [(64, 64), (16, 8), (5, 7), (33, 64)])
 @pytest.mark.parametrize("how", ["self", "causal", "cross", "with filler"])
 def test_outputs_and_gradients_are_the_formula_s(how: str, d_k: int, d_v: int, dtype: torch.dtype) -> None:
-    kind = Kind(HEADS, (HEADS * d_k, HEADS * d_v), how == "causal")
+    shape = AttentionShape(HEADS, (HEADS * d_k, HEADS * d_v), how == "causal")
     filler = 9 if how == "with filler" else 0
     queries = Layout(torch.tensor(QUERIES), max(QUERIES), sum(QUERIES) + filler, filler)
     keys = Layout.of(KEYS) if how == "cross" else queries
-    rows = drawn(kind, queries, keys, dtype, joined=how != "cross")
+    rows = drawn(shape, queries, keys, dtype, joined=how != "cross")
     if filler:
         with torch.no_grad():
             rows[0][-filler:] = torch.nan
     exact = tuple(x.detach().double().requires_grad_() for x in rows)
     own, expected = (
-        sentence_attention.sentence_attention(rows, queries, keys, kind),
-        textbook(exact, queries, keys, kind),
+        sentence_attention.sentence_attention(rows, queries, keys, shape),
+        textbook(exact, queries, keys, shape),
     )
     count = sum(QUERIES)
     assert own.dtype == dtype
@@ -70,31 +73,31 @@ def test_outputs_and_gradients_are_the_formula_s(how: str, d_k: int, d_v: int, d
 
 
 def test_a_sentence_has_the_same_bits_in_any_company_and_with_any_number_of_threads() -> None:
-    kind = Kind(HEADS, (HEADS * 64, HEADS * 64), causal=True)
+    shape = AttentionShape(HEADS, (HEADS * 64, HEADS * 64), causal=True)
     layout = Layout.of(QUERIES)
-    rows = drawn(kind, layout, layout, torch.float32, joined=True)
-    upstream = torch.randn(layout.total, kind.widths[1])
+    rows = drawn(shape, layout, layout, torch.float32, joined=True)
+    upstream = torch.randn(layout.total, shape.widths[1])
     threads = torch.get_num_threads()
     outs = []
     for number in (1, 3):
         torch.set_num_threads(number)
-        out = sentence_attention.sentence_attention(rows, layout, layout, kind)
+        out = sentence_attention.sentence_attention(rows, layout, layout, shape)
         outs.append((out, *torch.autograd.grad(out, rows, upstream)))
     torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(*outs, strict=True))
     alone, some = Layout.of(QUERIES[1:2]), slice(1, 1 + QUERIES[1])
     own = (rows[0].detach()[some].requires_grad_(),)
-    out = sentence_attention.sentence_attention(own, alone, alone, kind)
+    out = sentence_attention.sentence_attention(own, alone, alone, shape)
     assert torch.equal(out, outs[0][0][some])
     assert torch.equal(torch.autograd.grad(out, own, upstream[some])[0], outs[0][1][some])
 
 
 def test_weights_of_far_scores_are_zeros_and_stay_finite() -> None:
-    kind, layout = Kind(1, (4, 4), causal=False), Layout.of([3, 2])
-    (row,) = drawn(kind, layout, layout, torch.float32, joined=True)
+    shape, layout = AttentionShape(1, (4, 4), causal=False), Layout.of([3, 2])
+    (row,) = drawn(shape, layout, layout, torch.float32, joined=True)
     rows = ((1e4 * row).detach().requires_grad_(),)
-    out = sentence_attention.sentence_attention(rows, layout, layout, kind)
-    assert distance(out, textbook((rows[0].double(),), layout, layout, kind)) <= 1e-6
+    out = sentence_attention.sentence_attention(rows, layout, layout, shape)
+    assert distance(out, textbook((rows[0].double(),), layout, layout, shape)) <= 1e-6
     assert torch.autograd.grad(out.sum(), rows)[0].isfinite().all()
 
 
@@ -102,12 +105,12 @@ def test_weights_of_far_scores_are_zeros_and_stay_finite() -> None:
 def test_it_is_taken_in_training_for_sentences_that_are_not_long(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer, taken = MultiHeadAttention(32, 2), list[Kind]()
+    layer, taken = MultiHeadAttention(32, 2), list[AttentionShape]()
     plain = sentence_attention.sentence_attention
 
-    def spy(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, kind: Kind) -> Tensor:
-        taken.append(kind)
-        return plain(rows, queries, keys, kind)
+    def spy(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, shape: AttentionShape) -> Tensor:
+        taken.append(shape)
+        return plain(rows, queries, keys, shape)
 
     monkeypatch.setattr("seq2seq.ops.attention.sentence_attention", spy)
     short, long = Layout.of([4, 2]), Layout.of([LONGEST[dtype] + 1])
@@ -118,13 +121,13 @@ def test_it_is_taken_in_training_for_sentences_that_are_not_long(
             assert out.requires_grad
         with torch.no_grad():
             layer(x, short, x, short)
-    kind = Kind(2, (32, 32), causal=False)
-    assert taken == [kind]
-    assert prefers_sentences(x, short, short, kind) and not prefers_sentences(x, long, short, kind)
-    assert prefers_sentences(x, long, long, kind._replace(causal=True))
-    assert not prefers_sentences(x.double(), short, short, kind)
+    shape = AttentionShape(2, (32, 32), causal=False)
+    assert taken == [shape]
+    assert prefers_sentences(x, short, short, shape) and not prefers_sentences(x, long, short, shape)
+    assert prefers_sentences(x, long, long, shape._replace(causal=True))
+    assert not prefers_sentences(x.double(), short, short, shape)
     with torch.autocast("cpu", torch.float16):
-        assert not prefers_sentences(x, short, short, kind)
+        assert not prefers_sentences(x, short, short, shape)
 
 
 def test_a_layer_computes_and_learns_the_same_as_by_the_formula() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from seq2seq.config.schema import Config, ModelConfig, TrainerConfig, TransformerConfig
 from seq2seq.data.batches import Batch, MicroBatch
 from seq2seq.model.translation import TranslationModel, build_model
-from seq2seq.ops import linear_cross_entropy, native, residual_norm, sentence_attention
+from seq2seq.ops import linear_cross_entropy, native, residual_norm, short_attention
 from seq2seq.ops.graphs import GraphMemoryPool, Recorded
 from seq2seq.ops.packing import Layout
 from seq2seq.support.errors import UserError
@@ -36,7 +36,7 @@ def batch_to_train(generator: torch.Generator, source: list[int], target: list[i
 @pytest.fixture
 def kernels_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     if not HAS_GPU:
-        monkeypatch.setattr(sentence_attention, "supports_short_sentences", lambda *_: True)
+        monkeypatch.setattr(short_attention, "supports_short_sentences", lambda *_: True)
         for operation in (linear_cross_entropy, residual_norm):
             monkeypatch.setattr(operation, "supports_triton", lambda _: True)
         monkeypatch.setattr(native, "supports", lambda _: False)
