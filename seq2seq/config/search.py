@@ -14,6 +14,8 @@ def option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+MOST = 1_000_000
+"""The largest whole number that any setting may be, but the seed."""
 SAMPLING_ALONE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 """The settings of search that only sampling may change."""
 
@@ -56,15 +58,14 @@ class SearchConfig:
         of_declared_types("search", self)
         one_of("search.length_normalization", self.length_normalization, ("gnmt", "average", "none"))
         one_of("search.stop", self.stop, ("exact", "beam"))
-        for name in ("beam_size", "max_length_offset", "n_best", "diversity_groups"):
-            at_least(f"search.{name}", getattr(self, name), 1)
-        at_least("search.max_length", self.max_length, 1)
-        # Beyond these, numbers overflow.
+        # Far beyond these upper limits, numbers overflow.
+        for name in ("beam_size", "max_length_offset", "max_length", "n_best", "diversity_groups"):
+            at_least(f"search.{name}", getattr(self, name), 1, MOST)
+        for name in ("min_length", "no_repeat_ngram", "top_k"):
+            at_least(f"search.{name}", getattr(self, name), 0, MOST)
         for name, most in (("length_penalty", 10), ("max_length_ratio", 1000), ("min_length_ratio", 1000)):
             at_least(f"search.{name}", getattr(self, name), 0, most)
-        for name in ("min_length", "coverage_penalty"):
-            at_least(f"search.{name}", getattr(self, name), 0)
-        for name in ("no_repeat_ngram", "diversity_penalty", "top_k"):
+        for name in ("coverage_penalty", "diversity_penalty"):
             at_least(f"search.{name}", getattr(self, name), 0)
         valid_seed("search.seed", self.seed)
         for name in ("repetition_penalty", "temperature", "top_p"):

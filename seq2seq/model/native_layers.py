@@ -51,12 +51,16 @@ class NativeLayers:
     @classmethod
     def of(cls, kind: type[nn.Module], layers: Iterable[nn.Module], *others: Any) -> Self | None:
         """These layers for C++; None where one is of another kind, has other parts or weights that are not laid out."""
+        layers = list(layers)
+        residuals = [block for layer in layers for block in layer.children() if type(block) is Residual]
+        if len({residual.normalise_first for residual in residuals}) > 1:
+            return None
         for layer in layers:
             parts = _parts(layer)
             usual = type(layer) is kind and {*map(type, layer.children())} <= BLOCKS and {*map(type, parts)} <= PARTS
             if not usual or not all(_is_usual(part) for part in parts if isinstance(part, nn.LayerNorm)):
                 return None
-        return cls(list(layers), *others)
+        return cls(layers, *others)
 
 
 def _is_usual(norm: nn.Module) -> bool:

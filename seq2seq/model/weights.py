@@ -13,7 +13,7 @@ from seq2seq.support.errors import UserError
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors, for all who may read the folder. Raises OSError, as when the disk is full."""
+    """Write tensors as safetensors into a folder just made, with its rights. Raises OSError, as for a full disk."""
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
         # The library makes it readable by its owner only.

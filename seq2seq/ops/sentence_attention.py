@@ -27,10 +27,10 @@ where half of those matmuls is wasted (docs/log.md, 2026-11-26: bfloat16 with AM
 
 def prefers_sentences(x: Tensor, queries: Layout, keys: Layout, shape: AttentionShape) -> bool:
     """Whether to use this for projections of rows like `x`."""
-    limit = LONGEST.get(compute_dtype(x), 0)
-    if not (limit and torch.is_grad_enabled() and native.supports(x)):
+    if not (native.supports(x) and torch.is_grad_enabled()):
         return False
-    return shape.causal or max(queries.max_length, keys.max_length) <= limit
+    limit = LONGEST.get(compute_dtype(x), 0)
+    return limit > 0 and (shape.causal or max(queries.max_length, keys.max_length) <= limit)
 
 
 def sentence_attention(rows: tuple[Tensor, ...], queries: Layout, keys: Layout, shape: AttentionShape) -> Tensor:

@@ -108,9 +108,9 @@ def choose_compiling(setting: bool | str, device: torch.device) -> bool:
 
 
 def compute_deterministically(wanted: bool) -> None:
-    """Let PyTorch use only bitwise reproducible operations in this process, or any; to be called before the first.
+    """Let PyTorch use only bitwise reproducible operations in this process or, unless `wanted`, all of them again.
 
-    An operation that has no such form raises RuntimeError.
+    To be called before any runs on a GPU. An operation that has no such form raises RuntimeError.
     """
     if wanted:
         # cuBLAS reads this when it starts: without it, its results may differ between two streams.

@@ -17,9 +17,11 @@ PLACES = (
 """Error numbers of an OSError for a place that does not exist, or that we may not read or write."""
 MACHINE = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EFBIG, errno.ENODEV, errno.ENXIO),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
 )
 """Error numbers of an OSError for what the machine could not do: a disk that fails, too many files or processes."""
+NO_THREAD = "can't start new thread"
+"""What Python's RuntimeError says where the system allows no more threads."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of an OSError when no more can be written: no space is left, or the user's quota is used up."""
 
@@ -129,8 +131,14 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in MACHINE:
         where = f"{error.filename}: " if error.filename else ""
         return RunError.exit_code, f"the system could not go on: {where}{error.strerror}"
-    # PyTorch, whose error this is, takes long to import; its allocator for CPUs has none of its own.
-    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "DefaultCPUAllocator" in str(error):
+    if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
+        return RunError.exit_code, f"the system could not go on: {NO_THREAD}"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return RunError.exit_code, (
+            f"this machine's memory is full ({first_line(error)}); free some, or take fewer --workers or smaller "
+            "--batch-tokens to translate, smaller data.batch_tokens to train"
+        )
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which takes long to import.
         return RunError.exit_code, (
             f"the device's memory is full ({first_line(error)}); wait until other processes on it have finished, or "
             "use a smaller model"

@@ -94,7 +94,7 @@ def new_directory(final: Path, verify: Callable[[Path], None] | None = None) -> 
 
 def _hidden(final: Path, suffix: str) -> Path:
     """A new directory beside `final`; unlike one of `tempfile`, with the rights that the user's umask gives."""
-    path = final.with_name(f".{final.name}.{secrets.token_hex(4)}{suffix}")
+    path = final.parent / f".{final.name}.{secrets.token_hex(4)}{suffix}"
     path.mkdir()
     return path
 

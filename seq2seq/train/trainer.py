@@ -96,9 +96,6 @@ class Trainer:
             say(f"resuming from step {found.step:,}")
         else:
             self._require_same_state({})
-            if self.world.is_main:
-                # Of a finished run whose checkpoints were removed.
-                self.end_file.unlink(missing_ok=True)
             say(
                 f"{count_parameters(self.model):,} parameters, {len(self.data.train):,} pairs, "
                 f"{self.world.size} x {self.device.type} in {str(self.updater.precision).removeprefix('torch.')}"
@@ -111,6 +108,9 @@ class Trainer:
         if self.world.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
+            if not found:
+                # Of a finished run whose checkpoints were removed.
+                self.end_file.unlink(missing_ok=True)
         self.report = Report(
             self.run_dir if self.world.is_main else None, self.config.trainer.log_seconds, self.progress.seconds
         )
@@ -141,11 +141,13 @@ class Trainer:
         """Take up the progress of a checkpoint; returns whether the run was finished there. Raises UserError."""
         self.progress = found
         for name, key in (("training", "data_sha256"), ("validation", "valid_sha256")):
-            if getattr(found, key) != self._hashes[key]:
+            # Runs begun before 2026-11-28 do not know the second.
+            if getattr(found, key) not in ("", self._hashes[key]):
                 raise UserError(
                     f"{self.run_dir}: the {name} data are not those that this run was started with; "
                     "restore them, or take another run_dir=DIR"
                 )
+        found.valid_sha256 = self._hashes["valid_sha256"]
         end = read_json(self.end_file) if self.end_file.is_file() else {"step": 0, "bleu": -1.0}
         self._require_same_state(end)
         # If the model was removed, the next one is the best there is.
@@ -250,15 +252,15 @@ class Trainer:
         # Clocks and signals differ between ranks; max_minutes goes by the clock of rank 0.
         seconds = now - self._clock if self.world.is_main else 0.0
         self._clock = now
-        *sums, norm = pending.outcome() if pending else [0.0, 0.0, 0.0]
-        loss, nll, seconds, *caught = self.world.sum(
-            [*sums, seconds, *(float(self.interrupts.caught == n) for n in SIGNALS)]
+        outcome = pending.outcome() if pending else [0.0, 0.0, 0.0]
+        loss, nll, norms, seconds, *caught = self.world.sum(
+            [*outcome, seconds, *(float(self.interrupts.caught == n) for n in SIGNALS)]
         )
         progress.seconds += seconds
         if pending:
             progress.source_tokens += pending.tokens[0]
             progress.target_tokens += pending.tokens[1]
-            if self.health.accept(pending, loss, norm):
+            if self.health.accept(pending, loss, norms / self.world.size):
                 trained, left = progress.seconds, self._left()
                 self.report.update(pending.step, (loss, nll), pending.tokens, pending.rate, trained, left)
                 # Where it saves, a step settles twice.

@@ -246,6 +246,13 @@ def test_norms_without_a_bias_or_with_another_epsilon_are_computed_by_themselves
     assert decoder._native
 
 
+def test_layers_of_which_some_normalise_first_are_computed_by_themselves(randomise: Randomise) -> None:
+    decoder = decoder_of(randomise)
+    cast(DecoderLayer, decoder.layers[1]).self_residual.normalise_first = True
+    decoder.finish()
+    assert decoder._native is None
+
+
 def test_rows_of_another_format_than_the_weights_take_another_way(randomise: Randomise) -> None:
     decoder = decoder_of(randomise)
     for dtype in (torch.float32, torch.bfloat16):

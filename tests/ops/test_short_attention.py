@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from seq2seq.ops import short_attention
+from seq2seq.ops.attention_shape import AttentionShape
+from seq2seq.ops.packing import Layout
 
 
 @pytest.mark.parametrize(("kibibytes", "widest"), [(100, 64), (164, 128), (228, 128)])
@@ -24,3 +26,21 @@ def test_heads_of_128_columns_need_the_memory_of_a_larger_gpu(
         if short_attention.supports_short_sentences(device, torch.bfloat16, width, width)
     ]
     assert taken == [width for width in short_attention.WIDTHS if width <= widest]
+
+
+def test_it_is_for_short_sentences_without_filler_in_the_format_of_matmuls(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def supported(*kind: object) -> bool:
+        asked.append(kind)
+        return True
+
+    monkeypatch.setattr(short_attention, "supports_short_sentences", supported)
+    x, shape = torch.zeros(1, 128), AttentionShape(2, (128, 64), causal=False)
+    short, long = (Layout.of([3, short_attention.LONGEST + more]) for more in (0, 1))
+    filled = Layout(short.lengths, short.max_length, short.total + 1, 1)
+    sides = [(short, short), (short, long), (long, short), (filled, short), (short, filled)]
+    with torch.autocast("cpu", torch.bfloat16):
+        taken = [short_attention.prefers_short(x, *side, shape) for side in sides]
+    assert taken == [True, False, False, False, False]
+    assert {*asked} == {(x.device, torch.bfloat16, 64, 32)}

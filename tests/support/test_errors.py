@@ -45,7 +45,8 @@ def ended(error: BaseException) -> int:
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "a/b: Permission denied\n"),
         (OSError(errno.EIO, "Input/output error", "a/b"), 3, "could not go on: a/b: Input/output error\n"),
         (OSError(errno.EMFILE, "Too many open files"), 3, "the system could not go on: Too many open files\n"),
-        (MemoryError(), 3, "memory is full (MemoryError); wait until other processes on it have finished, or use a sm"),
+        (type("Another", (MemoryError,), {})("no room"), 3, "this machine's memory is full (no room); free some"),
+        (RuntimeError("can't start new thread"), 3, "the system could not go on: can't start new thread\n"),
     ],
 )
 def test_what_is_known_ends_in_one_line(
@@ -68,7 +69,7 @@ def test_a_defect_shows_its_trace(error: Exception, capsys: pytest.CaptureFixtur
 
 def test_memory_that_a_processor_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of("seq2seq-test", lambda: print(torch.empty(1 << 60))) == 3
-    assert "the device's memory is full" in capsys.readouterr().err
+    assert "this machine's memory is full" in capsys.readouterr().err
 
 
 def test_nothing_raised_is_success(capsys: pytest.CaptureFixture[str]) -> None:

@@ -401,6 +401,15 @@ def test_changed_data_are_refused(tmp_path: Path, split: str, name: str) -> None
         Trainer(config, prepare(config)).run()
 
 
+def test_a_run_that_knows_no_hash_of_its_validation_data_goes_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make("run", "trainer.max_steps=2")
+    monkeypatch.setattr(trainer.progress, "valid_sha256", "")
+    trainer.run()
+    trainer = make("run", "trainer.max_steps=3")
+    trainer.run()
+    assert trainer.progress.valid_sha256 == trainer.data.valid.sha256
+
+
 def test_a_run_begun_anew_knows_nothing_of_the_one_that_was_finished_there(make: Make, tmp_path: Path) -> None:
     make("run", "trainer.max_steps=2").run()
     shutil.rmtree(tmp_path / "run" / "checkpoints")

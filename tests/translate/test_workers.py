@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 from seq2seq.support.errors import ProcessFailed, RunError, UserError
 from seq2seq.translate import translator as module
@@ -167,16 +168,31 @@ def test_other_settings_hold_for_workers_too(
     texts = [source for source, _ in toy_pairs[:60]]
     monkeypatch.setattr(module, "TOKENS_OF_A_WORKER", 20)
     translator = Translator.load(tiny_model, device="cpu")
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in translator.model.parameters():
+            # More than bytes come out.
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 2 * weight.shape[-1] ** -0.5)
+    plain = translator.translate(texts)
+
+    def without(word: str) -> list[str]:
+        translator.forbidden = ["", word]
+        return translator.translate(texts)
+
+    words = sorted({word for text in plain for word in text.split()})
+    word, expected = next((word, found) for word in words if (found := without(word)) != plain)
     translator.workers, translator.forbidden = 2, [""]
     found = translator.translate(texts)
+    assert found == plain
     processes = translator._started and translator._started.processes
     assert translator.translate(texts) == found
     assert translator._started and translator._started.processes == processes, "the same settings need no others"
     if change == "search":
         translator.search.n_best = 2
+        assert all(len(one.texts) == 2 for one in translator.translate_n_best(texts))
     else:
-        translator.forbidden.append("Wolf")
-    assert all(len(one.texts) == translator.search.n_best for one in translator.translate_n_best(texts))
+        translator.forbidden.append(word)
+        assert translator.translate(texts) == expected
     assert translator._started.processes != processes
     translator._started.close()
 
