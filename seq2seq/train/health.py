@@ -32,7 +32,8 @@ class Health:
     def accept(self, update: Pending, loss: float, norm: float) -> bool:
         """Whether the update, whose summed loss this is, changed the weights: whether its gradient norm is finite.
 
-        Raises RunError after `trainer.max_skipped` updates in a row that did not.
+        All ranks must call it, with the same loss and norm. Raises RunError after `trainer.max_skipped` updates in a
+        row that did not change them.
         """
         progress, most = self._progress, self._settings.max_skipped
         loss /= update.tokens[1]
