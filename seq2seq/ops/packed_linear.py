@@ -1,7 +1,7 @@
 """Linear layers for translation where `panel_linear` is not used: weights laid out once as oneDNN's matmuls read them.
 
 Otherwise PyTorch's bfloat16 matmul lays the weight out anew at each call, and float32 goes to another library: this
-takes up to three times as long (docs/log.md, 2026-11-28). The two operations are those that PyTorch's own compiler
+takes up to four times as long (docs/log.md, 2026-11-28). The two operations are those that PyTorch's own compiler
 calls; they have no backward pass. The plain reference is `F.linear`.
 
 Shapes: ... any, I inputs, O outputs.
