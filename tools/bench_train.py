@@ -231,7 +231,7 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     corpus, store, vocab_size = corpus_of(arguments, folder)
     batch_tokens = arguments.batch_tokens or DEFAULTS[arguments.model][2]
     peers = peers_of(arguments)
-    model = asdict(compose(["+recipe=files", f"model={arguments.model}", *arguments.set]).model)
+    model = asdict(compose(["run_dir=runs/bench", f"model={arguments.model}", *arguments.set]).model)
     formats = {}
     for precision in arguments.formats:
         matrix, ours, *others = (

@@ -36,7 +36,7 @@ def loaded(job: dict[str, Any]) -> tuple[Translator, ModelConfig]:
     """The job's model and its settings; with `forced`, a base model with random weights and the same vocabulary."""
     config, tokenizer, model, _ = load_model_directory(Path(job["model"]))
     if "forced" in job:
-        config = compose(["+recipe=files", "model=base"])
+        config = compose(["run_dir=runs/bench", "model=base"])
         model = build_model(config.model, tokenizer.vocab_size, 1)
     return Translator.of(model.eval(), tokenizer, config), config.model
 

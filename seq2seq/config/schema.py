@@ -16,6 +16,7 @@ from seq2seq.support.errors import UserError
 
 MOST_TOKENS = 1 << 30
 """Tokens of an update: far more than any device computes, and few enough to count in 32 bits."""
+NORMS = ("post", "pre")
 UNSET = "empty (a shell variable that is not set?)"
 
 
@@ -134,7 +135,8 @@ class TokenizerConfig:
 class TransformerConfig:
     """A Transformer encoder or decoder (Vaswani et al., 2017, section 3).
 
-    `d_k` is the width of a head's queries and keys; by default that of its values, d_model / num_heads. With
+    `d_k` is the width of a head's queries and keys; by default that of its values, d_model / num_heads. `norm` comes
+    after each sublayer (`post`, section 3.1) or before (`pre`: Xiong et al., 2020, which learns sooner). With
     `learned` positions (table 3, row E) a sequence has at most `max_positions` pieces, eos counted.
     """
 
@@ -157,7 +159,7 @@ class TransformerConfig:
         """Refuse values out of range; `key` is where this stands, such as `model.encoder`."""
         for name in ("num_layers", "num_heads", "d_k", "d_ff"):
             at_least(f"{key}.{name}", getattr(self, name), 1)
-        one_of(f"{key}.norm", self.norm, ("post", "pre"))
+        one_of(f"{key}.norm", self.norm, NORMS)
         fraction(f"{key}.dropout", self.dropout)
         one_of(f"{key}.positions", self.positions, ("sinusoidal", "learned"))
         # Half of that holds any one character (up to five pieces), so that a text can always be cut to fit.
@@ -195,12 +197,13 @@ class ModelConfig:
     """The model: one encoder and one decoder of any kinds, and the embeddings they share.
 
     `tie_embeddings` is `all` (source, target and output share one matrix: section 3.4 of the paper), `target`
-    (target and output) or `none`.
+    (target and output) or `none`. `dropout` and `norm` are what both sides take unless one has its own.
     """
 
     d_model: int = 512
     tie_embeddings: str = "all"
     dropout: float = 0.1
+    norm: str = "post"
     encoder: Any = field(default_factory=TransformerConfig)
     decoder: Any = field(default_factory=TransformerConfig)
 
@@ -210,6 +213,7 @@ class ModelConfig:
             raise UserError(f"model.d_model={self.d_model}: must be even")
         one_of("model.tie_embeddings", self.tie_embeddings, ("all", "target", "none"))
         fraction("model.dropout", self.dropout)
+        one_of("model.norm", self.norm, NORMS)
         for side in ("encoder", "decoder"):
             if not hasattr(getattr(self, side), "check"):
                 raise UserError(f"model.{side}={getattr(self, side)}: no {side}; type model/{side}=transformer")

@@ -27,7 +27,7 @@ def require_same_model(config: Config) -> None:
     other = {
         f"model.{key}": was
         for key, was, _ in compose.differences(stored, asdict(config.model))
-        if key.rpartition(".")[2] != "dropout"
+        if key != "norm" and key.rpartition(".")[2] != "dropout"
     }
     if other:
         raise UserError(f"init_from={directory}: its model has other settings; add {compose.to_type(other)}")

@@ -167,9 +167,15 @@ def test_the_other_direction_differs_in_its_languages_alone() -> None:
     assert back == there
 
 
-def test_dropout_is_set_once_or_side_by_side() -> None:
+def test_dropout_and_norm_are_set_once_or_side_by_side() -> None:
     model = compose(["run_dir=r", "model.dropout=0.25", "model.decoder.dropout=0.5"]).model
     assert (model.dropout, model.encoder.dropout, model.decoder.dropout) == (0.25, 0.25, 0.5)
+    model = compose(["run_dir=r", "model.norm=pre", "model.decoder.norm=post"]).model
+    assert (model.norm, model.encoder.norm, model.decoder.norm) == ("pre", "pre", "post")
+    assert (
+        compose(["run_dir=r", "model=recurrent", "model/encoder=transformer", "model.norm=pre"]).model.encoder.norm
+        == "pre"
+    )
 
 
 @pytest.mark.parametrize("recipe", options_of("recipe"))

@@ -56,6 +56,7 @@ def test_a_kind_is_registered_under_its_own_name() -> None:
         (ModelConfig, "model.d_model", 0),
         (ModelConfig, "model.d_model", 511),
         (ModelConfig, "model.dropout", 1.0),
+        (ModelConfig, "model.norm", "both"),
         (ModelConfig, "model.tie_embeddings", "some"),
         (SearchConfig, "search.beam_size", 0),
         (SearchConfig, "search.length_penalty", -0.1),
