@@ -26,7 +26,7 @@ INNER = {"ours": "feed_forward.inner", "nn.Transformer": "linear1", "Marian, sdp
 
 @pytest.fixture
 def config(tiny: list[str]) -> ModelConfig:
-    return compose(["+recipe=files", *tiny, "model.encoder.num_layers=2", "model.dropout=0.1"]).model
+    return compose(["run_dir=run", *tiny, "model.encoder.num_layers=2", "model.dropout=0.1"]).model
 
 
 @pytest.fixture(params=[name for name in CONTESTANTS if name not in RANKS])

@@ -33,7 +33,7 @@ def batch_of(source_length: int, target_length: int, sentences: int) -> Batch:
 def test_as_pytorch_counts(name: str, settings: list[str], tiny: list[str]) -> None:
     if name != "ours":
         pytest.importorskip("transformers")
-    config = compose(["+recipe=files", *tiny, *(settings if name == "ours" else [])]).model
+    config = compose(["run_dir=run", *tiny, *(settings if name == "ours" else [])]).model
     batch = batch_of(7, 5, 3)
     contestant = CONTESTANTS[name](config, 50)
     with FlopCounterMode(display=False) as counter:
@@ -42,20 +42,20 @@ def test_as_pytorch_counts(name: str, settings: list[str], tiny: list[str]) -> N
 
 
 def test_narrow_keys_cost_less(tiny: list[str]) -> None:
-    config = compose(["+recipe=files", *tiny, "model.encoder.d_k=2", "model.decoder.d_k=3"]).model
+    config = compose(["run_dir=run", *tiny, "model.encoder.d_k=2", "model.decoder.d_k=3"]).model
     with FlopCounterMode(display=False) as counter:
         CONTESTANTS["ours"](config, 50).loss(batch_of(7, 5, 3)).backward()
     assert counter.get_total_flops() == update_flops(config, 50, [7] * 3, [5] * 3)
 
 
 def test_pairs_add_up(tiny: list[str]) -> None:
-    config = compose(["+recipe=files", *tiny]).model
+    config = compose(["run_dir=run", *tiny]).model
     pairs = np.array([[3, 9], [8, 2], [5, 5]])
     alone = sum(update_flops(config, 50, [source], [target]) for source, target in pairs)
     assert update_flops(config, 50, pairs[:, 0], pairs[:, 1]) == alone
 
 
 def test_the_papers_base_model() -> None:
-    config = compose(["+recipe=files", "model=base"]).model
+    config = compose(["run_dir=run", "model=base"]).model
     # 6 FLOPs for each weight that a token meets: 18.9 M in the encoder, 25.2 M in the decoder, 18.9 M in the output.
     assert update_flops(config, 37_000, [1] * 1000, [1] * 1000) / 1000 == pytest.approx(0.378e9, rel=0.01)

@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 def test_it_gives_our_logits(tiny: list[str]) -> None:
     from tools.marian_weights import as_marian
 
-    config = compose(["+recipe=files", *tiny, "model.encoder.num_layers=2"]).model
+    config = compose(["run_dir=run", *tiny, "model.encoder.num_layers=2"]).model
     model = build_model(config, 50, seed=1).eval()
     for parameter in model.parameters():
         if parameter.dim() == 1:
