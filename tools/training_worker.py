@@ -36,7 +36,7 @@ from seq2seq.support.devices import (
 )
 from seq2seq.support.ranks import is_rank
 from seq2seq.train.distributed import World
-from seq2seq.train.fitting import try_out
+from seq2seq.train.fitting import require_fit
 from seq2seq.train.optimizer import build_optimizer
 from seq2seq.train.updater import Updater
 from tools.contestants import CONTESTANTS, OURS, RANKS, SMOOTHING, Contestant, learnt_parameters
@@ -82,7 +82,7 @@ class Ours:
     def start(self, store: Store, updates: Epoch, micro_batches: int) -> None:
         """What the trainer does before its first update."""
         if self._updater.device.type != "cpu":
-            try_out(self._updater, store, updates, micro_batches)
+            require_fit(self._updater, store, updates, micro_batches)
         self._updater.start()
 
     def update(self, parts: list[MicroBatch], target_tokens: int) -> None:

@@ -81,7 +81,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     references = [pair.target for pair in pairs[0]]
     translator = None
     if not (arguments.hypotheses or arguments.compare):
-        _find_model(arguments)
+        _settle_model(arguments)
         translator = load_translator(arguments)
     language = _language(arguments, "target", required=arguments.paper_bleu)
     if advice := language_mismatch(references, language):
@@ -171,14 +171,14 @@ def _print_scores(
     return first
 
 
-def _find_model(arguments: argparse.Namespace) -> Path:
+def _settle_model(arguments: argparse.Namespace) -> Path:
     # Found only once: a training run in progress may put a newer one there.
     arguments.model = str(find_model(arguments.model))
     return Path(arguments.model)
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    return compose.load(_find_model(arguments) / "config.yaml")
+    return compose.load(_settle_model(arguments) / "config.yaml")
 
 
 def _language(arguments: argparse.Namespace, side: str, *, required: bool = True) -> str:

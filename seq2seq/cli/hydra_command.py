@@ -86,8 +86,11 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     failures: list[Exception] = []
     rows: set[str] = set()
+    parsing = contextlib.ExitStack()
 
     def job(composed: DictConfig) -> None:
+        # What runs now may parse arguments of its own.
+        parsing.close()
         if failures:
             return
         try:
@@ -100,7 +103,8 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
 
     def run() -> None:
         try:
-            with _parsed_our_way(command):
+            with parsing:
+                parsing.enter_context(_parsed_our_way(command))
                 hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
         except COMPOSING as error:
             raise explained(error, [argument for argument in arguments if "=" in argument]) from None

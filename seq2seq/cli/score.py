@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -73,7 +74,8 @@ def score(arguments: argparse.Namespace) -> None:
     scorer.batch_tokens = arguments.batch_tokens or scorer.batch_tokens
     names = (str(arguments.source or "standard input"), str(arguments.target or "standard input"))
     pairs, tokens, sums = 0, 0, 0.0
-    unusual: dict[str, list[int]] = {"empty": [], "long": []}
+    counts: Counter[str] = Counter()
+    first_of: dict[str, int] = {}
     for first, window in windows:
         found = scorer.score(
             window, attention=bool(arguments.align), layer=arguments.align_layer, names=names, first=first
@@ -81,10 +83,12 @@ def score(arguments: argparse.Namespace) -> None:
         for number, (pair, own) in enumerate(zip(window, found, strict=True), first):
             line = _json(scorer, pair, own, arguments) if arguments.jsonl else _columns(scorer, own, arguments)
             sys.stdout.buffer.write(f"{line}\n".encode())
-            unusual.get(scorer.status(own), []).append(number)
+            status = scorer.status(own)
+            counts[status] += 1
+            first_of.setdefault(status, number)
             pairs, tokens, sums = pairs + 1, tokens + len(own.token_log_probs), sums + own.score
         sys.stdout.buffer.flush()
-    _say_unusual(unusual, scorer.longest_source)
+    _say_unusual(counts, first_of, scorer.longest_source)
     if not pairs:
         say("no pairs: the input is empty")
         return
@@ -157,13 +161,13 @@ def _json(scorer: Scorer, pair: tuple[str, str], found: PairScore, arguments: ar
     return json.dumps(row, ensure_ascii=False)
 
 
-def _say_unusual(lines: dict[str, list[int]], longest: int | None) -> None:
+def _say_unusual(counts: Counter[str], first_of: dict[str, int], longest: int | None) -> None:
     for kind, what in (
         ("empty", "pairs have an empty side; training leaves such out, so that their scores say little"),
         ("long", f"sources have more than {longest} pieces, the most in training; their scores may say little"),
     ):
-        if lines[kind]:
-            say(f"{len(lines[kind]):,} {what} (first: line {lines[kind][0]:,})")
+        if counts[kind]:
+            say(f"{counts[kind]:,} {what} (first: line {first_of[kind]:,})")
 
 
 def main() -> None:

@@ -62,9 +62,9 @@ def valid_seed(key: str, value: int) -> None:
         raise UserError(f"{key}={value}: must be at least 0, and below 2 to the power of 63")
 
 
-def fraction(key: str, value: float) -> None:
+def fraction(key: str, value: float | None) -> None:
     """Raise UserError for a value that is not a fraction, from 0 to below 1."""
-    if not 0 <= value < 1:
+    if value is not None and not 0 <= value < 1:
         raise UserError(f"{key}={value}: must be at least 0 and below 1")
 
 

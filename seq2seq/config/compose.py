@@ -159,7 +159,8 @@ def _spelt(key: str, value: Any) -> str:
     with contextlib.suppress(HydraException):
         if OverridesParser.create().parse_override(f"{key}={value}").value() == value:
             return value
-    return "'" + value.replace("'", "\\'") + "'"
+    # Backslashes count as such only where no quote follows.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value) + "'"
 
 
 def explained(error: Exception, overrides: Sequence[str]) -> UserError:

@@ -16,6 +16,7 @@ from seq2seq.support.errors import UserError
 
 MOST_TOKENS = 1 << 30
 """Tokens of an update: far more than any device computes, and few enough to count in 32 bits."""
+MOST_PARTS = 1 << 16
 NORMS = ("post", "pre")
 UNSET = "empty (a shell variable that is not set?)"
 
@@ -95,10 +96,8 @@ class DataConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        at_least("data.batch_tokens", self.batch_tokens, 1)
-        if self.batch_tokens > MOST_TOKENS:
-            raise UserError(f"data.batch_tokens={self.batch_tokens}: must not be above {MOST_TOKENS}")
-        at_least("data.micro_batches", self.micro_batches, 1)
+        at_least("data.batch_tokens", self.batch_tokens, 1, MOST_TOKENS)
+        at_least("data.micro_batches", self.micro_batches, 1, MOST_PARTS)
         at_least("data.workers", self.workers, 1)
         for split in ("train", "valid", "test"):
             getattr(self, split).check(f"data.{split}")
@@ -309,8 +308,7 @@ class TrainerConfig:
         for key in ("save_every", "validate_every", "keep_checkpoints", "devices", "max_skipped"):
             at_least(f"trainer.{key}", getattr(self, key), 1)
         at_least("trainer.average_last", self.average_last, 0)
-        if self.average_decay is not None:
-            fraction("trainer.average_decay", self.average_decay)
+        fraction("trainer.average_decay", self.average_decay)
         at_least("trainer.patience", self.patience, 1)
         at_least("trainer.samples", self.samples, 0)
         fraction("trainer.label_smoothing", self.label_smoothing)

@@ -25,11 +25,11 @@ from seq2seq.data import corpus
 from seq2seq.data.clean import LENGTH_RULES, CleaningReport, length_reason, text_hash, text_reason
 from seq2seq.data.corpus import Pair
 from seq2seq.data.prefetch import prefetched
-from seq2seq.data.stages import fingerprint_of, require_place, require_sound, stage, was_made_of
+from seq2seq.data.stages import fingerprint_of, require_place, require_sound, stage
 from seq2seq.data.store import FORMAT, Store, write_store
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
-from seq2seq.support.files import in_turn, read_json, remove_leftovers, sha256_of, write_json
+from seq2seq.support.files import in_turn, read_json, remove_leftovers, sha256_of, sha256_of_json, write_json
 from seq2seq.support.processors import available_processors
 from seq2seq.support.progress import bar, bars_of_datasets, say
 
@@ -109,9 +109,8 @@ def _run_stages(config: Config, root: Path) -> None:
         "columns": list(COLUMNS),
     }
     cleaned = stage(root / "clean", inputs, lambda folder: _clean(folder, config))
-    _require_recorded_sha256(root / "clean", config.data)
     # Of a data set only the name is among the inputs: made again, the stage may hold other pairs.
-    pairs = {"cleaned": cleaned, "sha256": _recorded_sha256(root / "clean")}
+    pairs = {"cleaned": cleaned, "sha256": _recorded_sha256(root / "clean", config.data)}
     trained = stage(
         root / "tokenizer",
         {"taken": sha256_of(_tokenizer_of(config.init_from, root / "tokenizer"))}
@@ -148,6 +147,8 @@ def _clean(folder: Path, config: Config) -> None:
         with bars_of_datasets(shown=True):
             train.remove_columns(["label", "hash"]).save_to_disk(folder / "train")
             valid.save_to_disk(folder / "valid")
+        # They map files of the folder, which NFS could not remove then.
+        del train, valid
     write_json(folder / "report.json", {"sha256": digests, **report.as_dict()})
     say(str(report))
 
@@ -160,17 +161,12 @@ def _cleaned(root: Path, split: str) -> Any:
     return datasets.load_from_disk(str(root / "clean" / split))
 
 
-def _require_recorded_sha256(clean: Path, data: DataConfig) -> None:
-    """Raise UserError when a stage made before `sha256` was given holds other pairs."""
-    recorded = _recorded_sha256(clean)
+def _recorded_sha256(clean: Path, data: DataConfig) -> dict[str, str]:
+    """The sha256 of each corpus as it was read. Raises UserError for one that is not what `data` asks for."""
+    recorded: dict[str, str] = read_json(clean / "report.json").get("sha256", {})
     for split in ("train", "valid"):
         again = f", or rm -r {clean} to read the corpus again"
         corpus.require_sha256(data, split, recorded.get(split), f"the pairs in {clean} were read with", again)
-
-
-def _recorded_sha256(clean: Path) -> dict[str, str]:
-    """The sha256 of each corpus as it was read."""
-    recorded: dict[str, str] = read_json(clean / "report.json").get("sha256", {})
     return recorded
 
 
@@ -238,7 +234,7 @@ def _tokenizer_of(model: str, taken: Path) -> Path:
     path = Path(model) / "tokenizer.model"
     if not path.is_file():
         kept = taken / path.name
-        if kept.is_file() and was_made_of(taken, {"taken": sha256_of(kept)}):
+        if kept.is_file() and fingerprint_of(taken) == sha256_of_json({"taken": sha256_of(kept)}):
             return kept
         raise UserError(f"init_from={model}: no model directory (no {path})")
     return path

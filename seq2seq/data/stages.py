@@ -16,7 +16,7 @@ RECORD = "stage.json"
 def stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) -> str:
     """Make a stage's folder unless it is there, made from the same inputs; returns the fingerprint of the inputs."""
     fingerprint = sha256_of_json(inputs)
-    if not was_made_of(folder, inputs):
+    if fingerprint_of(folder) != fingerprint:
         require_place(folder)
         with new_directory(folder) as temporary:
             try:
@@ -29,11 +29,6 @@ def stage(folder: Path, inputs: dict[str, Any], make: Callable[[Path], None]) ->
             sums = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files}
             write_json(temporary / RECORD, {"fingerprint": fingerprint, "sha256": sums, "inputs": inputs})
     return fingerprint
-
-
-def was_made_of(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether a stage's folder is there and was made from these inputs."""
-    return fingerprint_of(folder) == sha256_of_json(inputs)
 
 
 def require_place(folder: Path) -> None:

@@ -8,14 +8,13 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-from seq2seq.support.unspaced import UNSPACED
+from seq2seq.support.unspaced import UNSPACED_LETTER
 
 CHINESE, JAPANESE = ("zh", "zho", "chi", "cmn", "yue"), ("ja", "jpn")
 TOKENIZERS = dict.fromkeys(CHINESE, "zh") | dict.fromkeys(
     (*JAPANESE, "th", "tha", "lo", "lao", "km", "khm", "my", "mya"), "char"
 )
 """sacreBLEU's for languages that put no spaces between words: `char` where its own, if any, needs another package."""
-UNSPACED_SIGN = re.compile(f"[{UNSPACED}]")
 
 
 def _code(language: str) -> str:
@@ -31,7 +30,7 @@ def bleu_tokenizer(language: str) -> str:
 def language_mismatch(references: Sequence[str], language: str) -> str:
     """What to set if these references cannot be of that language, for BLEU would find no words in them; else empty."""
     text = "".join("".join(references).split())
-    if bleu_tokenizer(language) != "13a" or 2 * len(UNSPACED_SIGN.findall(text)) <= len(text):
+    if bleu_tokenizer(language) != "13a" or 2 * len(UNSPACED_LETTER.findall(text)) <= len(text):
         return ""
     known = ", ".join(code for code in TOKENIZERS if len(code) == 2)
     return f"BLEU counts words between spaces, of which these references have few; languages without: {known}"
@@ -107,7 +106,7 @@ def paper_bleu(
     """The paper's column: `tokenised_bleu` with compounds whole, and `paper_bleu`, which splits them in German only."""
     return {
         key: tokenised_bleu(hypotheses, references, language, lowercase=lowercase, split_compounds=split)
-        for key, split in (("tokenised_bleu", False), ("paper_bleu", language == "de"))
+        for key, split in (("tokenised_bleu", False), ("paper_bleu", _code(language) == "de"))
     }
 
 

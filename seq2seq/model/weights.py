@@ -40,6 +40,12 @@ def own_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor, which must not be empty, holds neither NaN nor infinity."""
+    # aminmax returns NaN if the tensor holds any; of all possible checks it alone reads the tensor just once.
+    return all(bool(bound.isfinite()) for bound in tensor.aminmax())
+
+
 def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Copy tensors read from `path` into the model.
 
@@ -47,8 +53,7 @@ def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -
     """
     require_same_shapes(model, weights, path)
     for name, tensor in weights.items():
-        # aminmax returns NaN if the tensor holds any; of all possible checks it alone reads the tensor just once.
-        if not all(bound.isfinite() for bound in tensor.aminmax()):
+        if not all_finite(tensor):
             raise UserError(
                 f"{path}: tensor {name} holds a number that is not finite; take another model or checkpoint"
             )

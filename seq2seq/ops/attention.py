@@ -69,10 +69,10 @@ def attention(
 
 def supports_packed_rows(device: torch.device, dtype: torch.dtype, d_k: int, d_v: int) -> bool:
     """Whether the packed-row kernel can be used here; if it should work but fails, one line on stderr says so."""
-    return packed_kernel_supports(capability(device), dtype, d_k, d_v) and _packed_kernel_works(device, dtype, d_k)
+    return has_packed_kernel(capability(device), dtype, d_k, d_v) and _packed_kernel_works(device, dtype, d_k)
 
 
-def packed_kernel_supports(compute_capability: tuple[int, int], dtype: torch.dtype, d_k: int, d_v: int) -> bool:
+def has_packed_kernel(compute_capability: tuple[int, int], dtype: torch.dtype, d_k: int, d_v: int) -> bool:
     """Whether the packed-row kernel supports this GPU generation, dtype and head widths.
 
     Above a head width of 192 it has no backward pass on some of these GPUs.

@@ -18,11 +18,11 @@ import torch.fx.experimental._config as shapes
 from torch import Tensor, nn
 
 from seq2seq.ops.attention import supports_packed_rows
-from seq2seq.ops.feed_forward import supports_kernel
+from seq2seq.ops.feed_forward import supports_rectified_product
 from seq2seq.ops.gpu import supports_triton
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.short_attention import supports_short_sentences
-from seq2seq.support.errors import first_line
+from seq2seq.support.errors import ReportedError, first_line
 from seq2seq.support.progress import say
 
 PACKAGE = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def compile_regions(model: nn.Module, backend: str | Callable[..., Any] = "induc
     torch.compiler.assume_constant_result(supports_packed_rows)
     torch.compiler.assume_constant_result(supports_short_sentences)
     torch.compiler.assume_constant_result(supports_triton)
-    torch.compiler.assume_constant_result(supports_kernel)
+    torch.compiler.assume_constant_result(supports_rectified_product)
     # Models before this one (multirun) may have used up the number of times that a function is compiled.
     torch.compiler.reset()
     compiler = Compiler(backend)
@@ -72,10 +72,13 @@ class Compiler:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            # A second signal, for example.
+            if isinstance(cause := _cause(error), ReportedError):
+                raise cause from None
             # If the error is the function's own, it is raised again here.
             result = function(*arguments)
             self.works = False
-            say(f"compiling failed ({_cause(error)}): the model runs uncompiled; trainer.compile=false skips this")
+            say(f"compiling failed ({_told(cause)}): the model runs uncompiled; trainer.compile=false skips this")
             return result
 
 
@@ -98,9 +101,14 @@ class Region:
         return self.compiler(self.function, self.module, *arguments)
 
 
-def _cause(error: BaseException) -> str:
-    """The root cause of the compiler's error in one line, and where in our code it lies, if that is given."""
+def _cause(error: BaseException) -> BaseException:
+    """The root cause of the compiler's error."""
     while cause := getattr(error, "inner_exception", None) or error.__cause__:
         error = cause
+    return error
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line, and where in our code it lies, if that is given."""
     places = re.findall(rf'File "({re.escape(str(PACKAGE))}.+)", line (\d+)', str(error))
     return first_line(error) + "".join(f", {path}:{line}" for path, line in places[-1:])

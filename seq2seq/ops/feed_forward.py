@@ -32,14 +32,16 @@ def feed_forward_reference(x: Tensor, inner: Linear, outer: Linear) -> Tensor:
 def feed_forward(x: Tensor, inner: Linear, outer: Linear) -> Tensor:
     """`feed_forward_reference`, with matmuls in the autocast dtype where autocast is active."""
     # Only in training do these layers have weights in the formats that PyTorch knows.
-    if not (torch.is_grad_enabled() and supports_kernel(x.device, compute_dtype(x)) and _fits(inner.weight.shape)):
+    if not (
+        torch.is_grad_enabled() and supports_rectified_product(x.device, compute_dtype(x)) and _fits(inner.weight.shape)
+    ):
         return feed_forward_reference(x, inner, outer)
     weights = inner.weight, inner.bias, outer.weight, outer.bias
     out_ND: Tensor = FeedForwardFunction.apply(x.reshape(-1, x.shape[-1]), *weights)  # type: ignore[no-untyped-call]
     return out_ND.view(x.shape)
 
 
-def supports_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+def supports_rectified_product(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel can be used: on GPUs that copy tiles by themselves, from Hopper on."""
     return capability(device) >= (9, 0) and dtype in (torch.float16, torch.bfloat16) and supports_triton(device)
 

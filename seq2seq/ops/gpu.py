@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.support.devices import alike, capability
-from seq2seq.support.errors import first_line
+from seq2seq.support.errors import ReportedError, first_line
 from seq2seq.support.progress import say
 
 
@@ -41,7 +41,7 @@ def _works(device: torch.device) -> bool:
         gpu_kernels.logits_to_gradients[(1,)](logits, target, out[0], out[1], 16, 1.0, V=16, BLOCK=16)
         # A device error surfaces only when the result is read.
         logits.sum().item()
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ReportedError):
         raise
     except Exception as error:
         say(f"seq2seq's kernels do not run on {device} ({first_line(error)}); PyTorch's are used, which are slower")

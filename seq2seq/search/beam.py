@@ -81,13 +81,14 @@ class BeamSearch:
             done = int(done_S.cpu().sum())
             if done == len(done_S):
                 break
-            if done and done >= self.few_done(source.device) * len(done_S):
+            if done and done >= self.least_done(source.device) * len(done_S):
                 model.keep(state, beams.release(done_S))
             elif done:
                 beams.freeze(done_S)
         beams.release(done_S)
 
-    def few_done(self, device: torch.device) -> float:
+    @staticmethod
+    def least_done(device: torch.device) -> float:
         """The share of sentences that must be done before they are removed, which on a GPU takes copies and waits."""
         return 1 / 4 if device.type == "cuda" else 0.0
 

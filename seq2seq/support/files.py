@@ -112,14 +112,14 @@ def _rename(new: Path, final: Path) -> None:
         raise
     _fsync(final.parent)
     if old:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory without ever leaving half of it under its own name."""
+    """Delete a directory without ever leaving half of it under its own name; `remove_leftovers` tries again."""
     doomed = _hidden(path, PARTIAL)
     path.replace(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 @contextlib.contextmanager

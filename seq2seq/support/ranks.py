@@ -7,4 +7,4 @@ import os
 
 def is_rank() -> bool:
     """Whether a launcher, such as torchrun, started this process as one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -21,24 +22,29 @@ def make_dependable() -> None:
 
 
 class Notices:
-    """A text stream whose reader may go away (`2>&1 | head`): what is written after that is dropped."""
+    """A text stream whose reader may go away (`2>&1 | head`), or disk be full: what it cannot take is lost."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As of the stream, without BrokenPipeError."""
+        """As of the stream, without OSError."""
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            drop(self._stream)
+        except OSError as error:
+            self._lose(error)
             return len(text)
 
     def flush(self) -> None:
-        """As of the stream, without BrokenPipeError."""
+        """As of the stream, without OSError."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        # A full disk may have room again.
+        if error.errno in (errno.EPIPE, errno.EIO):
             drop(self._stream)
 
     def __getattr__(self, name: str) -> Any:

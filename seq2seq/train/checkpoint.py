@@ -11,7 +11,7 @@ from torch import nn
 
 from seq2seq.config import compose
 from seq2seq.config.schema import Config
-from seq2seq.model.weights import fill, load_weights, own_weights, save_weights
+from seq2seq.model.weights import all_finite, fill, load_weights, own_weights, save_weights
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import new_directory, read_json, remove_directory, write_json
 from seq2seq.support.manifest import damage, write_manifest
@@ -129,7 +129,7 @@ class Checkpoints:
         Kept are the last `keep_checkpoints`, as many of the last regular ones, and the best. Raises RunError for
         non-finite weights, and for a disk that does not read back what was written.
         """
-        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        if not all(map(all_finite, own_weights(model).values())):
             raise RunError(
                 f"step {progress.step}: a weight is not finite; nothing was saved, the last checkpoint is kept. "
                 + REMEDY
@@ -229,9 +229,10 @@ def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Pa
         owner, _, key = name.rpartition(".")
         if owner not in parameters or tensor.shape not in ((), parameters[owner].shape):
             raise UserError(f"{path}: {name} of shape {tuple(tensor.shape)} fits no parameter of the model")
-        if not tensor.isfinite().all():
+        if not all_finite(tensor):
             raise UserError(f"{path}: {name} has values that are not finite")
-        optimizer.state[parameters[owner]][key] = tensor.to(parameters[owner].device)
+        # A copy: what is read maps the file, whose disk space could not be freed while this run lasts.
+        optimizer.state[parameters[owner]][key] = tensor.to(parameters[owner].device, copy=True)
 
 
 def _read_progress(path: Path) -> Progress:

@@ -34,7 +34,7 @@ def choose_parts(updater: Updater, store: Store, sampler: Sampler, given: int) -
     # Of a run before in this process (multirun), reference cycles may still hold memory.
     gc.collect()
     torch.cuda.empty_cache()
-    trial = partial(try_out, updater, store, sampler.epoch(0))
+    trial = partial(require_fit, updater, store, sampler.epoch(0))
     if given:
         trial(given)
         return given
@@ -42,8 +42,8 @@ def choose_parts(updater: Updater, store: Store, sampler: Sampler, given: int) -
     return fitting_parts(trial, least=ranks, most=-(-tokens // longest))
 
 
-def try_out(updater: Updater, store: Store, updates: Epoch, parts: int) -> None:
-    """See whether updates in so many parts fit the device, and take memory for them. Raises torch.OutOfMemoryError."""
+def require_fit(updater: Updater, store: Store, updates: Epoch, parts: int) -> None:
+    """Raise torch.OutOfMemoryError unless updates in so many parts fit the device; take memory for them."""
     updater.try_out(worst_part(store, updates, parts), adds=parts > updater.world.size)
     updater.reserve(largest_part(store, updates, parts))
 
@@ -64,8 +64,9 @@ def fitting_parts(trial: Callable[[int], None], least: int, most: int) -> int:
                     f"an update in {parts} parts does not fit the device's memory; take a smaller model, "
                     "data.cleaning.max_pieces=N for shorter sentences, or another device"
                 ) from None
-            torch.cuda.empty_cache()
-            parts = min(2 * parts, least * -(-most // least))
+        # Not while the error is handled, which keeps what the trial computed.
+        torch.cuda.empty_cache()
+        parts = min(2 * parts, least * -(-most // least))
 
 
 def largest_part(store: Store, updates: Epoch, parts: int) -> Batch:

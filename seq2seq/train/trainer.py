@@ -320,7 +320,6 @@ class Trainer:
                     ) from None
         # PyTorch would keep cached what search freed, where training passes, with their own pool, cannot use it.
         torch.cuda.empty_cache()
-        self._restart_clock()
         counts = {key: getattr(self.progress, key) for key in ("epoch", "source_tokens", "target_tokens")}
         return {**values, **counts, "minutes_trained": self.progress.seconds / 60}
 

@@ -8,9 +8,9 @@ from unicodedata import category, combining, name
 
 from seq2seq.data.text_files import read_lines
 from seq2seq.support.errors import UserError
-from seq2seq.support.unspaced import UNSPACED
+from seq2seq.support.unspaced import UNSPACED, UNSPACED_LETTER
 
-UNSPACED_LETTER, SPACED = re.compile(f"[{UNSPACED}]"), rf"[^\W{UNSPACED}]"
+SPACED = rf"[^\W{UNSPACED}]"
 
 
 class Glossary:

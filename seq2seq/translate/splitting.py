@@ -17,7 +17,7 @@ Count = Callable[[list[str]], list[int]]
 Span = tuple[int, int]
 # No space follows the end of a Chinese or Japanese sentence.
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])(?![。！？])[\"'”’»)\]」』）]*\s*")
-BLANKS = re.compile(r"\s+")
+SPACES = re.compile(r"\s+")
 CHINESE_JAPANESE_END = re.compile(rf"[{CHINESE_JAPANESE}\u3000-\u303f\uff00-\uffef][!?.…—\"'”’]*$")
 
 
@@ -83,7 +83,7 @@ class _Cutting:
 
     def _units(self, span: Span) -> list[tuple[Span, int]]:
         """Sentences, words where a sentence is too long, and halves where a word is, each with its number of pieces."""
-        for pattern in (SENTENCE_END, BLANKS):
+        for pattern in (SENTENCE_END, SPACES):
             cut = self._cut(pattern, span)
             if len(cut) > 1:
                 return self._small_enough(cut)

@@ -52,6 +52,18 @@ def test_the_work_is_done_if_nobody_reads_what_is_said_about_it(folder: Path, un
     assert (closed.returncode, closed.stdout, closed.stderr) == (0, heard.stdout, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_nor_if_its_disk_is_full_or_its_terminal_gone(folder: Path) -> None:
+    heard = ended(folder, "@translate --device cpu", stdin=b"the dog\n")
+    full = ended(folder, "@translate --device cpu 2>/dev/full", stdin=b"the dog\n")
+    assert (full.returncode, full.stdout) == (0, heard.stdout)
+    master, terminal = os.openpty()
+    os.close(master)
+    gone = ended(folder, "@translate --device cpu", stdin=b"the dog\n", stderr=terminal)
+    os.close(terminal)
+    assert (gone.returncode, gone.stdout) == (0, heard.stdout)
+
+
 def test_nor_is_an_error_taken_for_success(tmp_path: Path, unread: int) -> None:
     assert ended(tmp_path, "@translate", stdin=b"the dog\n", stderr=unread).returncode == 2
     ended(tmp_path, "(@train +recipe=none; echo $? >code) 2>&1 | head -c 0")

@@ -146,6 +146,12 @@ def test_the_papers_recipes_are_the_papers(
     assert (search.beam_size, search.length_penalty) == (4, 0.6)
 
 
+def test_the_recipe_for_own_text_normalises_first() -> None:
+    for chosen in ([], ["model=base"], ["model=recurrent", "model/encoder=transformer"]):
+        assert compose(["+recipe=files", *chosen]).model.encoder.norm == "pre"
+    assert compose(["+recipe=files", "model=recurrent"]).model.encoder.kind == "recurrent"
+
+
 def test_the_iwslt_recipe_is_fairseqs() -> None:
     config = compose(["+recipe=iwslt14_de_en"])
     for side in (config.model.encoder, config.model.decoder):
@@ -393,6 +399,7 @@ def test_any_value_at_any_place_is_taken_or_refused(place: tuple[str, ...], valu
     [
         *(None, True, 1, 0.5, "a.en", "/data/a,b.en", "~/x.en", "/d/ä.en", "a(1).en", "it's.en", "a=b", "a#b", "a[b]"),
         *("null", "1e3", "12", "true", "two words", "${x}"[1:], ["a,b", "c"]),
+        *(r"x\'y", "a'\\", r"a\\'b", "a b\\", r"a\b c"),
     ],
 )
 def test_what_is_to_be_typed_is_read_back(value: Any) -> None:

@@ -49,6 +49,7 @@ def test_a_kind_is_registered_under_its_own_name() -> None:
         (TrainerConfig, "trainer.device", "gpu"),
         (Config, "init_from", ""),
         (DataConfig, "data.micro_batches", 0),
+        (DataConfig, "data.micro_batches", 100_000),
         (DataConfig, "data.workers", 0),
         (TokenizerConfig, "tokenizer.kind", "wordpiece"),
         (TokenizerConfig, "tokenizer.vocab_size", 299),

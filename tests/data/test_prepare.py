@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -83,6 +84,24 @@ def test_what_is_prepared(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> N
             f"clean/{split}/{name}" for name in ("dataset_info.json", "state.json", "data-00000-of-00001.arrow")
         }
     assert set(stamps(tmp_path)) == expected
+
+
+def test_nothing_that_is_removed_is_still_mapped(
+    tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped = []
+
+    class Cache(tempfile.TemporaryDirectory[str]):
+        def cleanup(self) -> None:
+            mapped.extend(line for line in Path("/proc/self/maps").read_text().split("\n") if self.name in line)
+            super().cleanup()
+
+        def __exit__(self, *_: object) -> None:
+            self.cleanup()
+
+    monkeypatch.setattr("seq2seq.data.prepare.tempfile.TemporaryDirectory", Cache)
+    prepare(config(tmp_path, toy_pairs[:150]))
+    assert mapped == []
 
 
 def sha256_of_pairs(pairs: list[tuple[str, str]]) -> str:

@@ -229,6 +229,7 @@ def test_compounds_are_split_as_perl_splits_them() -> None:
 def test_compounds_are_split_in_german_alone() -> None:
     one, other = "Un porte-avions est là.", "Un porte-avions est ici, là."
     german, french = (paper_bleu([one], [other], language) for language in ("de", "fr"))
+    assert paper_bleu([one], [other], "de-AT") == german
     assert german["tokenised_bleu"]["signature"].endswith("|compounds:whole")
     assert german["paper_bleu"]["signature"].endswith("|compounds:split")
     assert french["paper_bleu"] == french["tokenised_bleu"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import varlen
 
 from seq2seq.ops import attention as module
-from seq2seq.ops.attention import attention, attention_reference, packed_kernel_supports
+from seq2seq.ops.attention import attention, attention_reference, has_packed_kernel
 from seq2seq.ops.packing import Layout
 
 HEADS, WIDTH = 3, 8
@@ -193,7 +193,7 @@ def test_sentences_do_not_see_each_other(training: bool) -> None:
 def test_what_suits_the_packed_kernel(
     capability: tuple[int, int], dtype: torch.dtype, d_k: int, d_v: int, suits: bool
 ) -> None:
-    assert packed_kernel_supports(capability, dtype, d_k, d_v) is suits
+    assert has_packed_kernel(capability, dtype, d_k, d_v) is suits
 
 
 class PackedKernel:

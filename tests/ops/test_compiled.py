@@ -24,6 +24,7 @@ from seq2seq.ops.batch_invariance import is_batch_invariant
 from seq2seq.ops.compiled import compile_regions
 from seq2seq.ops.linear import Linear
 from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import Stopped
 
 VOCABULARY = 50
 COMPILES = bool(shutil.which("g++")) and Path(sysconfig.get_paths()["include"], "Python.h").is_file()
@@ -162,6 +163,17 @@ def test_where_the_compiler_fails_one_line_says_why_and_the_code_runs_as_it_is(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "no C++ compiler found" in lines[0] and "trainer.compile=false" in lines[0]
+
+
+def test_a_signal_during_compilation_is_no_failure_of_the_compiler(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(*_: object) -> None:
+        raise Stopped(15, "stopped at once")
+
+    model = build()
+    compile_regions(model, stopped)
+    with pytest.raises(Stopped, match="stopped at once"):
+        model(batches(1)[0])
+    assert capsys.readouterr().err == ""
 
 
 def test_where_the_compiler_cannot_trace_the_code_its_place_is_told(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seq2seq.ops import feed_forward as module
 from seq2seq.ops import native
-from seq2seq.ops.feed_forward import _fits, feed_forward, feed_forward_reference, supports_kernel
+from seq2seq.ops.feed_forward import _fits, feed_forward, feed_forward_reference, supports_rectified_product
 from seq2seq.ops.linear import Linear
 from seq2seq.support.devices import capability
 from tests.kernels import DEVICE, HAS_GPU, distance
@@ -58,7 +58,7 @@ def test_outputs_and_gradients_are_those_of_the_layers(
         return [out, *torch.autograd.grad(out, tensors, upstream)]
 
     expected = found(feed_forward_reference)
-    monkeypatch.setattr(module, "supports_kernel", lambda *_: True)
+    monkeypatch.setattr(module, "supports_rectified_product", lambda *_: True)
     if compiles and rows:
         own = torch.compile(feed_forward, backend="aot_eager", dynamic=True, fullgraph=True)
     else:
@@ -70,7 +70,7 @@ def test_outputs_and_gradients_are_those_of_the_layers(
 
 def test_what_is_frozen_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "supports", lambda _: False)
-    monkeypatch.setattr(module, "supports_kernel", lambda *_: True)
+    monkeypatch.setattr(module, "supports_rectified_product", lambda *_: True)
     inner, outer = Linear(16, 32, device=DEVICE, dtype=DTYPE), Linear(32, 16, device=DEVICE, dtype=DTYPE)
     inner.weight.requires_grad_(False)
     feed_forward(torch.randn(3, 16, device=DEVICE, dtype=DTYPE), inner, outer).sum().backward()
@@ -78,6 +78,6 @@ def test_what_is_frozen_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_widths_that_are_no_whole_16_bytes_and_float32_are_left_to_the_layers() -> None:
-    assert not supports_kernel(DEVICE, torch.float32)
-    assert supports_kernel(DEVICE, DTYPE) == HAS_GPU
+    assert not supports_rectified_product(DEVICE, torch.float32)
+    assert supports_rectified_product(DEVICE, DTYPE) == HAS_GPU
     assert _fits(torch.Size((64, 136))) and not _fits(torch.Size((64, 60)))

@@ -49,7 +49,7 @@ def test_what_is_found_is_what_was_asked_for(
     wanted = [data.draw(wishes) for _ in SOURCES]
     everything = run(ToyModel(seed), SOURCES, config, wanted, forbidden)
     # On a GPU sentences that are done stay for a while: nothing may come of it.
-    with patch.object(BeamSearch, "few_done", lambda *_: data.draw(st.sampled_from([0.5, 1.0]))):
+    with patch.object(BeamSearch, "least_done", lambda *_: data.draw(st.sampled_from([0.5, 1.0]))):
         assert run(ToyModel(seed), SOURCES, config, wanted, forbidden) == everything
     for source, wish, found in zip(SOURCES, wanted, everything, strict=True):
         scores = [hypothesis.score for hypothesis in found]

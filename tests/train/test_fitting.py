@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,6 +28,21 @@ def test_parts_are_doubled_until_they_fit(needed: int, expected: int) -> None:
 
     assert fitting_parts(trial, least=1, most=50) == expected
     assert tried == sorted(set(tried))
+
+
+def test_what_a_trial_held_is_gone_before_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = weakref.WeakSet[torch.Tensor]()
+    counts = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: counts.append(len(held)))
+
+    def trial(parts: int) -> None:
+        computed = torch.zeros(1)
+        held.add(computed)
+        if parts < 4:
+            raise torch.OutOfMemoryError("full")
+
+    assert fitting_parts(trial, least=1, most=4) == 4
+    assert counts == [0, 0]
 
 
 @pytest.mark.parametrize(("least", "most"), [(2, 2), (2, 7), (3, 3)])
