@@ -45,7 +45,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--test-set",
         metavar="NAME[,NAME]",
-        help="in place of those two, sacreBLEU's test sets of these names; scores are then JSON by name",
+        help="in place of those two, sacreBLEU's test sets of these names; of several, scores are JSON by name",
     )
     made.add_argument("--hypotheses", type=Path, metavar="FILE", help="score these lines; nothing is translated")
     made.add_argument(

@@ -27,7 +27,8 @@ SECONDS_TO_STOP = 170
 def launch(config: Config) -> None:
     """Train with `config.trainer.devices` ranks; returns when all have finished.
 
-    Raises ProcessFailed with the line and exit code of the rank that failed first, UserError for more ranks than GPUs.
+    Raises ProcessFailed with the line and exit code of the rank that failed first, UserError for more ranks than
+    GPUs, or than can share `data.micro_batches`.
     """
     # Ranks that are told to stop compute at most two more updates, and save. PyTorch 2.11 leaves them 30 seconds.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))

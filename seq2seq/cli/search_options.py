@@ -15,7 +15,9 @@ from seq2seq.support.errors import UserError
 
 def add_search_options(options: argparse.ArgumentParser) -> None:
     """Add `--beam-size`, `--length-penalty`, `--sampling` with `--no-sampling` and so on; one not given is None."""
-    group = options.add_argument_group("search", "Where nothing is given, the model's own settings (config.yaml) hold.")
+    group = options.add_argument_group(
+        "search", "Where nothing is given, the model's own settings (config.yaml) hold; --n-best is 1."
+    )
     kinds = get_type_hints(SearchConfig)
     for key in fields(SearchConfig):
         flag, text = f"--{key.name.replace('_', '-')}", key.metadata["help"]

@@ -27,7 +27,7 @@ class CorpusConfig:
 
     `source` and `target` are paths or lists of paths, line-aligned text; without `target`, `source` names TSV or
     JSONL files. `dataset` is a name on the Hugging Face Hub or a local directory. `sha256`, if given, must be that of
-    the pairs as read, `source\\ttarget\\n` for each; its actual value is in the cleaning report.
+    the pairs as read, `source\\ttarget\\n` for each; its actual value is in the cleaning report (not for the test set).
     """
 
     source: Any = None
@@ -62,7 +62,10 @@ class CorpusConfig:
 
 @dataclass
 class CleaningConfig:
-    """Which pairs are left out of training; `false` or `null` turns a rule off. Lengths are in pieces, without eos."""
+    """Which pairs are left out of training; false, or null for a number, turns a rule off.
+
+    Lengths are in pieces, without eos.
+    """
 
     empty: bool = True
     duplicate: bool = True
@@ -270,7 +273,8 @@ class TrainerConfig:
     `devices` is the number of ranks on this machine, one per device; a rank that does not answer the others within
     `timeout_minutes` ends the run.
 
-    `average_last` averages that many of the last checkpoints into the final model. `average_decay` keeps an exponential
+    `average_last` averages that many of the last checkpoints at the end; the final model is the average where its BLEU
+    is at least that of the best one seen. `average_decay` keeps an exponential
     moving average of the weights, which is then what is validated and kept as the best model. `patience` stops after
     that many validations without a better BLEU. An update whose gradient is not finite changes no weights;
     `max_skipped` of them in a row end the run. `on_full_disk` goes on with the updates and tries again at the next save

@@ -89,7 +89,7 @@ def below_minimums(
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], language: str = "") -> tuple[float, str]:
-    """BLEU alone and its signature, by sacreBLEU with its default settings for this language of the references."""
+    """BLEU alone and its signature, by sacreBLEU with words split by `bleu_tokenizer` of the references' language."""
     metric = BLEU(tokenize=bleu_tokenizer(language))
     score = metric.corpus_score(list(hypotheses), [list(references)]).score
     return float(score), str(metric.get_signature())

@@ -2,9 +2,9 @@
 
 `attend` chooses the form. For what neither `row_attention`, `sentence_attention` nor `short_attention` takes, GPUs that
 support it use FlashAttention's kernel for packed rows (Dao, 2023); elsewhere, PyTorch's attention runs over the padded
-grid. The choice depends on the device, the dtype, the head widths and the longest sentence, never on timing: a resumed
-run computes what it would have computed without the interruption. FlashAttention's backward pass accumulates in no
-fixed order unless `torch.use_deterministic_algorithms(True)` is set.
+grid. The choice depends on device, dtype, shapes and what is asked for (gradients, causality, the same bits in any
+batch), never on timing: a resumed run computes what it would have computed without the interruption. FlashAttention's
+backward pass accumulates in no fixed order unless `torch.use_deterministic_algorithms(True)` is set.
 
 Shapes: N, M packed rows of queries and of keys; H heads; E width of a head, d_k in queries and keys, d_v in values and
 outputs; B, L, S the padded grid.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def uniforms(sources: Iterable[list[int]], seed: int, samples: int, longest: int) -> Tensor:
-    """Numbers in [0, 1), one for each draw, [S, K, L]; they depend on the seed and the source sentence alone.
+    """Numbers in [0, 1), one for each draw, [S, K, L]; they depend on seed, source sentence and `samples` alone.
 
     So a sample is the same whatever the other sentences, their order and the number of processes.
     """

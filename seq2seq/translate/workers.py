@@ -49,8 +49,8 @@ class Workers:
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """The number of each task and its result, in the order in which tasks finish.
 
-        Raises what the function raised if that is a ReportedError, else ProcessFailed with what `explain` makes of it,
-        and RunError where a process died.
+        Raises what the function raised if that is a ReportedError, RunError for what a machine could not do or where a
+        process died, else ProcessFailed with what `explain` makes of it.
         """
         waiting = iter(enumerate(tasks))
         running: dict[Connection, int] = {}
@@ -100,7 +100,7 @@ def _receive(pipe: Connection) -> Any:
     if isinstance(error, ReportedError):
         raise error
     exit_code, message = error
-    raise ProcessFailed(message, exit_code)
+    raise RunError(message) if exit_code == RunError.exit_code else ProcessFailed(message, exit_code)
 
 
 def _work(

@@ -89,7 +89,7 @@ def test_what_is_prepared(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> N
 def test_nothing_that_is_removed_is_still_mapped(
     tmp_path: Path, toy_pairs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mapped = []
+    mapped: list[str] = []
 
     class Cache(tempfile.TemporaryDirectory[str]):
         def cleanup(self) -> None:
