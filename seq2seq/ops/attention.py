@@ -85,13 +85,14 @@ def has_packed_kernel(compute_capability: tuple[int, int], dtype: torch.dtype, d
 @functools.cache
 def _packed_kernel_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Try the kernel, forward and backward: an old driver, or a build without it, only shows up this way."""
-    rows = torch.zeros(3, 1, width, device=device, dtype=dtype, requires_grad=True)
-    layout = Layout.of([2, 1], device)
     try:
-        with torch.enable_grad():
+        # The first question may come from translation.
+        with torch.inference_mode(False), torch.enable_grad():
+            rows = torch.zeros(3, 1, width, device=device, dtype=dtype, requires_grad=True)
+            layout = Layout.of([2, 1], device)
             out = _packed_kernel(rows, rows, rows, layout, layout, causal=True)
-        # A device error surfaces only when the result is read.
-        torch.autograd.grad(out.sum(), rows)[0].sum().item()
+            # A device error surfaces only when the result is read.
+            torch.autograd.grad(out.sum(), rows)[0].sum().item()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

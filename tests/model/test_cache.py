@@ -63,6 +63,14 @@ def test_hypotheses_see_the_steps_of_their_ancestors_and_the_source_of_their_slo
     assert seen(cache, keys)[0] == [[3, 31, 32, 34], [3, 30, 33, 35], [3, 30, 33, 36]]
 
 
+def test_of_many_hypotheses_one_may_go_on() -> None:
+    cache = cache_of([100, 101], [200])
+    added(cache, [[0], [0]], [1], [2])
+    added(cache, [[0, 0]] * 2, [10, 11], [20, 21])
+    keys = added(cache, [[1], [0]], [12], [22])
+    assert seen(cache, keys) == [[[1, 11, 12]], [[2, 20, 22]]]
+
+
 def test_the_room_grows_and_nothing_is_lost() -> None:
     cache = cache_of([0, 0])
     steps = 2 * BLOCK + 1

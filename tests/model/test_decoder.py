@@ -98,7 +98,7 @@ def test_gradients_are_pytorchs(copy_decoder_layer: Copy, randomise: Randomise, 
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("layers", "default"), [(1, 1), (3, 3), (6, 5)])
+@pytest.mark.parametrize(("layers", "default"), [(1, 1), (3, 3), (5, 5), (6, 5)])
 def test_attention_is_that_of_one_layer_and_changes_nothing(randomise: Randomise, layers: int, default: int) -> None:
     ours = build("post", layers, randomise).eval()
     tokens, layout, memory = inputs(RAGGED)
@@ -121,3 +121,11 @@ def test_attention_is_that_of_one_layer_and_changes_nothing(randomise: Randomise
     for layer_number in (0, layers + 1):
         with pytest.raises(UserError, match=f"attention of layer {layer_number}: the decoder has layers 1 to {layers}"):
             ours.with_attention(tokens, layout, memory, layer_number)
+
+
+def test_attention_is_in_float32_also_where_rows_are_not(randomise: Randomise) -> None:
+    ours = build("post", 2, randomise).bfloat16().eval()
+    tokens, layout, memory = inputs(RAGGED)
+    rows, found = ours.with_attention(tokens, layout, Memory(memory.rows.bfloat16(), memory.layout), None)
+    assert rows.dtype == torch.bfloat16
+    assert [own.dtype for own in found] == [torch.float32] * layout.batch_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,14 @@ def test_feed_forward_by_hand() -> None:
     module.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
     # x·W₁ + b₁ is (3, -1, -6): only the first passes.
     assert module(torch.tensor([[3.0, 4.0]])).tolist() == [[3.5, 5.5]]
+
+
+def test_both_matrices_of_feed_forward_start_at_the_scale_of_their_shape() -> None:
+    torch.manual_seed(1)
+    module, limit = FeedForward(64, 256), math.sqrt(6 / (64 + 256))
+    for linear in (module.inner, module.outer):
+        assert 0.98 * limit < float(linear.weight.detach().abs().max()) <= limit
+        assert not linear.bias.any()
 
 
 def test_post_norm_normalises_the_sum() -> None:

@@ -103,6 +103,15 @@ def test_an_arena_that_is_too_small_makes_way_for_a_larger_one(without_native: p
     assert holder_of(model).arena is arena
 
 
+def test_padding_rows_write_where_no_hypothesis_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_cache, "ROWS", 1)
+    cache = RecordedCache([torch.zeros(3, 8, device=DEVICE)], Layout.of([3], DEVICE), 1, Holder())
+    for width in (1, 3):
+        cache.advance(torch.zeros(1, width, dtype=torch.int64, device=DEVICE))
+    last = len(cache.arena.targets[0]) - 1
+    assert last > 3 and cache.arena.places_R.tolist() == [1, 2, 3, last]
+
+
 def test_a_second_search_meanwhile_has_a_cache_of_its_own(without_native: pytest.MonkeyPatch) -> None:
     model, search = model_and_search()
     batches = batch_of(5, 7, 1), batch_of(4, 4)

@@ -16,11 +16,13 @@ from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.model.directory import load_model_directory, save_model_directory
 from seq2seq.model.embedding import Embedding
-from seq2seq.model.recurrent import AdditiveAttention, RecurrentEncoder
+from seq2seq.model.interfaces import Memory
+from seq2seq.model.recurrent import AdditiveAttention, RecurrentDecoder, RecurrentEncoder
 from seq2seq.model.translation import TranslationModel, build_model
 from seq2seq.model.weights import own_weights
 from seq2seq.ops.packing import Layout
 from seq2seq.search.beam import BeamSearch
+from seq2seq.support.errors import UserError
 from seq2seq.train.loss import batch_loss
 
 VOCABULARY = 40
@@ -71,6 +73,57 @@ def test_additive_attention_is_the_formula() -> None:
             torch.testing.assert_close(found[slot, place], expected, rtol=0, atol=1e-6)
             torch.testing.assert_close(weights[slot, place, :length], energies.softmax(0), rtol=0, atol=1e-6)
             assert not weights[slot, place, length:].any()
+
+
+def test_the_decoder_reads_a_token_and_what_the_state_before_it_attended_to() -> None:
+    torch.manual_seed(0)
+    decoder = RecurrentDecoder(RecurrentConfig(num_layers=2, dropout=0.0), Embedding(VOCABULARY, 8)).eval()
+    memory, tokens = torch.randn(5, 8), torch.tensor([4, 9, 4])
+    found = decoder(tokens, Layout.of([3]), Memory(memory, Layout.of([5])))
+    hidden = [initial(memory.mean(0, keepdim=True)).tanh() for initial in decoder.initial]
+    cell = [torch.zeros(1, 8) for _ in hidden]
+    keys, mask = decoder.attention.key(memory)[None], torch.ones(1, 5, dtype=torch.bool)
+    for token, row in zip(tokens, found, strict=True):
+        x = decoder.embedding(token)[None]
+        context = decoder.attention(hidden[-1][None], keys, memory[None], mask)[0][0]
+        below = torch.cat((x, context), 1)
+        for layer, unit in enumerate(decoder.cells):
+            hidden[layer], cell[layer] = unit(below, (hidden[layer], cell[layer]))
+            below = hidden[layer]
+        expected = decoder.output(torch.cat((below, context, x), 1)).tanh()
+        torch.testing.assert_close(row, expected[0], rtol=0, atol=1e-6)
+
+
+def test_attention_comes_with_the_rows_and_there_is_one() -> None:
+    model, data = model_of("recurrent", "recurrent").eval(), batch()
+    for layer in (None, 1):
+        rows, found = model.with_attention(data, layer)
+        torch.testing.assert_close(rows, model(data))
+        for own, target, source in zip(found, TARGET.lengths.tolist(), SOURCE.lengths.tolist(), strict=True):
+            assert own.shape == (target, source)
+            torch.testing.assert_close(own.sum(1), torch.ones(target))
+    with pytest.raises(UserError, match="attention of layer 2: a recurrent decoder has one"):
+        model.with_attention(data, 2)
+    assert all(own.dtype == torch.float32 for own in model.bfloat16().with_attention(data)[1])
+
+
+def test_dropout_falls_on_what_is_read_and_on_what_comes_out() -> None:
+    torch.manual_seed(0)
+    config, embedding = RecurrentConfig(num_layers=2, dropout=0.5), Embedding(VOCABULARY, 64)
+    encoder, decoder = RecurrentEncoder(config, embedding), RecurrentDecoder(config, embedding)
+    tokens, layout = torch.arange(30), Layout.of([30])
+    read: list[torch.Tensor] = []
+    encoder.lstm.register_forward_pre_hook(lambda _, given: read.append(given[0].data))
+    for part in (*decoder.cells, decoder.output):
+        part.register_forward_pre_hook(lambda _, given: read.append(given[0].flatten(0, -2)[:, :64]))
+    memory = encoder(tokens, layout)
+    rows = decoder(tokens, layout, memory)
+    steps = [torch.cat(read[1 + part :: 3]) for part in range(3)]
+    for dropped in (read[0], memory.rows, *steps, rows):
+        assert dropped.shape == (30, 64)
+        assert float((dropped == 0).float().mean()) == pytest.approx(0.5, abs=0.06)
+    memory = encoder.eval()(tokens, layout)
+    assert memory.rows.all() and decoder.eval()(tokens, layout, memory).all()
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRINGS)

@@ -22,7 +22,9 @@ from seq2seq.data.batches import Batch
 from seq2seq.model import translation
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.translation import DECODERS, ENCODERS, TranslationModel, build_model, count_parameters
+from seq2seq.ops import native
 from seq2seq.ops.packing import Layout
+from seq2seq.ops.topk import MAX_INSERTED
 
 VOCABULARY, WIDTH, BOS = 23, 16, 2
 PAIRINGS = [
@@ -146,6 +148,17 @@ def test_a_processor_encodes_part_by_part_what_it_does_at_once(
     assert counted.call_count == {1: 5, 4: 3, 7: 2, 100: 1}[rows]
     assert found.layout is layout
     torch.testing.assert_close(found.rows, model.encoder(tokens, layout).rows, atol=1e-9, rtol=0)
+
+
+def test_rows_with_filler_are_encoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = exact_model_of("transformer", "transformer", "post")
+    tokens, layout = packed([[5, 6, 7], [8], [9, 10]])
+    filled = Layout(layout.lengths, layout.max_length, layout.total + 2, 2)
+    monkeypatch.setattr(translation, "ROWS", 1)
+    with torch.no_grad():
+        found = model.encode(F.pad(tokens, (0, 2)), filled)
+        assert found.layout is filled
+        torch.testing.assert_close(found.rows[:6], model.encoder(tokens, layout).rows, atol=1e-9, rtol=0)
 
 
 def expected_logits(model: TranslationModel, sources: Sentences, prefixes: list[list[list[int]]]) -> Tensor:
@@ -317,3 +330,27 @@ def test_a_model_made_ready_to_translate_gives_the_same_logits(encoder: str, dec
         hidden = model.step(state, torch.tensor([[7, 8], [9, 5]]), torch.zeros(2, 2, dtype=torch.int64))
         found.append(model.logits(hidden))
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+@every_pairing
+def test_a_model_can_do_what_both_its_sides_can(
+    encoder: str, decoder: str, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widest = WIDTH // 4
+    monkeypatch.setattr("seq2seq.model.attention.supports_short_sentences", lambda *kind: max(kind[2:]) == widest)
+    model, both = model_of(encoder, decoder, norm), "recurrent" not in (encoder, decoder)
+    assert model.can_be_recorded(torch.device("cuda"), torch.bfloat16) == both
+    assert not model.can_be_batch_invariant
+    ready = copy.deepcopy(model).train().place(torch.device("cpu"), torch.float32)
+    assert not ready.training
+    assert ready.can_be_batch_invariant == (both and native.has_fast_matmul())
+
+
+@pytest.mark.skipif(not native.has_fast_matmul(), reason="logits are written out here")
+@torch.no_grad()
+def test_more_continuations_than_a_list_holds_or_there_are_need_logits() -> None:
+    ready = copy.deepcopy(model_of("transformer", "transformer", "post")).place(torch.device("cpu"), torch.float32)
+    for width, most in ((1, VOCABULARY), (4, MAX_INSERTED)):
+        hidden, scores, never = torch.randn(1, width, WIDTH), torch.zeros(1, width), torch.tensor([0])
+        assert ready.best(hidden, scores, most, never) is not None
+        assert ready.best(hidden, scores, most + 1, never) is None

@@ -13,6 +13,7 @@ from torch.nn.attention import varlen
 
 from seq2seq.ops import attention as module
 from seq2seq.ops.attention import attention, attention_reference, has_packed_kernel
+from seq2seq.ops.attention_shape import AttentionShape
 from seq2seq.ops.packing import Layout
 
 HEADS, WIDTH = 3, 8
@@ -185,6 +186,7 @@ def test_sentences_do_not_see_each_other(training: bool) -> None:
         ((7, 5), torch.float16, 64, 64, False),
         ((0, 0), torch.bfloat16, 64, 64, False),
         ((9, 0), torch.float32, 64, 64, False),
+        ((9, 0), torch.bfloat16, 200, 200, False),
         ((9, 0), torch.bfloat16, 256, 256, False),
         ((9, 0), torch.bfloat16, 60, 60, False),
         ((9, 0), torch.bfloat16, 16, 64, False),
@@ -244,6 +246,13 @@ def test_the_packed_kernel_gets_what_it_wants(
     assert gpu.calls == [(3, 3, -1, 0), (sum(queries), sum(keys), -1, 0 if causal else -1)]
 
 
+def test_the_packed_kernel_is_found_too_where_no_gradients_are_wanted(gpu: PackedKernel) -> None:
+    layout = Layout.of([3, 1])
+    with torch.inference_mode():
+        attention(*draw([3, 1], [3, 1], torch.bfloat16), layout, layout)
+    assert gpu.calls == [(3, 3, -1, 0), (4, 4, -1, -1)]
+
+
 def test_what_does_not_suit_the_packed_kernel_is_padded(gpu: PackedKernel) -> None:
     layout = Layout.of([3, 1])
     attention(*draw([3, 1], [3, 1]), layout, layout)
@@ -280,3 +289,19 @@ def test_a_full_device_is_not_a_missing_kernel(gpu: PackedKernel, monkeypatch: p
     with pytest.raises(torch.OutOfMemoryError):
         attention(*draw([2], [2], torch.bfloat16), layout, layout)
     assert gpu.calls == []
+
+
+def test_rows_that_belong_to_no_sentence_do_not_suit_the_packed_kernel(gpu: PackedKernel) -> None:
+    whole, filled = Layout.of([3, 1]), Layout(torch.tensor([3, 1]), 3, 6, 2)
+    for queries, keys in ((whole, filled), (filled, whole)):
+        out = attention(*draw([queries.total], [keys.total], torch.bfloat16), queries, keys)
+        assert len(out) == queries.total
+    assert gpu.calls == []
+
+
+def test_projections_side_by_side_are_those_one_by_one() -> None:
+    shape = AttentionShape(HEADS, (HEADS * 5, HEADS * 7), causal=False)
+    q, k, v = torch.randn(6, HEADS * 5), torch.randn(6, HEADS * 5), torch.randn(6, HEADS * 7)
+    for projected in ((torch.cat((q, k, v), 1),), (q, torch.cat((k, v), 1))):
+        for part, whole in zip(shape.split(projected), (q, k, v), strict=True):
+            assert part.shape[:2] == (6, HEADS) and torch.equal(part.flatten(1), whole)

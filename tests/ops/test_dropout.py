@@ -87,8 +87,9 @@ def test_a_tiny_p_drops_next_to_nothing(p: float) -> None:
     assert float((dropout(torch.ones(COUNT), p) == 0).float().mean()) < 1e-3
 
 
-def test_a_p_near_one_keeps_next_to_nothing() -> None:
-    assert float((dropout(torch.ones(COUNT), 0.9999) == 0).float().mean()) > 0.999
+@pytest.mark.parametrize("p", [0.9999, 0.9999999])
+def test_a_p_near_one_keeps_next_to_nothing(p: float) -> None:
+    assert float((dropout(torch.ones(COUNT), p) == 0).float().mean()) > 0.999
 
 
 def test_the_module_drops_in_training_only() -> None:

@@ -44,6 +44,13 @@ def test_what_is_in_no_table_is_not_read(token: int, position: int) -> None:
     assert found[0].isfinite().all() and found[1].isnan().all()
 
 
+def test_positions_may_be_those_of_each_row() -> None:
+    weight, table = tables(torch.float32)
+    tokens, positions = torch.tensor([[3, 0, 7], [8, 1, 30]]), torch.tensor([2, 0, 8])
+    found = embed(weight, tokens, table, positions)
+    torch.testing.assert_close(found, embed_reference(weight, tokens, table, positions.expand(2, 3)))
+
+
 def test_numbers_of_tokens_may_have_32_bits() -> None:
     weight, table, tokens = torch.randn(9, 8), torch.randn(5, 8), torch.tensor([[3, 0], [8, 1]], dtype=torch.int32)
     positions = torch.tensor([[0, 1], [4, 2]], dtype=torch.int32)

@@ -71,6 +71,14 @@ def test_rows_without_a_target_count_nothing(monkeypatch: pytest.MonkeyPatch, co
     assert not gradients[0][count:].any()
 
 
+def test_no_rows_give_gradients_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, torch.nan))
+    h, w, target = draw()
+    loss, plain = linear_cross_entropy(h[:0], w.requires_grad_(), target[:0], 0.1)
+    assert float(loss.detach()) == float(plain) == 0.0
+    assert not torch.autograd.grad(loss, w)[0].any()
+
+
 def test_a_target_below_zero_counts_nothing() -> None:
     h, w, target = draw()
     target[2:5] = -1

@@ -102,6 +102,7 @@ def test_a_regular_layout_has_the_same_sentences_then_others_then_empty_ones(len
     added = -(-layout.missing // most)
     bucketed = layout.bucketed(most, len(lengths) + added + more)
     found = bucketed.lengths.tolist()
+    assert len(found) == len(lengths) + added + more
     assert found[: len(lengths)] == lengths and found[len(found) - more :] == [0] * more
     assert sum(found) == bucketed.total == layout.rounded().total
     assert max(found) <= bucketed.max_length == most

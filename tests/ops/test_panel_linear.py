@@ -125,6 +125,13 @@ def test_as_an_output_layer_it_finds_the_best_continuations(make: Make, slots: i
     assert ((tokens >= 0) & (tokens < 70) & (places >= 0) & (places < width)).all(), "also where there is none"
 
 
+def test_hypotheses_of_any_layout_will_do() -> None:
+    layer, never = PanelLinear.of(drawn(70, 48), drawn(70)), torch.tensor([0])
+    hidden, scores = drawn(3, 48, 8).transpose(1, 2)[:, ::2], drawn(3, 8)[:, ::2]
+    found = layer.best(hidden, scores, 4, never)
+    assert all(map(torch.equal, found, layer.best(hidden.contiguous(), scores.contiguous(), 4, never)))
+
+
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("slots", [1, 30, 200])
 def test_it_finds_the_same_bits_with_several_threads_and_in_any_company(make: Make, slots: int) -> None:

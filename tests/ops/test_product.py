@@ -159,8 +159,8 @@ def test_what_is_not_for_it_is_computed_by_pytorch(calls: list[str]) -> None:
 
 
 def test_shapes_and_devices_that_do_not_fit_are_refused(calls: list[str]) -> None:
-    x, y = drawn(40, 50), drawn(50, 60)
-    for given in [(x, y[:49], drawn(60)), (x, y, drawn(59)), (x, y.double(), drawn(60))]:
+    x, y, others = drawn(40, 50), drawn(50, 60), (torch.float64, torch.bfloat16)
+    for given in [(x, y[:49], drawn(60)), (x, y, drawn(59)), *((x, y.to(dtype), drawn(60)) for dtype in others)]:
         with pytest.raises(RuntimeError):
             product(*given)
     assert not prefers_cpp(x, y.to("meta"), None)

@@ -111,3 +111,10 @@ def test_without_a_kernel_one_line_says_what_to_type(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(native, "has_fast_matmul", lambda: False)
     with pytest.raises(UserError, match=r"int8: .*--dtype float32"):
         int8_layer()
+
+
+def test_the_result_has_the_format_of_the_rows(make: Make) -> None:
+    x, layer = drawn(5, 48).bfloat16(), make(drawn(9, 48, seed=2), drawn(9, seed=3))
+    found = layer(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), layer(x.float()), atol=1e-3, rtol=2**-8)

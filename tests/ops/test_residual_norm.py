@@ -111,6 +111,14 @@ def test_rows_of_any_number_of_dimensions_and_of_two_formats_are_taken() -> None
         torch.testing.assert_close(own, residual_norm_reference(x, y.bfloat16(), norm, 0.0))
 
 
+def test_weights_in_bfloat16_are_read_as_what_they_are(language: str) -> None:
+    if language == "gpu":
+        pytest.skip("kernels in Triton read any")
+    norm = norm_of(24).bfloat16()
+    x, y = torch.randn(2, 5, 24, device=DEVICE).bfloat16()
+    torch.testing.assert_close(residual_norm(x, y, norm, 0.0), residual_norm_reference(x, y, norm, 0.0))
+
+
 def test_threads_change_no_bit(language: str) -> None:
     if language == "gpu":
         pytest.skip("there are none")
@@ -179,6 +187,13 @@ def test_in_translation_the_sum_is_rounded_as_the_reference_rounds_it() -> None:
     other = add_norm(x, y, norm) != residual_norm_reference(x, y, norm, 0.0)
     # A quarter of them, if the sum were not rounded.
     assert float(other.float().mean()) < 0.01
+
+
+@torch.no_grad()
+def test_in_translation_rows_of_any_layout_will_do() -> None:
+    x, y = torch.randn(2, 3, 24, 5).transpose(2, 3)
+    expected = residual_norm_reference(x, y, nn.LayerNorm(24), 0.0)
+    torch.testing.assert_close(add_norm(x, y, nn.LayerNorm(24)), expected)
 
 
 def test_gradients_go_through_the_plain_form() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from seq2seq.ops import native
-from seq2seq.ops.row_attention import row_attention, row_attention_reference
+from seq2seq.ops.packing import Layout
+from seq2seq.ops.row_attention import SHORT, prefers_rows, row_attention, row_attention_reference
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler here")
 HEADS = 2
@@ -82,3 +83,14 @@ def test_with_several_threads_it_is_the_same_to_the_last_bit() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@torch.no_grad()
+def test_it_is_preferred_for_short_sentences_without_filler_where_no_gradients_are_wanted() -> None:
+    x, short, long = drawn(4, 8), Layout.of([3, 1]), Layout.of([SHORT[torch.float32] + 1])
+    filled = Layout(short.lengths, short.max_length, short.total + 2, 2)
+    assert prefers_rows(x, short, short) and prefers_rows(x, long, short)
+    for queries, keys in ((short, long), (filled, short), (short, filled)):
+        assert not prefers_rows(x, queries, keys)
+    with torch.enable_grad():
+        assert not prefers_rows(x, short, short)

@@ -128,6 +128,7 @@ def test_it_is_taken_in_training_for_sentences_that_are_not_long(
     assert not prefers_sentences(x.double(), short, short, shape)
     with torch.autocast("cpu", torch.float16):
         assert not prefers_sentences(x, short, short, shape)
+        assert not prefers_sentences(x, short, short, shape._replace(causal=True))
 
 
 def test_a_layer_computes_and_learns_the_same_as_by_the_formula() -> None:

@@ -44,3 +44,16 @@ def test_it_is_for_short_sentences_without_filler_in_the_format_of_matmuls(monke
         taken = [short_attention.prefers_short(x, *side, shape) for side in sides]
     assert taken == [True, False, False, False, False]
     assert {*asked} == {(x.device, torch.bfloat16, 64, 32)}
+
+
+def test_it_is_for_half_precision_and_heads_as_wide_in_keys_as_in_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, other = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
+    for has_triton in (True, False):
+        monkeypatch.setattr(short_attention, "supports_triton", lambda _, has_triton=has_triton: has_triton)
+        taken = [
+            (dtype, d_k, d_v)
+            for dtype in (*half, *other)
+            for d_k, d_v in ((64, 64), (64, 32), (32, 64))
+            if short_attention.supports_short_sentences(torch.device("cuda"), dtype, d_k, d_v)
+        ]
+        assert taken == [(dtype, 64, 64) for dtype in half if has_triton]
