@@ -33,10 +33,10 @@ def token(name: str) -> int:
 
 
 def write_ctranslate2_model(model: TranslationModel, config: ModelConfig, directory: Path) -> None:
-    """Write a model of ours (Transformer on both sides, post-norm, sinusoids, float32) as CTranslate2 reads it."""
-    sides = config.encoder.num_layers, config.decoder.num_layers
+    """Write a model of ours (Transformer on both sides, of one norm, sinusoids, float32) as CTranslate2 reads it."""
+    sides, first = (config.encoder.num_layers, config.decoder.num_layers), config.encoder.norm == "pre"
     spec = specs.TransformerSpec.from_config(
-        sides, config.encoder.num_heads, pre_norm=False, activation=specs.Activation.RELU
+        sides, config.encoder.num_heads, pre_norm=first, activation=specs.Activation.RELU
     )
     encoder, decoder = cast(Any, model.encoder), cast(Any, model.decoder)
     table = sinusoids(LONGEST, config.d_model).numpy()
@@ -54,6 +54,9 @@ def write_ctranslate2_model(model: TranslationModel, config: ModelConfig, direct
             _linear(linear, into)
         _norm(ours.cross_residual.norm, theirs.attention.layer_norm)
         _feed_forward(ours, theirs.ffn)
+    if first:
+        _norm(encoder.norm, spec.encoder.layer_norm)
+        _norm(decoder.norm, spec.decoder.layer_norm)
     names = [piece(index) for index in range(model.vocab_size)]
     spec.register_source_vocabulary(names)
     spec.register_target_vocabulary(names)

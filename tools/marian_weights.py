@@ -10,12 +10,15 @@ from torch import nn
 from seq2seq.config.schema import ModelConfig
 from seq2seq.model.positions import sinusoids
 from seq2seq.model.translation import TranslationModel
+from seq2seq.support.errors import UserError
 from tools.contestants import LONGEST, marian_model
 
 
 @torch.no_grad()
 def as_marian(model: TranslationModel, config: ModelConfig) -> Any:
     """A model of ours (Transformer on both sides, post-norm, sinusoids, all embeddings tied, float32) as Marian."""
+    if "pre" in (config.encoder.norm, config.decoder.norm):
+        raise UserError("Marian normalises after each sublayer; take a model of model.norm=post")
     theirs = marian_model(config, model.vocab_size, "sdpa").eval()
     theirs.model.shared.weight.copy_(model.output_weight)
     for side, own in (("encoder", model.encoder), ("decoder", model.decoder)):

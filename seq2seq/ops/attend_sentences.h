@@ -6,7 +6,9 @@
 
 #pragma once
 
-#include "linear.h"
+#include <algorithm>
+#include <type_traits>
+
 #include "matrix.h"
 
 namespace {

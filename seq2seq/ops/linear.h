@@ -33,19 +33,6 @@ constexpr int64_t many = 1 << 19;
 // How many bytes ahead weights are prefetched: hardware prefetchers only look ahead within a page.
 constexpr int64_t ahead = 8192;
 
-inline void narrow_row(const float* x, float* out, int64_t columns) { std::memcpy(out, x, columns * sizeof(float)); }
-
-inline void narrow_row(const float* x, bfloat16* out, int64_t columns) {
-    int64_t i = 0;
-    for (; i + lanes <= columns; i += lanes) store_wide(load_wide<wide_floats>(x + i), out + i);
-    for (; i < columns; i++) narrow(x[i], out[i]);
-}
-
-template <class T>
-void narrow_rows(const float* x, T* out, int64_t rows, int64_t columns) {
-    for (int64_t i = 0; i < rows * columns; i += columns) narrow_row(x + i, out + i, columns);
-}
-
 // The formats: what a row is stored as, and how the products of a word's weights with as many inputs are accumulated.
 struct Float32 {
     using Row = float;

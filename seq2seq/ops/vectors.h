@@ -44,6 +44,19 @@ inline void store_wide(wide_floats x, bfloat16* out) {
 #endif
 }
 
+inline void narrow_row(const float* x, float* out, int64_t columns) { std::memcpy(out, x, columns * sizeof(float)); }
+
+inline void narrow_row(const float* x, bfloat16* out, int64_t columns) {
+    int64_t i = 0;
+    for (; i + lanes <= columns; i += lanes) store_wide(load_wide<wide_floats>(x + i), out + i);
+    for (; i < columns; i++) narrow(x[i], out[i]);
+}
+
+template <class T>
+void narrow_rows(const float* x, T* out, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows * columns; i += columns) narrow_row(x + i, out + i, columns);
+}
+
 // Otherwise compilers would read x from memory for each use, more often than a CPU can load.
 template <class Wide>
 Wide in_register(Wide x) {
