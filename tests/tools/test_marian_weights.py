@@ -10,6 +10,7 @@ from seq2seq.config.compose import compose
 from seq2seq.data.batches import Batch
 from seq2seq.model.translation import build_model
 from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import UserError
 
 pytest.importorskip("transformers")
 
@@ -31,3 +32,11 @@ def test_it_gives_our_logits(tiny: list[str]) -> None:
         input_ids=source.unpack(tokens), attention_mask=source.mask.long(), decoder_input_ids=target.unpack(fed)
     ).logits
     torch.testing.assert_close(target.pack(theirs), ours, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_normalises_first_is_refused(tiny: list[str]) -> None:
+    from tools.marian_weights import as_marian
+
+    config = compose(["run_dir=run", *tiny, "model.norm=pre"]).model
+    with pytest.raises(UserError, match=r"model\.norm=post"):
+        as_marian(build_model(config, 50, seed=1), config)
