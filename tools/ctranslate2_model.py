@@ -14,6 +14,7 @@ from seq2seq.config.schema import ModelConfig
 from seq2seq.data.tokenizer import BOS, EOS, PAD, UNK
 from seq2seq.model.positions import sinusoids
 from seq2seq.model.translation import TranslationModel
+from seq2seq.support.errors import UserError
 
 LONGEST = 1024
 
@@ -34,6 +35,8 @@ def token(name: str) -> int:
 
 def write_ctranslate2_model(model: TranslationModel, config: ModelConfig, directory: Path) -> None:
     """Write a model of ours (Transformer on both sides, of one norm, sinusoids, float32) as CTranslate2 reads it."""
+    if config.encoder.norm != config.decoder.norm:
+        raise UserError("CTranslate2 takes one norm for both sides; take a model of one model.norm")
     sides, first = (config.encoder.num_layers, config.decoder.num_layers), config.encoder.norm == "pre"
     spec = specs.TransformerSpec.from_config(
         sides, config.encoder.num_heads, pre_norm=first, activation=specs.Activation.RELU

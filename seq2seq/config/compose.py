@@ -159,7 +159,7 @@ def _spelt(key: str, value: Any) -> str:
     with contextlib.suppress(HydraException):
         if OverridesParser.create().parse_override(f"{key}={value}").value() == value:
             return value
-    # Backslashes count as such only where no quote follows.
+    # Hydra reads backslashes before a quote in pairs, others as they are.
     return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value) + "'"
 
 

@@ -17,6 +17,7 @@ from seq2seq.support.errors import UserError
 MOST_TOKENS = 1 << 30
 """Tokens of an update: far more than any device computes, and few enough to count in 32 bits."""
 MOST_PARTS = 1 << 16
+"""Parts of an update: more than would ever be useful, and few enough to be listed."""
 NORMS = ("post", "pre")
 UNSET = "empty (a shell variable that is not set?)"
 

@@ -18,8 +18,9 @@ TOKENIZERS = dict.fromkeys(CHINESE, "zh") | dict.fromkeys(
 
 
 def _code(language: str) -> str:
-    """Without what follows it: `zh` for `zh-TW` or `ZH_Hant`."""
-    return re.split("[-_]", language.lower())[0]
+    """Without what follows it, German in two letters: `zh` for `zh-TW` or `ZH_Hant`, `de` for `deu` or `de-AT`."""
+    code = re.split("[-_]", language.lower())[0]
+    return "de" if code in ("deu", "ger") else code
 
 
 def bleu_tokenizer(language: str) -> str:
@@ -124,7 +125,7 @@ def tokenised_bleu(
     """
     import sacremoses
 
-    tokenizer = sacremoses.MosesTokenizer(language)
+    tokenizer = sacremoses.MosesTokenizer(_code(language))
 
     def prepare(text: str) -> str:
         tokens = str(tokenizer.tokenize(text, return_str=True, escape=False))

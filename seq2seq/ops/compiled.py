@@ -72,7 +72,7 @@ class Compiler:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # A second signal, for example.
+            # No failure of the compiler: a signal that ends the run.
             if isinstance(cause := _cause(error), ReportedError):
                 raise cause from None
             # If the error is the function's own, it is raised again here.

@@ -112,14 +112,21 @@ def _rename(new: Path, final: Path) -> None:
         raise
     _fsync(final.parent)
     if old:
-        shutil.rmtree(old, ignore_errors=True)
+        _clear(old)
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory without ever leaving half of it under its own name; `remove_leftovers` tries again."""
+    """Delete a directory without ever leaving half of it under its own name; what cannot be deleted is told."""
     doomed = _hidden(path, PARTIAL)
     path.replace(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    _clear(doomed)
+
+
+def _clear(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        say(f"{path}: cannot be deleted ({error.strerror}); the next start tries again")
 
 
 @contextlib.contextmanager

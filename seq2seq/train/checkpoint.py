@@ -24,6 +24,7 @@ MAY_CHANGE = frozenset(
         "data.train.sha256",
         "data.valid.sha256",
         "data.workers",
+        "model.norm",
         "run_dir",
         "trainer.devices",
         "trainer.keep_checkpoints",
@@ -39,7 +40,7 @@ MAY_CHANGE = frozenset(
         "trainer.timeout_minutes",
     )
 )
-"""Settings with which a run may be resumed though they were others before."""
+"""Settings with which a run may be resumed though they were others before; the sides of a model have their own norm."""
 REMEDY = "Try a lower schedule.peak, a longer schedule.warmup_steps, or optimizer.clip_norm=1.0"
 
 

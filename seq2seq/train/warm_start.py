@@ -15,7 +15,10 @@ from seq2seq.support.errors import UserError
 
 
 def require_same_model(config: Config) -> None:
-    """Raise UserError unless the model of `config.init_from` is the configured one; dropout may differ."""
+    """Raise UserError unless the model of `config.init_from` is the configured one; dropout may differ.
+
+    So may `model.norm`: the sides have their own.
+    """
     if not config.init_from:
         return
     directory = Path(config.init_from)

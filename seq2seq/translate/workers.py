@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from seq2seq.support.errors import ProcessFailed, ReportedError, RunError, explain
+from seq2seq.support.errors import ProcessFailed, ReportedError, RunError, UserError, explain
 
 DIED = "a worker process died (killed, or out of memory?); try fewer: --workers 1, or fewer devices in --device"
 
@@ -49,8 +49,8 @@ class Workers:
     def map(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """The number of each task and its result, in the order in which tasks finish.
 
-        Raises what the function raised if that is a ReportedError, RunError for what a machine could not do or where a
-        process died, else ProcessFailed with what `explain` makes of it.
+        Raises what the function raised if that is a ReportedError, else what `explain` makes of it, UserError, RunError
+        or, for a defect, ProcessFailed; RunError where a process died.
         """
         waiting = iter(enumerate(tasks))
         running: dict[Connection, int] = {}
@@ -100,7 +100,10 @@ def _receive(pipe: Connection) -> Any:
     if isinstance(error, ReportedError):
         raise error
     exit_code, message = error
-    raise RunError(message) if exit_code == RunError.exit_code else ProcessFailed(message, exit_code)
+    for kind in (UserError, RunError):
+        if exit_code == kind.exit_code:
+            raise kind(message)
+    raise ProcessFailed(message, exit_code)
 
 
 def _work(

@@ -146,10 +146,13 @@ def test_the_papers_recipes_are_the_papers(
     assert (search.beam_size, search.length_penalty) == (4, 0.6)
 
 
-def test_the_recipe_for_own_text_normalises_first() -> None:
-    for chosen in ([], ["model=base"], ["model=recurrent", "model/encoder=transformer"]):
-        assert compose(["+recipe=files", *chosen]).model.encoder.norm == "pre"
-    assert compose(["+recipe=files", "model=recurrent"]).model.encoder.kind == "recurrent"
+@pytest.mark.parametrize("recipe", ["files", "multi30k_en_de", "multi30k_de_en", "multi30k_en_de_gpu"])
+def test_the_recipes_for_little_text_normalise_first(recipe: str) -> None:
+    for chosen in ([], ["model=base"]):
+        model = compose([f"+recipe={recipe}", *chosen]).model
+        assert model.encoder.norm == model.decoder.norm == "pre"
+    model = compose(["+recipe=files", "model=recurrent", "model/encoder=transformer"]).model
+    assert (model.encoder.norm, model.decoder.kind) == ("pre", "recurrent")
 
 
 def test_the_iwslt_recipe_is_fairseqs() -> None:

@@ -227,9 +227,9 @@ def test_compounds_are_split_as_perl_splits_them() -> None:
 
 
 def test_compounds_are_split_in_german_alone() -> None:
-    one, other = "Un porte-avions est là.", "Un porte-avions est ici, là."
+    one, other = "Un porte-avions est là, ca. 3.", "Un porte-avions est ici, là, ca. 3. Mai"
     german, french = (paper_bleu([one], [other], language) for language in ("de", "fr"))
-    assert paper_bleu([one], [other], "de-AT") == german
+    assert paper_bleu([one], [other], "de-AT") == paper_bleu([one], [other], "ger") == german
     assert german["tokenised_bleu"]["signature"].endswith("|compounds:whole")
     assert german["paper_bleu"]["signature"].endswith("|compounds:split")
     assert french["paper_bleu"] == french["tokenised_bleu"]

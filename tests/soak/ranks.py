@@ -75,7 +75,15 @@ def prepared(folder: Path, *overrides: str, pairs: int = 300, longest: int = 7) 
         (folder / split).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
         sides += [f"data.{split}.{side}={folder / split}" for side in ("source", "target")]
     config = compose(
-        ["+recipe=files", *sides, f"data.prepared_dir={folder}/data", f"run_dir={folder}/run", *TINY, *overrides]
+        [
+            "+recipe=files",
+            "model.norm=post",
+            *sides,
+            f"data.prepared_dir={folder}/data",
+            f"run_dir={folder}/run",
+            *TINY,
+            *overrides,
+        ]
     )
     prepare(config)
     return config

@@ -239,7 +239,7 @@ def test_what_was_moved_aside_comes_back_where_the_new_one_cannot_come(
 def test_a_directory_goes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a" / "in").mkdir(parents=True)
 
-    def killed(_: Path, **__: object) -> None:
+    def killed(_: Path) -> None:
         assert not (tmp_path / "a").exists()
         raise KeyboardInterrupt
 

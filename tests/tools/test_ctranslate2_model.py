@@ -13,6 +13,7 @@ from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import BOS, EOS
 from seq2seq.model.translation import build_model
 from seq2seq.ops.packing import Layout
+from seq2seq.support.errors import UserError
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 
@@ -35,3 +36,11 @@ def test_it_gives_our_probabilities(norm: str, tiny: list[str], tmp_path: Path) 
     batch = Batch(torch.tensor(source), Layout.of([len(source)]), fed, wanted, Layout.of([len(fed)]))
     ours = model.logits(model(batch)).log_softmax(1).gather(1, wanted[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor(found.log_probs), ours, atol=1e-5, rtol=0)
+
+
+def test_a_model_of_two_norms_is_refused(tiny: list[str], tmp_path: Path) -> None:
+    from tools.ctranslate2_model import write_ctranslate2_model
+
+    config = compose(["run_dir=run", *tiny, "model.decoder.norm=pre"]).model
+    with pytest.raises(UserError, match=r"one model\.norm"):
+        write_ctranslate2_model(build_model(config, 50, seed=1), config, tmp_path / "theirs")

@@ -16,16 +16,21 @@ SIZES = ["model=tiny", "data.batch_tokens=300", "schedule.warmup_steps=50", "sch
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize(
     ("precision", "at_first"),
     [pytest.param(torch.float32, 1e-5, id="float32"), pytest.param(torch.bfloat16, 1e-3, id="bfloat16")],
 )
-def test_the_fast_path_has_the_losses_of_the_plain_one(tmp_path: Path, precision: torch.dtype, at_first: float) -> None:
+def test_the_fast_path_has_the_losses_of_the_plain_one(
+    tmp_path: Path, precision: torch.dtype, at_first: float, norm: str
+) -> None:
     # So many that none is seen twice: a text learnt by heart has next to no loss, and differences of it mean little.
     lines = ["\t".join(pair) + "\n" for pair in toy(6000, seed=5)]
     (tmp_path / "toy.tsv").write_text("".join(lines), encoding="utf-8")
     paths = [f"data.train.source={tmp_path}/toy.tsv", f"run_dir={tmp_path}"]
-    config = compose(["+recipe=files", *paths, *SIZES, "tokenizer.vocab_size=500", "trainer.device=cpu"])
+    config = compose(
+        ["+recipe=files", f"model.norm={norm}", *paths, *SIZES, "tokenizer.vocab_size=500", "trainer.device=cpu"]
+    )
     found = compared(config, prepare(config), 200, precision)
     apart = [abs(fast - plain) / plain for fast, plain in zip(found["fast"], found["plain"], strict=True)]
     assert len(apart) == 200

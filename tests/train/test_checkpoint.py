@@ -81,7 +81,8 @@ def test_weights_and_optimizer_come_back_bit_by_bit(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).resume(*fresh, config_of(), None) == progress
     assert_equal(fresh, saved)
     # What is mapped still takes its disk space after it was deleted.
-    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    if (maps := Path("/proc/self/maps")).exists():
+        assert str(tmp_path) not in maps.read_text(encoding="utf-8")
     for trained in (saved, fresh):
         advance(trained, 2)
     assert_equal(fresh, saved)

@@ -64,20 +64,19 @@ def test_a_run_goes_on_without_the_model_that_it_began_with(finished: Path, tmp_
 
 
 def test_a_model_of_other_settings_is_refused_with_what_to_type(finished: Path) -> None:
-    config = compose(
-        ["+recipe=files", f"init_from={finished}", *TINY, "model.d_model=32", "model.encoder.num_layers=2"]
-    )
+    start = ["+recipe=files", f"init_from={finished}", *TINY]
+    config = compose([*start, "model.norm=post", "model.d_model=32", "model.encoder.num_layers=2"])
     with pytest.raises(UserError, match=r"add model\.d_model=16 model\.encoder\.num_layers=1$"):
         require_same_model(config)
-    typed = ["+recipe=files", f"init_from={finished}", *TINY, "model.encoder.d_k=4", "model/decoder=recurrent"]
+    typed = [*start, "model.norm=post", "model.encoder.d_k=4", "model/decoder=recurrent"]
     typed.remove("model.decoder.num_heads=2")
     typed.remove("model.decoder.d_ff=32")
     with pytest.raises(UserError, match=r"add model/decoder=transformer model\.encoder\.d_k=null$"):
         require_same_model(compose(typed))
-    with pytest.raises(UserError, match=r"add model\.decoder\.norm=pre model\.encoder\.norm=pre$"):
-        require_same_model(compose(["+recipe=files", f"init_from={finished}", *TINY, "model.norm=post"]))
-    sides = ["model.norm=post", "model.encoder.norm=pre", "model.decoder.norm=pre", "model.encoder.dropout=0.5"]
-    require_same_model(compose(["+recipe=files", f"init_from={finished}", *TINY, *sides]))
+    with pytest.raises(UserError, match=r"add model\.decoder\.norm=post model\.encoder\.norm=post$"):
+        require_same_model(compose(start))
+    sides = ["model.encoder.norm=post", "model.decoder.norm=post", "model.encoder.dropout=0.5"]
+    require_same_model(compose([*start, *sides]))
     require_same_model(compose(["+recipe=files", *TINY]))
 
 
