@@ -228,8 +228,9 @@ def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Pa
     parameters = dict(model.named_parameters())
     for name, tensor in load_weights(path).items():
         owner, _, key = name.rpartition(".")
-        if owner not in parameters or tensor.shape not in ((), parameters[owner].shape):
-            raise UserError(f"{path}: {name} of shape {tuple(tensor.shape)} fits no parameter of the model")
+        fits = owner in parameters and tensor.shape in ((), parameters[owner].shape)
+        if not fits or tensor.dtype is not parameters[owner].dtype:
+            raise UserError(f"{path}: {name}, {tuple(tensor.shape)} in {tensor.dtype}, fits no parameter of the model")
         if not all_finite(tensor):
             raise UserError(f"{path}: {name} has values that are not finite")
         # A copy: what is read maps the file, whose disk space could not be freed while this run lasts.

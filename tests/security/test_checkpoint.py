@@ -94,6 +94,9 @@ PAYLOADS: dict[str, Callable[[Path], object]] = {
     "a weight of another shape": tensors(WEIGHTS, lambda found: found.update({"0.bias": torch.zeros(7)})),
     "a weight that is not finite": tensors(WEIGHTS, lambda found: found["0.bias"].fill_(torch.nan)),
     "a moment of another shape": tensors(OPTIMIZER, lambda found: found.update({"0.bias.exp_avg": torch.zeros(7)})),
+    "a moment of complex numbers": tensors(
+        OPTIMIZER, lambda found: found.update({"0.bias.exp_avg": found["0.bias.exp_avg"].to(torch.complex64)})
+    ),
     "a moment of no parameter": tensors(OPTIMIZER, lambda found: found.update({"9.bias.exp_avg": torch.zeros(5)})),
     "a moment that is not finite": tensors(OPTIMIZER, lambda found: found["0.bias.exp_avg"].fill_(torch.inf)),
     "a header of an exabyte": lambda folder: (folder / WEIGHTS).write_bytes((1 << 60).to_bytes(8, "little") + b"{}"),
