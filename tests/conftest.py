@@ -136,7 +136,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, toy_pairs: list[tuple[s
     from seq2seq.model.weights import own_weights
 
     directory = tmp_path_factory.mktemp("tiny") / "model"
-    config = compose(["+recipe=quickstart", f"run_dir={directory.parent}", "data.test.phrases=30", *TINY])
+    config = compose(
+        ["+recipe=quickstart", "model.norm=post", f"run_dir={directory.parent}", "data.test.phrases=30", *TINY]
+    )
     config.tokenizer.vocab_size = 340
     tokenizer = train_tokenizer([text for pair in toy_pairs for text in pair], config.tokenizer)
     model = build_model(config.model, tokenizer.vocab_size, seed=1)

@@ -146,7 +146,7 @@ def test_the_papers_recipes_are_the_papers(
     assert (search.beam_size, search.length_penalty) == (4, 0.6)
 
 
-@pytest.mark.parametrize("recipe", ["files", "multi30k_en_de", "multi30k_de_en", "multi30k_en_de_gpu"])
+@pytest.mark.parametrize("recipe", ["files", "quickstart", "multi30k_en_de", "multi30k_de_en", "multi30k_en_de_gpu"])
 def test_the_recipes_for_little_text_normalise_first(recipe: str) -> None:
     for chosen in ([], ["model=base"]):
         model = compose([f"+recipe={recipe}", *chosen]).model
