@@ -274,6 +274,7 @@ class TrainerConfig:
     `devices` is the number of ranks on this machine, one per device; a rank that does not answer the others within
     `timeout_minutes` ends the run.
 
+    Checkpoints are written while training goes on, from a copy in the CPU's memory.
     `average_last` averages that many of the last checkpoints at the end; the final model is the average where its BLEU
     is at least that of the best one seen. `average_decay` keeps an exponential
     moving average of the weights, which is then what is validated and kept as the best model. `patience` stops after

@@ -28,6 +28,7 @@ def bar(description: str, total: float | None = None, *, unit: str = "lines") ->
     """A bar that appears after two seconds; call `update(n)` on it, and use it as a context manager.
 
     `total` is in units; without it only count and rate are shown. In a log file it prints only every 15 seconds.
+    Only the main thread shows bars: another's would be mixed with what that one prints.
     """
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(
@@ -40,7 +41,7 @@ def bar(description: str, total: float | None = None, *, unit: str = "lines") ->
         file=sys.stderr,
         dynamic_ncols=True,
         leave=False,
-        disable=_silent,
+        disable=_silent or threading.current_thread() is not threading.main_thread(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -72,6 +73,47 @@ class Progress:
     losses: list[float] = field(default_factory=list)
 
 
+@dataclass
+class Snapshot:
+    """What a checkpoint holds of a run, copied to the CPU: training may go on while it is written.
+
+    `files` are the tensors of each file, by name.
+    """
+
+    files: dict[str, dict[str, torch.Tensor]]
+    progress: Progress
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, average: nn.Module | None
+    ) -> Snapshot:
+        """Copy the state of a run. Raises RunError for non-finite weights."""
+        weights = own_weights(model)
+        if not all(map(all_finite, weights.values())):
+            raise RunError(
+                f"step {progress.step}: a weight is not finite; nothing was saved, the last checkpoint is kept. "
+                + REMEDY
+            )
+        state = {
+            f"{name}.{key}": value
+            for name, parameter in model.named_parameters()
+            for key, value in optimizer.state[parameter].items()
+        }
+        files = {"model.safetensors": weights, "optimizer.safetensors": state}
+        if average:
+            files["average.safetensors"] = own_weights(average)
+        copies = {
+            file: {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+            for file, tensors in files.items()
+        }
+        return cls(copies, copy.deepcopy(progress))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors, which are nearly all of a checkpoint."""
+        return sum(tensor.nbytes for tensors in self.files.values() for tensor in tensors.values())
+
+
 class Checkpoints:
     """The checkpoints of a run, newest last."""
 
@@ -117,26 +159,15 @@ class Checkpoints:
             if step_of(folder) >= step:
                 remove_directory(folder)
 
-    def save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        progress: Progress,
-        config: Config,
-        average: nn.Module | None,
-    ) -> None:
+    def save(self, snapshot: Snapshot, config: Config) -> None:
         """Write the checkpoint of this step and, once it is on disk, delete those that are no longer to be kept.
 
-        Kept are the last `keep_checkpoints`, as many of the last regular ones, and the best. Raises RunError for
-        non-finite weights, and for a disk that does not read back what was written.
+        Kept are the last `keep_checkpoints`, as many of the last regular ones, and the best. Raises RunError for a disk
+        that does not read back what was written.
         """
-        if not all(map(all_finite, own_weights(model).values())):
-            raise RunError(
-                f"step {progress.step}: a weight is not finite; nothing was saved, the last checkpoint is kept. "
-                + REMEDY
-            )
+        progress = snapshot.progress
         with new_directory(self.directory / f"step-{progress.step}", verify=_require_whole) as folder:
-            for name, tensors in _files(model, optimizer, average).items():
+            for name, tensors in snapshot.files.items():
                 save_weights(folder / name, tensors)
             (folder / "config.yaml").write_text(compose.to_yaml(config), encoding="utf-8")
             write_json(folder / "progress.json", asdict(progress))
@@ -191,12 +222,6 @@ def intact(folders: list[Path]) -> list[Path]:
     return [folder for folder, fault in faults.items() if not fault]
 
 
-def size_of_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> int:
-    """The size in bytes of a checkpoint's tensors, which are nearly all of it."""
-    files = _files(model, optimizer, average)
-    return sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
-
-
 def step_of(checkpoint: Path) -> int:
     """The step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step-"))
@@ -208,19 +233,6 @@ def _require_whole(folder: Path) -> None:
             f"{folder.parent}: what was read back is not what was written ({fault}); the last checkpoint is kept, but "
             "this disk is not to be trusted: take a run_dir=DIR on another"
         )
-
-
-def _files(
-    model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
-) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors of each file of a checkpoint."""
-    state = {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
-    files = {"model.safetensors": own_weights(model), "optimizer.safetensors": state}
-    return files | ({"average.safetensors": own_weights(average)} if average else {})
 
 
 def _fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Generator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from seq2seq.support.errors import OutOfMemory, ReportedError, RunError, Stopped
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
-from seq2seq.train.checkpoint import Checkpoints, Progress, intact, size_of_checkpoint, step_of
+from seq2seq.train.background import Background
+from seq2seq.train.checkpoint import Checkpoints, Progress, Snapshot, intact, step_of
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.fitting import choose_parts
 from seq2seq.train.full_disk import FullDisk
@@ -69,6 +71,7 @@ class Trainer:
         self.progress = Progress(micro_batches=config.data.micro_batches or 0, **self._hashes)  # type: ignore[arg-type]
         self.interrupts = Interrupts(self._stopped)
         self.full_disk = FullDisk(self.run_dir, config.trainer.on_full_disk)
+        self.saving = Background()
         self._spike: int | None = None
         self._pending: Pending | None = None
         self._clock = time.monotonic()
@@ -116,11 +119,12 @@ class Trainer:
         )
         self.health = Health(self.config.trainer, self.progress, self.report, self.data, self.world)
         try:
-            with self.interrupts:
+            with self.interrupts, self.saving:
                 if was_finished:
                     self._validate()
                 else:
                     self._train()
+                self.saving.wait()
                 with self.interrupts.ending_the_run_at_once():
                     self._finish()
         except torch.OutOfMemoryError:
@@ -181,6 +185,7 @@ class Trainer:
             while not self._finished():
                 stop = self.train_step(next(updates))
                 progress.update += 1
+                self.saving.check()
                 to_save = progress.step % settings.save_every == 0 or bool(stop) or self._is_due()
                 if to_save:
                     stop = self._settle() or stop
@@ -191,6 +196,7 @@ class Trainer:
                     progress.rollbacks = 0
                     self._save()
                 if stop:
+                    self.saving.wait()
                     raise self._stopped(stop)
                 if self._is_due() and not went_back:
                     self._validate()
@@ -288,6 +294,8 @@ class Trainer:
 
     def _validate(self) -> None:
         progress, model = self.progress, self.updater.average or self.model
+        # A signal ends a validation at once, since all is saved.
+        self.saving.wait()
         with self.interrupts.ending_the_run_at_once():
             values = self._scores(model)
         progress.validated = progress.step
@@ -324,12 +332,17 @@ class Trainer:
         return {**values, **counts, "minutes_trained": self.progress.seconds / 60}
 
     def _save(self) -> None:
+        """Have a checkpoint of the present state written while training goes on."""
         if self.world.is_main:
-            model, optimizer, average = self.model, self.updater.optimizer, self.updater.average
-            size = size_of_checkpoint(model, optimizer, average)
-            with self.full_disk.saving("checkpoint", self.progress.step, size):
-                self.checkpoints.save(model, optimizer, self.progress, self.config, average)
+            # Two copies might not fit in memory.
+            self.saving.wait()
+            snapshot = Snapshot.of(self.model, self.updater.optimizer, self.progress, self.updater.average)
+            self.saving.start(partial(self._write, snapshot))
         self._restart_clock()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        with self.full_disk.saving("checkpoint", snapshot.progress.step, snapshot.size):
+            self.checkpoints.save(snapshot, self.config)
 
     def _save_model(self, model: TranslationModel, values: dict[str, Any]) -> bool:
         """Make this the run's model; returns whether the disk had room for it, which rank 0 tells the others."""
@@ -356,6 +369,7 @@ class Trainer:
         such checkpoint.
         """
         progress, self._spike = self.progress, None
+        self.saving.wait()
         # Rank 0 decides: what the others see of its disk may be out of date.
         if not self.world.gather(any(step_of(folder) < since for folder in self.checkpoints.all()))[0]:
             say("there is no checkpoint before it to go back to; going on")

@@ -18,7 +18,7 @@ import torch
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import sha256_of_json
 from seq2seq.support.manifest import MANIFEST, write_manifest
-from seq2seq.train.checkpoint import Checkpoints, Progress
+from seq2seq.train.checkpoint import Checkpoints, Progress, Snapshot
 from tests.train.test_checkpoint import advance, keeping, training
 
 WEIGHTS, OPTIMIZER, CONFIG, PROGRESS = "model.safetensors", "optimizer.safetensors", "config.yaml", "progress.json"
@@ -117,7 +117,7 @@ def test_it_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     config, run_dir = keeping(5), tmp_path / "run"
     trained = training(1)
     advance(trained, 2)
-    Checkpoints(run_dir).save(*trained, Progress(step=2), config, None)
+    Checkpoints(run_dir).save(Snapshot.of(*trained, Progress(step=2), None), config)
     folder = run_dir / "checkpoints" / "step-2"
     assert Checkpoints(run_dir).resume(*training(2), config, None), "it is sound before"
     change = PAYLOADS.get(name) or MANIFESTS[name]

@@ -27,7 +27,7 @@ from seq2seq.config.compose import compose
 from seq2seq.config.schema import Config
 from seq2seq.data.prepare import prepare
 from seq2seq.support.errors import exit_code_of
-from seq2seq.train.checkpoint import Checkpoints
+from seq2seq.train.checkpoint import Checkpoints, Snapshot
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Update
 from tests.ports import free_port
@@ -163,12 +163,12 @@ def _killing(own: Kill) -> Iterator[None]:
             threading.Timer(own.delay, kill, [""]).start()
         return update(trainer, made_of)
 
-    def counted(checkpoints: Checkpoints, *arguments: Any) -> None:
-        if arguments[2].step < own.step or own.operation is None:
-            save(checkpoints, *arguments)
+    def counted(checkpoints: Checkpoints, snapshot: Snapshot, config: Config) -> None:
+        if snapshot.progress.step < own.step or own.operation is None:
+            save(checkpoints, snapshot, config)
         else:
             with installed(Faults(own.operation, kill, inside=str(checkpoints.directory))):
-                save(checkpoints, *arguments)
+                save(checkpoints, snapshot, config)
 
     with mock.patch.object(Trainer, "train_step", timed), mock.patch.object(Checkpoints, "save", counted):
         yield

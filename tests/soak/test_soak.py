@@ -40,7 +40,7 @@ def test_a_training_killed_at_any_moment_ends_as_one_that_was_not() -> None:
     assert found["kills"]["inside a save"] >= 1
     assert found["kills"]["of one rank"] + found["kills"]["of two ranks"] == 4
     assert min(found["kills"]["of one rank"], found["kills"]["of two ranks"]) >= 1
-    assert found["most_updates_lost"] <= found["save_every"]
+    assert found["most_updates_lost"] <= 2 * found["save_every"]
 
 
 def test_a_signal_is_followed_by_two_updates_at_most_and_a_restart_by_torchrun_is_exact() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 from tqdm import std
@@ -33,6 +34,15 @@ def test_long_work_shows_rate_and_time_left(
     assert "50.0/100" in err
     assert "[01:20<01:20" in err
     assert "s/ lines" in err
+
+
+def test_a_thread_shows_no_bar_between_the_lines_of_the_main_one() -> None:
+    shown = []
+    thread = threading.Thread(target=lambda: shown.append(not bar("checking", 3).disable))
+    thread.start()
+    thread.join()
+    assert shown == [False]
+    assert not bar("checking", 3).disable
 
 
 def test_say_writes_a_line_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import remove_leftovers
 from seq2seq.support.manifest import damage
 from seq2seq.train import checkpoint as module
-from seq2seq.train.checkpoint import Checkpoints, Progress, intact, size_of_checkpoint
+from seq2seq.train.checkpoint import Checkpoints, Progress, Snapshot, intact
 from seq2seq.train.optimizer import build_optimizer
 from tests.soak.faults import Dead, Faults, disk_fails, installed, process_dies
 
@@ -61,7 +61,7 @@ def assert_equal(one: Training, other: Training) -> None:
 
 
 def save(run_dir: Path, trained: Training, step: int, keep: int = 5) -> None:
-    Checkpoints(run_dir).save(*trained, Progress(step=step), keeping(keep), None)
+    Checkpoints(run_dir).save(Snapshot.of(*trained, Progress(step=step), None), keeping(keep))
 
 
 @functools.cache
@@ -77,7 +77,7 @@ def test_weights_and_optimizer_come_back_bit_by_bit(tmp_path: Path) -> None:
     saved, fresh = training(1), training(2)
     advance(saved, 3)
     progress = Progress(step=30, epoch=2, update=7, seconds=12.25, best_bleu=3.5, validations_since_best=1)
-    Checkpoints(tmp_path).save(*saved, progress, config_of(), None)
+    Checkpoints(tmp_path).save(Snapshot.of(*saved, progress, None), config_of())
     assert Checkpoints(tmp_path).resume(*fresh, config_of(), None) == progress
     assert_equal(fresh, saved)
     # What is mapped still takes its disk space after it was deleted.
@@ -135,7 +135,7 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
 def test_a_changed_key_is_refused_by_name(tmp_path: Path, override: str, message: str) -> None:
     trained = training(1)
     advance(trained, 1)
-    Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of(), None)
+    Checkpoints(tmp_path).save(Snapshot.of(*trained, Progress(step=10), None), config_of())
     fresh, same = training(2), training(2)
     with pytest.raises(UserError) as refused:
         Checkpoints(tmp_path).resume(*fresh, config_of(override), None)
@@ -147,7 +147,7 @@ def test_a_changed_key_is_refused_by_name(tmp_path: Path, override: str, message
 def test_all_changed_keys_are_named(tmp_path: Path) -> None:
     trained = training(1)
     advance(trained, 1)
-    Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of(), None)
+    Checkpoints(tmp_path).save(Snapshot.of(*trained, Progress(step=10), None), config_of())
     with pytest.raises(UserError, match=r"model\.d_model=256 .*seed=1 to resume"):
         Checkpoints(tmp_path).resume(*training(2), config_of("seed=2", "model.d_model=128"), None)
 
@@ -169,7 +169,7 @@ def test_what_only_says_how_far_to_go_or_what_to_show_may_change(tmp_path: Path,
     trained = training(1)
     advance(trained, 1)
     corpora = ["data.valid.source=valid.tsv", "data.test.source=test.tsv"]
-    Checkpoints(tmp_path).save(*trained, Progress(step=10), config_of(*corpora), None)
+    Checkpoints(tmp_path).save(Snapshot.of(*trained, Progress(step=10), None), config_of(*corpora))
     fresh = training(2)
     assert Checkpoints(tmp_path).resume(*fresh, config_of(*corpora, *overrides), None) is not None
     assert_equal(fresh, trained)
@@ -417,7 +417,7 @@ def test_a_thousand_saves_leave_what_was_asked_for(tmp_path: Path, monkeypatch: 
     saved, best = sorted(rng.sample(range(1, 2001), 1000)), 0
     for count, step in enumerate(saved, 1):
         best = step if rng.random() < 0.02 else best
-        Checkpoints(tmp_path).save(*trained, Progress(step=step, best_step=best), config, None)
+        Checkpoints(tmp_path).save(Snapshot.of(*trained, Progress(step=step, best_step=best), None), config)
         regular = [number for number in saved[:count] if number % 10 == 0]
         expected = {*saved[:count][-keep:], *regular[-keep:], *([best] if best else [])}
         found = {path.name for path in (tmp_path / "checkpoints").iterdir()}
@@ -431,5 +431,5 @@ def test_the_size_is_that_of_the_files(tmp_path: Path) -> None:
     advance(trained, 1)
     save(tmp_path, trained, 10)
     files = (tmp_path / "checkpoints" / "step-10").glob("*.safetensors")
-    size = size_of_checkpoint(*trained, None)
+    size = Snapshot.of(*trained, Progress(), None).size
     assert 0 < size < sum(path.stat().st_size for path in files) < size + 2 * 2000
