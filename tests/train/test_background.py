@@ -77,6 +77,8 @@ def test_a_job_comes_to_its_end_unless_the_process_is_to_end_at_once(error: Exce
                 raise error
     except (RunError, Stopped) as raised:
         assert raised is error
+    assert background._thread
+    assert background._thread.is_alive() != waits
     assert done.is_set() == waits
     go_on.set()
 
@@ -162,6 +164,21 @@ def test_a_disk_that_fails_meanwhile_ends_the_run_at_the_next_update(
     assert steps_saved(tmp_path / "run") == [3]
 
 
+def test_a_disk_that_fails_in_the_last_save_ends_the_run_as_a_failure(make: Make, on_saving: OnSaving) -> None:
+    saves = []
+
+    def fail(step: int) -> None:
+        saves.append(step)
+        # The second save of a step has what its validation found.
+        if saves == [12, 12]:
+            raise RunError("not what was written")
+
+    on_saving(fail)
+    with pytest.raises(RunError, match=r"^not what was written$"):
+        make("run").run()
+    assert saves == [12, 12]
+
+
 def test_a_run_that_a_signal_stops_has_saved(
     make: Make, tmp_path: Path, on_saving: OnSaving, on_update: OnUpdate
 ) -> None:
@@ -184,6 +201,21 @@ def test_a_validation_that_a_signal_ends_has_been_saved_before(
     with pytest.raises(Stopped, match="at step 5, saved"):
         make("run", "trainer.validate_every=5").run()
     assert steps_saved(tmp_path / "run") == [5]
+
+
+def test_going_back_waits_for_the_checkpoint_to_go_back_to(
+    make: Make, capsys: pytest.CaptureFixture[str], on_saving: OnSaving, on_update: OnUpdate
+) -> None:
+    spikes = iter([7])
+
+    def spike(trainer: Trainer) -> None:
+        if trainer.progress.step == 7:
+            trainer._spike = next(spikes, None)
+
+    on_saving(slowly)
+    on_update(spike)
+    make("run", "trainer.save_every=6").run()
+    assert "back at step 6; the pairs of the updates since are left out" in capsys.readouterr().err
 
 
 def test_the_average_at_the_end_is_of_all_that_was_saved(
