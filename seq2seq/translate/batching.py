@@ -11,39 +11,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seq2seq.data.batches import cut
 from seq2seq.support.errors import OutOfMemory
 
-CROSSOVER = 50
-"""The sentence length in pieces at which the quadratic part of the cost equals the linear part."""
+SMALLEST = 16
+"""What part of a full batch the last batches of several workers still hold; smaller ones would compute slowly."""
 T = TypeVar("T")
 
 
-def batches(
-    lengths: NDArray[np.int32], widths: NDArray[np.int32], workers: int, most: int, room: int
-) -> list[NDArray[np.int64]]:
+def batches(lengths: NDArray[np.int32], widths: NDArray[np.int32], workers: int, most: int) -> list[NDArray[np.int64]]:
     """The indices of the texts of each batch: of similar length, of equal width, of at most `most` pieces.
 
     A text of more pieces is a batch of its own. `lengths` are those of the sources in pieces, `widths` the numbers of
-    hypotheses by which their beams are widened. Several workers get equally many batches each, of equal cost within a
-    width, for which one may have up to `room` pieces.
+    hypotheses by which their beams are widened. Several workers, who take one batch after the other, get ever smaller
+    ones so that all end at about the same time (guided self-scheduling; Polychronopoulos and Kuck, 1987).
     """
-    if len(lengths) < 2:
-        return [np.zeros(1, np.int64)] * len(lengths)
-    # Longest first: only short batches are left at the end, when some workers have nothing to do.
+    # Longest first: the last batches, while some workers have nothing to do, have the fewest steps.
     order = np.lexsort((-lengths, widths))
-    sizes = lengths.astype(np.int64)
-    sides, limit = [sizes], max(most, int(sizes.max()))
-    if workers > 1:
-        costs = sizes * (CROSSOVER + sizes)
-        # As few batches as possible; with room for one more sentence in each, none is left over.
-        count = workers * -(-int(sizes.sum()) // (workers * most))
-        cost, room = int(costs.sum()) // count + int(costs.max()), max(room, limit)
-        # Each side has a limit of its own; scaled like this, both are the same.
-        sides, limit = [costs * room, sizes * cost], cost * room
+    pieces = np.append(0, lengths[order].cumsum(dtype=np.int64))
     # Phrases widen the beam: texts widened alike share a batch, and none gets a wider beam because of another.
-    alike = np.split(order, np.flatnonzero(np.diff(widths[order])) + 1)
-    return [run for same in alike for run in cut(same, [side[same] for side in sides], limit)]
+    changes = np.append(np.flatnonzero(np.diff(widths[order])) + 1, len(order))
+    found, start = [], 0
+    while start < len(order):
+        limit = min(max((pieces[-1] - pieces[start]) // workers, most // SMALLEST), most)
+        fitting = np.searchsorted(pieces, pieces[start] + limit, side="right") - 1
+        end = min(max(fitting, start + 1), changes[np.searchsorted(changes, start, side="right")])
+        found.append(order[start:end])
+        start = end
+    return found
 
 
 def regrouped(items: Iterable[T], groups: Iterable[Sized]) -> list[list[T]]:

@@ -264,12 +264,10 @@ class Translator:
         lengths = np.array([len(task.source) for task in tasks], np.int32)
         widths = np.array([sum(map(len, task.constraints.phrases)) for task in tasks], np.int32)
         workers = len(self.devices) or min(self.workers, 1 + int(lengths.sum()) // TOKENS_OF_A_WORKER)
-        # A GPU's memory may have nothing to spare.
-        room = self.batch_tokens if self.devices else self.batch_tokens * 3 // 2
         if self.deterministic and not self._can_be_batch_invariant():
             runs = list(np.argsort(-lengths)[:, None])
         else:
-            runs = batches(lengths, widths, workers, self.batch_tokens, room)
+            runs = batches(lengths, widths, workers, self.batch_tokens)
         results: list[list[Hypothesis]] = [[] for _ in tasks]
         jobs = [partial(Translator._search_batch, tasks=[tasks[index] for index in run]) for run in runs]
         mapped = self._map(jobs, workers)
