@@ -98,7 +98,7 @@ def rendered_run(results: dict[str, Any]) -> str:
     lines = [
         f"Measured on {results['date']}: {results['machine']}, torch {results['versions']['torch']}, "
         f"seed {results['seed']}; {last['minutes_trained']:.1f} minutes of training "
-        "(validations and saves not counted).",
+        "(validations not counted).",
         "",
         "```sh",
         results["command"],

@@ -373,6 +373,7 @@ class Trainer:
         # Rank 0 decides: what the others see of its disk may be out of date.
         if not self.world.gather(any(step_of(folder) < since for folder in self.checkpoints.all()))[0]:
             say("there is no checkpoint before it to go back to; going on")
+            self._restart_clock()
             return False
         self.world.wait()
         if self.world.is_main:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -77,14 +79,63 @@ def test_a_job_comes_to_its_end_unless_the_process_is_to_end_at_once(error: Exce
                 raise error
     except (RunError, Stopped) as raised:
         assert raised is error
-    assert background._thread
-    assert background._thread.is_alive() != waits
     assert done.is_set() == waits
     go_on.set()
 
 
+def test_a_thread_that_cannot_be_started_is_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=r"^can't start new thread$"):
+        patch.setattr(threading, "_start_new_thread", refuse)
+        patch.setattr(threading, "_start_joinable_thread", refuse, raising=False)
+        with Background() as background:
+            background.start(lambda: None)
+
+
+def test_what_a_job_raised_is_told_beside_another_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def job() -> None:
+        raise RunError("not what was written")
+
+    with pytest.raises(RunError, match=r"^another rank is lost$"), Background() as background:
+        background.start(job)
+        raise RunError("another rank is lost")
+    assert capsys.readouterr().err == "before that: not what was written\n"
+
+
+def test_a_process_that_is_to_end_at_once_has_its_exit_code(tmp_path: Path) -> None:
+    script = """
+import signal, sys, threading, torch
+from safetensors.torch import save_file
+from seq2seq.support.errors import Stopped, exit_code_of
+from seq2seq.train.background import Background
+begun = threading.Event()
+
+def job():
+    while True:
+        begun.set()
+        save_file({"weights": torch.zeros(1 << 24)}, sys.argv[1])
+
+def run():
+    with Background() as background:
+        background.start(job)
+        begun.wait()
+        raise Stopped(signal.SIGTERM, "at once")
+
+sys.exit(exit_code_of("seq2seq-train", run))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "weights")]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (143, "seq2seq-train: at once\n")
+
+
+OnSaving = Callable[[Callable[[int], None]], None]
+OnUpdate = Callable[[Callable[[Trainer], None]], None]
+
+
 @pytest.fixture
-def on_saving(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], None]:
+def on_saving(monkeypatch: pytest.MonkeyPatch) -> OnSaving:
     """Have a function called with the step of each checkpoint before it is written."""
     save = Checkpoints.save
 
@@ -99,7 +150,7 @@ def on_saving(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None
 
 
 @pytest.fixture
-def on_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trainer], None]], None]:
+def on_update(monkeypatch: pytest.MonkeyPatch) -> OnUpdate:
     """Have a function called with the trainer after each update."""
     update = Trainer.train_step
 
@@ -112,10 +163,6 @@ def on_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trainer], 
         monkeypatch.setattr(Trainer, "train_step", made)
 
     return install
-
-
-OnSaving = Callable[[Callable[[int], None]], None]
-OnUpdate = Callable[[Callable[[Trainer], None]], None]
 
 
 def slowly(_: int) -> None:
@@ -135,11 +182,11 @@ def test_updates_are_made_while_one_is_written_which_is_that_of_its_step(
     def wait_for_three_more(step: int) -> None:
         assert step != 6 or go_on.wait(PATIENCE)
 
-    with monkeypatch.context():
-        on_saving(wait_for_three_more)
-        on_update(count)
-        make("run", "trainer.save_every=6").run()
-        assert steps_saved(tmp_path / "run") == [6, 12]
+    on_saving(wait_for_three_more)
+    on_update(count)
+    make("run", "trainer.save_every=6").run()
+    assert steps_saved(tmp_path / "run") == [6, 12]
+    monkeypatch.undo()
     make("straight", "trainer.max_steps=6").run()
     assert_same_state(tmp_path / "straight", tmp_path / "run", 6)
 
@@ -221,16 +268,38 @@ def test_going_back_waits_for_the_checkpoint_to_go_back_to(
 def test_the_average_at_the_end_is_of_all_that_was_saved(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_saving: OnSaving
 ) -> None:
-    scores, found = Trainer._scores, []
+    scores, to_average, found, written = Trainer._scores, Trainer._to_average, [], []
 
     def noted(trainer: Trainer, model: TranslationModel) -> dict[str, Any]:
         found.append(steps_saved(tmp_path / "run"))
         return scores(trainer, model)
 
+    def all_written(trainer: Trainer) -> list[Path]:
+        written.append(trainer.saving._thread is None)
+        return to_average(trainer)
+
     on_saving(slowly)
     monkeypatch.setattr(Trainer, "_scores", noted)
+    monkeypatch.setattr(Trainer, "_to_average", all_written)
     make("run", "trainer.save_every=4", "trainer.average_last=2").run()
     assert found == [[4, 8, 12], [4, 8, 12]]
+    assert written == [True]
+
+
+def test_no_second_copy_is_made_while_one_is_written(
+    make: Make, monkeypatch: pytest.MonkeyPatch, on_saving: OnSaving
+) -> None:
+    of, free = Snapshot.of, []
+    trainer = make("run", "trainer.save_every=4")
+
+    def copied(*given: Any) -> Snapshot:
+        free.append(trainer.saving._thread is None)
+        return of(*given)
+
+    on_saving(slowly)
+    monkeypatch.setattr(Snapshot, "of", copied)
+    trainer.run()
+    assert free == [True] * 4
 
 
 def test_an_error_leaves_what_was_being_written(

@@ -57,6 +57,7 @@ def filling(monkeypatch: pytest.MonkeyPatch, disk: Path, full: set[int]) -> None
     update, ballast = Trainer.train_step, disk / "ballast"
 
     def filled(trainer: Trainer, made_of: Update) -> int:
+        # What is written is to find the disk as it was at its own step.
         trainer.saving.wait()
         ballast.unlink(missing_ok=True)
         if trainer.progress.step + 1 in full:
