@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,9 @@ class Parser(argparse.ArgumentParser):
         """End with exit code 2; a command alone, where it needs more, shows its usage."""
         if len(sys.argv) == 1:
             super().error(message)
+        stray = message.removeprefix("unrecognized arguments: ")
+        if stray != message and Path(stray).is_file():
+            message = f"{message}; text is read from standard input: < {shlex.quote(stray)}"
         self.exit(UserError.exit_code, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
 
 

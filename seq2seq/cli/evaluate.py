@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from seq2seq.cli.common import UNMET, add_model_options, find_model, load_translator, parser, require_streams, run
 from seq2seq.config import compose
 from seq2seq.data.corpus import Pair, read_pairs
-from seq2seq.evaluate.scores import below_minimums, compare, language_mismatch
+from seq2seq.evaluate.scores import below_minimums, compare, has_no_ngram, language_mismatch
 from seq2seq.evaluate.test_set import aligned, read_named_test_sets, read_test_set, scored, translated_once
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import write_text
@@ -86,6 +86,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     language = _language(arguments, "target", required=arguments.paper_bleu)
     if advice := language_mismatch(references, language):
         say(f"{advice}; type --target-language L")
+    elif has_no_ngram(references, language):
+        say("BLEU counts runs of four words, of which these references have none: even their equals have BLEU 0")
     if arguments.compare:
         systems = [(str(path), aligned(path, references)) for path in arguments.compare]
         found = compare(systems, references, language=language, lowercase=arguments.lowercase)
@@ -178,7 +180,11 @@ def _settle_model(arguments: argparse.Namespace) -> Path:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    return compose.load(_settle_model(arguments) / "config.yaml")
+    from seq2seq.model.directory import require_model
+
+    directory = _settle_model(arguments)
+    require_model(directory)
+    return compose.load(directory / "config.yaml")
 
 
 def _language(arguments: argparse.Namespace, side: str, *, required: bool = True) -> str:

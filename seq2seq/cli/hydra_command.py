@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import seq2seq
 from seq2seq.config.compose import COMPOSING, checked, conf_dir, explained, options_of
 from seq2seq.config.schema import Config
-from seq2seq.support.errors import UserError, exit_code_of
+from seq2seq.support.errors import Stopped, UserError, exit_code_of
 from seq2seq.support.processors import spin
 from seq2seq.support.ranks import is_rank
 from seq2seq.support.streams import make_dependable
@@ -108,6 +109,8 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
                 hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
         except COMPOSING as error:
             raise explained(error, [argument for argument in arguments if "=" in argument]) from None
+        except KeyboardInterrupt:
+            raise Stopped(signal.SIGINT, "stopped by SIGINT; rerun the same command to resume") from None
         except yaml.YAMLError as error:
             raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from None
         if failures:

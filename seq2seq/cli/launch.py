@@ -19,6 +19,7 @@ from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import ProcessFailed, UserError
 from seq2seq.support.processors import available_processors
+from seq2seq.support.progress import say
 
 SECONDS_TO_STOP = 170
 """From a signal until the ranks are killed: ten less than Slurm leaves them (recipes/slurm.sh)."""
@@ -45,6 +46,8 @@ def launch(config: Config) -> None:
         require_shareable(config.data.micro_batches, ranks)
     if gpus and config.trainer.device != "cpu" and ranks > gpus:
         raise UserError(f"trainer.devices={ranks}: this machine has {gpus} GPUs; type trainer.devices={gpus}")
+    if not gpus and config.trainer.device != "cpu":
+        say(f"trainer.devices={ranks} without a GPU: the processes share {available_processors()} CPU cores")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_processors() // ranks)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="seq2seq-ranks-") as name:

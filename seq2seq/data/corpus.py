@@ -176,7 +176,10 @@ def _parse_tsv(line: str, _: DataConfig) -> Pair:
 
 
 def _parse_json(line: str, data: DataConfig) -> Pair:
-    row = json.loads(line)
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at character {error.pos + 1}") from None
     if not isinstance(row, dict):
         raise ValueError("not a JSON object, of which each line must hold one")
     return _from_row(row, data)

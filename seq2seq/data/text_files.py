@@ -30,7 +30,7 @@ def require(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: a folder, pipe or device; give the name of a file")
     if not path.is_file():
-        siblings = [item.name for item in path.parent.glob("*")] if path.parent.is_dir() else []
+        siblings = [item.name for item in path.parent.glob("[!.]*") if item.is_file()]
         raise UserError(f"{path}: no such file{nearest(path.name, siblings) if siblings else ''}")
 
 

@@ -37,6 +37,12 @@ def language_mismatch(references: Sequence[str], language: str) -> str:
     return f"BLEU counts words between spaces, of which these references have few; languages without: {known}"
 
 
+def has_no_ngram(texts: Sequence[str], language: str) -> bool:
+    """Whether no text has the four words that BLEU's longest n-grams have; BLEU is 0 for such hypotheses."""
+    tokenize = BLEU(tokenize=bleu_tokenizer(language)).tokenizer
+    return all(len(tokenize(text).split()) < 4 for text in texts)
+
+
 def scores(
     hypotheses: Sequence[str],
     references: Sequence[str],

@@ -20,6 +20,7 @@ from seq2seq.support.errors import UserError
 from seq2seq.support.files import new_directory, read_json, sha256_of, write_json
 
 FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "config.yaml", "tokenizer.model")
 LARGEST_TEXT = 1 << 20
 """The largest config.yaml or manifest.json that is read, in bytes; ours have a few thousand."""
@@ -41,7 +42,7 @@ def save_model_directory(
             "seed": config.seed,
             **facts,
         }
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / MANIFEST, manifest)
 
 
 class ModelDirectory(NamedTuple):
@@ -77,20 +78,28 @@ def load_model_directory(directory: Path) -> ModelDirectory:
     return ModelDirectory(config, tokenizer, model, longest_source)
 
 
+def require_model(directory: Path) -> None:
+    """Raise UserError, saying what to type next, where no model directory is."""
+    if (directory / MANIFEST).is_file():
+        return
+    inside = directory / "model"
+    if (inside / MANIFEST).is_file():
+        raise UserError(f"{directory}: no model there, but in {inside}; give that directory")
+    if (directory.parent / "checkpoints").is_dir():
+        raise UserError(f"{directory}: no model there yet: training has not validated one; type its command again")
+    raise UserError(
+        f"{directory}: no model there (no {MANIFEST}); train one: seq2seq-train +recipe=quickstart, "
+        "or give another: --model DIR"
+    )
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a model directory, after the files have been verified against it.
 
     Raises UserError where it is not valid, and where a file is missing or changed.
     """
-    path = directory / "manifest.json"
-    if not path.is_file():
-        inside = directory / "model"
-        if (inside / path.name).is_file():
-            raise UserError(f"{directory}: no model there, but in {inside}; give that directory")
-        raise UserError(
-            f"{directory}: no model there (no manifest.json); train one: seq2seq-train +recipe=quickstart, "
-            "or give another: --model DIR"
-        )
+    require_model(directory)
+    path = directory / MANIFEST
     _require_own_file(path)
     try:
         manifest = read_json(path)

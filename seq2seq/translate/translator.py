@@ -254,8 +254,9 @@ class Translator:
         size, name = (search.n_best, "n_best") if search.sampling else (search.beam_size, "beam_size")
         if size > 1 or self.glossary:
             given = str(size) if size > 1 else "with a glossary, which needs several"
-            remedy = f"set {name}=1 (--{name.replace('_', '-')} 1), no glossary"
-            raise UserError(f"streaming is for a single hypothesis, not {given}: {remedy}")
+            remedies = [f"set {name}=1 (--{name.replace('_', '-')} 1)"] if size > 1 else []
+            remedies += ["leave out the glossary"] if self.glossary else []
+            raise UserError(f"streaming is for a single hypothesis, not {given}: {', '.join(remedies)}")
         if self.devices:
             raise UserError("streaming uses one device: name only one (--device cuda:0)")
 

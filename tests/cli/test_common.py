@@ -136,6 +136,17 @@ def test_no_model(command: Any, run: Any, tmp_path: Path, monkeypatch: pytest.Mo
     run(command.main, "--model", "no/where", *more).refused(
         name, "no/where: no model there (no manifest.json); train one"
     )
+    if command is evaluate:
+        run(evaluate.main, "--model", "no/where").refused(name, "no/where: no model there (no manifest.json)")
+    (tmp_path / "checkpoints").mkdir()
+    run(command.main, "--model", "model", *more).refused(
+        name, "model: no model there yet: training has not validated one; type its command again"
+    )
+
+
+def test_a_file_as_an_argument(run: Any, tmp_path: Path) -> None:
+    (text := tmp_path / "my text").touch()
+    run(translate.main, text).refused("seq2seq-translate", f"text is read from standard input: < '{text}'")
 
 
 def test_a_broken_model(run: Any, tiny_model: Path, tmp_path: Path) -> None:

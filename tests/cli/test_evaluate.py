@@ -42,6 +42,16 @@ def lines_of(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
+def test_a_score_that_can_only_be_zero_is_explained(run: Any, tmp_path: Path) -> None:
+    (short := tmp_path / "short").write_text("siebenundvierzig\nhalb vier Uhr\n", encoding="utf-8")
+    for kind in (["--hypotheses", short], ["--compare", short, short]):
+        code, _, err = run(main, *kind, "--reference", short)
+        assert code == 0
+        assert "BLEU counts runs of four words, of which these references have none: even their equals have" in err
+    short.write_text("siebenundvierzig\num halb vier Uhr\n", encoding="utf-8")
+    assert run(main, "--hypotheses", short, "--reference", short).err == ""
+
+
 def test_hypotheses_are_scored(run: Any, files: Files) -> None:
     code, out, err = run(main, "--hypotheses", files["good"], "--reference", files["reference"])
     assert (code, err) == (0, "")

@@ -24,7 +24,9 @@ def test_the_error_of_a_rank_is_told_as_if_it_were_alone(error: Exception, tmp_p
     assert ("\n" in message, LONG in message) == (is_defect, is_defect)
 
 
-def test_ranks_share_the_processors_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_processors_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: lambda *_: None)
@@ -32,5 +34,10 @@ def test_ranks_share_the_processors_that_may_be_used(tmp_path: Path, monkeypatch
     for name in ("OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    launch(compose(["+recipe=quickstart", f"run_dir={tmp_path}", "trainer.devices=3", "trainer.device=cpu"]))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    settings = ["+recipe=quickstart", f"run_dir={tmp_path}", "trainer.devices=3"]
+    launch(compose([*settings, "trainer.device=cpu"]))
     assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert capsys.readouterr().err == ""
+    launch(compose(settings))
+    assert capsys.readouterr().err == "trainer.devices=3 without a GPU: the processes share 6 CPU cores\n"

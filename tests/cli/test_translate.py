@@ -250,7 +250,9 @@ def test_a_piece_is_printed_before_the_next_is_found(
 
 def test_streaming_is_of_one_hypothesis_and_text_alone(run: Any, tiny_model: Path) -> None:
     model = ("--model", tiny_model, "--device", "cpu", "--stream")
-    run(main, *model, stdin=b"the dog\n").refused("seq2seq-translate", "streaming is for a single hypothesis, not 4")
+    run(main, *model, stdin=b"the dog\n").refused(
+        "seq2seq-translate", "streaming is for a single hypothesis, not 4: set beam_size=1 (--beam-size 1)"
+    )
     run(main, *model, "--jsonl", stdin=b"the dog\n").refused("seq2seq-translate", "--stream prints text alone")
     sampled = run(main, *model, "--sampling", "--n-best", "2", stdin=b"the dog\n")
     sampled.refused("seq2seq-translate", "streaming is for a single hypothesis, not 2: set n_best=1 (--n-best 1)")

@@ -325,6 +325,9 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "trian.en"
     assert refused(CorpusConfig(source=str(path), target=str(path))) == f"{path}: no such file; did you mean train.en?"
     assert "no such file" in refused(CorpusConfig(source=str(tmp_path / "no" / "a.tsv")))
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "folder").mkdir()
+    assert refused(CorpusConfig(source=str(tmp_path / "x.tsv"))).endswith("; known: train.en")
     assert "a folder, pipe or device" in refused(CorpusConfig(source=str(tmp_path), target=str(tmp_path)))
 
 
@@ -349,7 +352,7 @@ def test_no_corpus_says_what_to_type() -> None:
         ("a.jsonl", b'{"translation": 5}\n', ":1: no text under en and de"),
         ("a.jsonl", b'{"en": "a", "de": "\\ud800"}\n', ":1: "),
         ("a.jsonl", b"[]\n", ":1: not a JSON object"),
-        ("a.jsonl", b"{\n", ":1: "),
+        ("a.jsonl", b"{\n", ":1: not valid JSON: Expecting property name enclosed in double quotes at character 2"),
         ("a.jsonl", b"[" * 100_000, ":1: "),
         ("a.txt", b"a\n", ": a single file must be .tsv or .jsonl"),
     ],
