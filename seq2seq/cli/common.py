@@ -45,19 +45,23 @@ def require_streams(example: str, *, reads: bool = True) -> None:
 class Parser(argparse.ArgumentParser):
     """A parser that explains a mistake in one line, without the usage of a whole screen."""
 
+    reads_text = False
+    """Whether the command reads text from standard input."""
+
     def error(self, message: str) -> NoReturn:
         """End with exit code 2; a command alone, where it needs more, shows its usage."""
         if len(sys.argv) == 1:
             super().error(message)
         stray = message.removeprefix("unrecognized arguments: ")
-        if stray != message and Path(stray).is_file():
+        if self.reads_text and stray != message and Path(stray).is_file():
             message = f"{message}; text is read from standard input: < {shlex.quote(stray)}"
         self.exit(UserError.exit_code, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
 
 
-def parser(command: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+def parser(command: str, summary: str, epilog: str, *, reads_text: bool = False) -> argparse.ArgumentParser:
     """A parser with --version and examples under its help."""
     made = Parser(command, description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.reads_text = reads_text
     made.add_argument("--version", action="version", version=f"{command} {seq2seq.__version__}")
     return made
 

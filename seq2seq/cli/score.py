@@ -34,7 +34,7 @@ Window = tuple[int, list[tuple[str, str]]]
 
 def options() -> argparse.ArgumentParser:
     """The command's options."""
-    made = parser("seq2seq-score", SUMMARY, EXAMPLES)
+    made = parser("seq2seq-score", SUMMARY, EXAMPLES, reads_text=True)
     made.add_argument("--source", type=Path, metavar="FILE", help="source sentences, one per line (also .gz, .xz, …)")
     made.add_argument("--target", type=Path, metavar="FILE", help="their translations, line by line")
     add_device_options(made)

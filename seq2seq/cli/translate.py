@@ -30,7 +30,7 @@ EXAMPLES = """examples:
 
 def options() -> argparse.ArgumentParser:
     """The command's options."""
-    made = parser("seq2seq-translate", SUMMARY, EXAMPLES)
+    made = parser("seq2seq-translate", SUMMARY, EXAMPLES, reads_text=True)
     add_model_options(made)
     made.add_argument(
         "--prefix", type=Path, metavar="FILE", help="what each output must begin with, one per line; empty: anything"

@@ -146,7 +146,10 @@ def test_no_model(command: Any, run: Any, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_file_as_an_argument(run: Any, tmp_path: Path) -> None:
     (text := tmp_path / "my text").touch()
-    run(translate.main, text).refused("seq2seq-translate", f"text is read from standard input: < '{text}'")
+    for command in (translate, score):
+        name = f"seq2seq-{command.__name__.rpartition('.')[2]}"
+        run(command.main, text).refused(name, f"text is read from standard input: < '{text}'")
+    assert "standard input" not in run(evaluate.main, text).err
 
 
 def test_a_broken_model(run: Any, tiny_model: Path, tmp_path: Path) -> None:
