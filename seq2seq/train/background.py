@@ -47,7 +47,8 @@ class Background:
 
     def __exit__(self, kind: type[BaseException] | None, raised: BaseException | None, _: object) -> None:
         if isinstance(raised, Stopped):
-            atexit.register(self._end_process, raised.exit_code)
+            if self._thread:
+                atexit.register(self._end_process, raised.exit_code)
             return
         try:
             self.wait()
@@ -57,7 +58,8 @@ class Background:
             say(f"before that: {explain(error)[1]}")
 
     def _end_process(self, exit_code: int) -> None:
-        if self._thread and self._thread.is_alive():
+        assert self._thread
+        if self._thread.is_alive():
             # The interpreter would end the thread within another language's code, which aborts the process.
             os._exit(exit_code)
 

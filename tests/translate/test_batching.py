@@ -46,9 +46,10 @@ def test_workers_end_at_about_the_same_time_whatever_long_texts_cost(crossover: 
 
 
 @pytest.mark.parametrize("workers", [2, 8])
-def test_the_last_batches_are_not_too_small(workers: int) -> None:
-    lengths, widths = texts(1000)
+def test_batches_are_neither_too_large_nor_too_small(workers: int) -> None:
+    lengths, widths = texts(3000)
     sizes = [int(lengths[run].sum()) for run in batches(lengths, widths, workers, 8192)]
+    assert max(sizes) <= 8192
     assert min(sizes[:-1]) > 8192 // SMALLEST - 60
 
 
