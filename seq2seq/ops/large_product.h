@@ -5,9 +5,7 @@
 
 #pragma once
 
-#include <algorithm>
-
-#include "matrix.h"
+#include "ahead.h"
 #include "threads.h"
 
 namespace {
@@ -21,6 +19,18 @@ constexpr int64_t rows_at_once = 96, columns_at_once = 256, words_at_once = 512;
 constexpr int64_t rows_ahead = 16;
 // How many vectors of each of six rows have their sums in registers.
 constexpr int64_t strip_vectors = lanes == 16 ? 4 : 2, strip = strip_vectors * lanes;
+// After how many words to prefetch a little more.
+constexpr int64_t stretch = 64;
+
+// In how many steps six rows are multiplied by so many words and columns.
+constexpr int64_t steps_of(int64_t words, int64_t columns) {
+    return parts_of(words, stretch) * parts_of(columns, strip);
+}
+
+// What is multiplied next.
+struct Next {
+    Ahead x, y;
+};
 
 inline void pack_words(const float* numbers, const float*, int64_t count, float* words) {
     std::copy_n(numbers, count, words);
@@ -54,7 +64,7 @@ void add_rows(const MatrixOf<T>& from, int64_t rows, int64_t count, float* sums)
 // Columns of y strip by strip, [columns / strip, words, strip], padded with zeros.
 template <class T>
 void pack(const MatrixOf<T>& y, int64_t inner, int64_t columns, float* out) {
-    const int64_t words = (inner + of_word<T> - 1) / of_word<T>;
+    const int64_t words = parts_of(inner, of_word<T>);
     for (int64_t first = 0; first < columns; first += strip, out += words * strip) {
         const int64_t count = std::min(strip, columns - first);
         if (count < strip) std::fill_n(out, words * strip, 0.0f);
@@ -80,50 +90,61 @@ struct Finish {
     // For a part of the inner dimension.
     Finish of_part(bool first, bool last) const { return {first ? bias : nullptr, relu && last}; }
 
-    template <class Out>
-    void operator()(const float* sums, const float* before, Out* out, int64_t count) const {
-        int64_t i = 0;
-        for (; i + lanes <= count; i += lanes) store_wide(finished<wide_floats>(sums, before, i), out + i);
-        for (; i < count; i++) narrow(finished<float>(sums, before, i), out[i]);
+    // For a vector of sums, or one sum.
+    template <class Wide, class Out>
+    void operator()(Wide sum, const float* before, Out* out, int64_t column) const {
+        if (bias) sum += at<Wide>(bias + column);
+        if (before) sum += at<Wide>(before + column);
+        if (relu) sum = sum < Wide{} ? Wide{} : sum;
+        if constexpr (std::is_same_v<Wide, float>) narrow(sum, out[column]);
+        else store_wide(sum, out + column);
     }
 
   private:
     template <class Wide>
-    static Wide at(const float* numbers, int64_t i) {
+    static Wide at(const float* numbers) {
         Wide found;
-        std::memcpy(&found, numbers + i, sizeof found);
+        std::memcpy(&found, numbers, sizeof found);
         return found;
-    }
-
-    template <class Wide>
-    Wide finished(const float* sums, const float* before, int64_t i) const {
-        Wide value = at<Wide>(sums, i);
-        if (bias) value += at<Wide>(bias, i);
-        if (before) value += at<Wide>(before, i);
-        return relu ? (value < Wide{} ? Wide{} : value) : value;
     }
 };
 
 template <class T, int rows, class Out>
 void multiply_strip(const Matrix& x, const float* y, int64_t words, const Matrix& before, const MatrixOf<Out>& out,
-                    int64_t count, const Finish& finish) {
-    alignas(64) float sums[rows * strip];
-    for (int64_t r = 0; r < rows; r++) prefetch(out[r], count);
-    multiply_block<rows, strip_vectors, T>(x, {const_cast<float*>(y), strip}, words, {sums, strip}, false);
-    for (int64_t r = 0; r < rows; r++) finish(sums + r * strip, before.at ? before[r] : nullptr, out[r], count);
+                    int64_t count, const Finish& finish, Next& next) {
+    Ahead own(out, rows, count, parts_of(words, stretch));
+    wide_floats sums[rows][strip_vectors] = {};
+    accumulate<T, stretch>(x, {const_cast<float*>(y), strip}, words, sums, [&] {
+        own.step();
+        next.x.step();
+        next.y.step();
+    });
+    const auto before_row = [&](int64_t r) { return before.at ? before[r] : nullptr; };
+    const bool whole = count == strip;
+    alignas(64) float rest[rows * strip];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 8
+        for (int w = 0; w < strip_vectors; w++) {
+            if (whole) finish(sums[r][w], before_row(r), out[r], w * lanes);
+            else store_wide(sums[r][w], rest + r * strip + w * lanes);
+        }
+    }
+    if (whole) return;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < count; i++) finish(rest[r * strip + i], before_row(r), out[r], i);
 }
 
 // out [rows, columns] = x [rows, words] · y, with `finish` applied, for what is in a core's cache at once.
 template <class T, class Out>
 void multiply_part(const Matrix& x, const Matrix& strips, int64_t rows, int64_t words, int64_t columns,
-                   const Matrix& before, const MatrixOf<Out>& out, const Finish& finish) {
+                   const Matrix& before, const MatrixOf<Out>& out, const Finish& finish, Next& next) {
     by_rows<6, 4, 2, 1>(0, rows, [&](int64_t row, auto some) {
-        if (x.column == 1)
-            for (int64_t next = row + some; next < std::min(row + 2 * some, rows); next++) prefetch(x[next], words);
+        if (x.column == 1) next.x = Ahead(x.from(row + some, 0), some, words, steps_of(words, columns));
         for (int64_t column = 0; column < columns; column += strip)
             multiply_strip<T, some>(x.from(row, 0), strips.at + column * words, words,
                                     before.at ? before.from(row, column) : before, out.from(row, column),
-                                    std::min(strip, columns - column), finish.from(column));
+                                    std::min(strip, columns - column), finish.from(column), next);
     });
 }
 
@@ -141,10 +162,14 @@ void multiply_rows(const MatrixOf<T>& x, const MatrixOf<T>& y, int64_t rows, int
         const int64_t wide = std::min(columns_at_once, columns - column);
         if constexpr (std::is_same_v<Out, float>) sums = out.from(0, column);
         for (int64_t start = 0; start < inner; start += inner_at_once) {
-            const int64_t deep = std::min(inner_at_once, inner - start), words = (deep + of_word<T> - 1) / of_word<T>;
+            const int64_t deep = std::min(inner_at_once, inner - start), words = parts_of(deep, of_word<T>);
             const bool last = start + deep == inner;
             pack(y.from(start, column), deep, wide, strips.at);
             const Finish now = finish.from(column).of_part(start == 0, last);
+            const int64_t steps = steps_of(words, wide), end = start + deep;
+            Next next;
+            if (y.column == 1)
+                next.y = Ahead(y.from(end, column), std::min(inner - end, deep), wide, parts_of(rows, 6) * steps);
             for (int64_t row = 0; row < rows; row += rows_at_once) {
                 const int64_t high = std::min(rows_at_once, rows - row);
                 Matrix given{reinterpret_cast<float*>(x.from(row, start).at), x.row / of_word<T>};
@@ -154,10 +179,14 @@ void multiply_rows(const MatrixOf<T>& x, const MatrixOf<T>& y, int64_t rows, int
                     copy_as_words(below, deep, high, block);
                     if (sums_of_x && column == 0) add_rows(below, deep, high, sums_of_x + row);
                     given = block.transposed();
+                    const bool more = row + high < rows;
+                    const int64_t next_row = more ? row + high : 0, next_start = more ? start : end;
+                    next.x = Ahead(x.from(next_row, next_start).transposed(), std::min(inner - next_start, deep),
+                                   std::min(rows - next_row, rows_at_once), parts_of(high, 6) * steps);
                 }
                 const Matrix kept = sums.from(row, 0), before = add || start > 0 ? kept : Matrix{};
-                if (last) multiply_part<T>(given, strips, high, words, wide, before, out.from(row, column), now);
-                else multiply_part<T>(given, strips, high, words, wide, before, kept, now);
+                if (last) multiply_part<T>(given, strips, high, words, wide, before, out.from(row, column), now, next);
+                else multiply_part<T>(given, strips, high, words, wide, before, kept, now, next);
             }
         }
     }
@@ -170,11 +199,11 @@ void multiply_rows(const MatrixOf<T>& x, const MatrixOf<T>& y, int64_t rows, int
 template <class T, class Out>
 void large_product(const MatrixOf<T>& x, const MatrixOf<T>& y, int64_t rows, int64_t inner, int64_t columns,
                    const MatrixOf<Out>& out, bool add, const Finish& finish, float* sums_of_x, int64_t threads) {
-    const int64_t strips = (columns + strip - 1) / strip;
+    const int64_t strips = parts_of(columns, strip);
     int64_t of_columns = 1;
     for (int64_t more = 2; more <= std::min(strips, threads); more++)
         if (threads % more == 0 && rows * more * more <= columns * threads) of_columns = more;
-    const int64_t of_rows = threads / of_columns, parts = of_rows * of_columns;
+    const int64_t of_rows = std::min(rows, threads / of_columns), parts = of_rows * of_columns;
     parallel_for(parts, parts, [&](int64_t part) {
         const int64_t row = part / of_columns, column = part % of_columns;
         const int64_t first = rows * row / of_rows, end = rows * (row + 1) / of_rows;

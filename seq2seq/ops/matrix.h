@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace {
@@ -41,23 +43,33 @@ class Room {
     size_t used = 0;
 };
 
-// Elements of x and y are words: one number in float32, or two in bfloat16.
-template <int rows, int width, class T = float>
+// Adds x · y to sums in registers. Elements of x and y are words: one number in float32, or two in bfloat16. `between`
+// is called before every `stretch` words.
+template <class T, int64_t stretch, int rows, int width, class Between>
+__attribute__((always_inline)) inline void accumulate(const Matrix& x, const Matrix& y, int64_t inner,
+                                                      wide_floats (&sums)[rows][width], const Between& between) {
+    for (int64_t start = 0; start < inner; start += stretch) {
+        between();
+        for (int64_t i = start; i < std::min(start + stretch, inner); i++) {
+            wide_floats parts[width];
+            for (int w = 0; w < width; w++) parts[w] = in_register(load_wide<wide_floats>(y[i] + w * lanes));
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
+                const wide_floats own = spread_word<T>(x.at + r * x.row + i * x.column);
+#pragma GCC unroll 8
+                for (int w = 0; w < width; w++) sums[r][w] = add_words<T>(sums[r][w], own, parts[w]);
+            }
+        }
+    }
+}
+
+template <int rows, int width>
 void multiply_block(const Matrix& x, const Matrix& y, int64_t inner, const Matrix& out, bool add) {
     wide_floats sums[rows][width] = {};
     if (add)
         for (int r = 0; r < rows; r++)
             for (int w = 0; w < width; w++) sums[r][w] = load_wide<wide_floats>(out[r] + w * lanes);
-    for (int64_t i = 0; i < inner; i++) {
-        wide_floats parts[width];
-        for (int w = 0; w < width; w++) parts[w] = in_register(load_wide<wide_floats>(y[i] + w * lanes));
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            const wide_floats own = spread_word<T>(x.at + r * x.row + i * x.column);
-#pragma GCC unroll 8
-            for (int w = 0; w < width; w++) sums[r][w] = add_words<T>(sums[r][w], own, parts[w]);
-        }
-    }
+    accumulate<float, 1 << 30>(x, y, inner, sums, [] {});
     for (int r = 0; r < rows; r++)
         for (int w = 0; w < width; w++) store_wide(sums[r][w], out[r] + w * lanes);
 }

@@ -1,0 +1,36 @@
+// Prefetching little by little, beside what is computed in the meantime.
+
+#pragma once
+
+#include "matrix.h"
+
+namespace {
+
+constexpr int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
+
+// A matrix with contiguous rows that is prefetched in equal steps. All at once, its lines would take up the places of a
+// CPU's list of lines to be waited for, and those that come from the next cache would wait for those from memory.
+class Ahead {
+  public:
+    Ahead() = default;
+
+    template <class T>
+    Ahead(const MatrixOf<T>& matrix, int64_t rows, int64_t columns, int64_t steps)
+        : at(reinterpret_cast<const char*>(matrix.at)), row(matrix.row * int64_t(sizeof(T))),
+          width(columns * int64_t(sizeof(T))), rows(rows), share(parts_of(rows * parts_of(width, line), steps)) {}
+
+    void step() {
+        for (int64_t i = 0; i < share && done < rows; i++) {
+            __builtin_prefetch(at + done * row + offset);
+            offset += line;
+            if (offset >= width) offset = 0, done++;
+        }
+    }
+
+  private:
+    static constexpr int64_t line = 64;
+    const char* at = nullptr;
+    int64_t row = 0, width = 0, rows = 0, share = 0, done = 0, offset = 0;
+};
+
+}  // namespace
