@@ -61,6 +61,20 @@ void add_rows(const MatrixOf<T>& from, int64_t rows, int64_t count, float* sums)
     for (int64_t j = 0; j < count; j++) sums[j] += parts[j];
 }
 
+// Words of rows, as many rows and words as a vector has lanes, or fewer.
+template <class T>
+void copy_transposed(const MatrixOf<T>& from, int64_t rows, int64_t words, const Matrix& to) {
+    if (rows < lanes || words < lanes) {
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < words; j++) std::memcpy(to[j] + i, from[i] + j * of_word<T>, sizeof(float));
+        return;
+    }
+    wide_floats block[lanes];
+    for (int64_t i = 0; i < lanes; i++) std::memcpy(block + i, from[i], sizeof *block);
+    transpose(block);
+    for (int64_t i = 0; i < lanes; i++) store_wide(block[i], to[i]);
+}
+
 // Columns of y strip by strip, [columns / strip, words, strip], padded with zeros.
 template <class T>
 void pack(const MatrixOf<T>& y, int64_t inner, int64_t columns, float* out) {
@@ -72,11 +86,10 @@ void pack(const MatrixOf<T>& y, int64_t inner, int64_t columns, float* out) {
             copy_as_words(y.from(0, first), inner, count, {out, strip});
             continue;
         }
-        // Some at a time, so that cache lines that are read or written are used whole while they are cached.
-        for (int64_t start = 0; start < words; start += lanes)
-            for (int64_t j = 0; j < count; j++)
-                for (int64_t i = start; i < std::min(start + lanes, words); i++)
-                    std::memcpy(out + i * strip + j, y.from(i * of_word<T>, first + j).at, sizeof *out);
+        for (int64_t j = 0; j < count; j += lanes)
+            for (int64_t i = 0; i < words; i += lanes)
+                copy_transposed(y.from(i * of_word<T>, first + j).transposed(), std::min(lanes, count - j),
+                                std::min(lanes, words - i), {out + i * strip + j, strip});
     }
 }
 

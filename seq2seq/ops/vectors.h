@@ -84,6 +84,32 @@ inline wide_floats add_product(wide_floats sums, wide_floats x, wide_floats y) {
 #endif
 }
 
+// Rows become columns.
+inline void transpose(wide_floats (&rows)[lanes]) {
+#if defined(__AVX512BW__)
+    // Rows i and i + 8 interleaved, four times over.
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = low + _mm512_set1_epi64(0x800000008);
+#pragma GCC unroll 4
+    for (int stage = 0; stage < 4; stage++) {
+        __m512 mixed[16];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            mixed[2 * i] = _mm512_permutex2var_ps((__m512)rows[i], low, (__m512)rows[i + 8]);
+            mixed[2 * i + 1] = _mm512_permutex2var_ps((__m512)rows[i], high, (__m512)rows[i + 8]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) rows[i] = (wide_floats)mixed[i];
+    }
+#else
+    for (int64_t i = 0; i < lanes; i++)
+        for (int64_t j = 0; j < i; j++) {
+            const float kept = rows[i][j];
+            rows[i][j] = rows[j][i], rows[j][i] = kept;
+        }
+#endif
+}
+
 // Whether the CPU adds two products of bfloat16 numbers in one instruction.
 #if defined(__AVX512BW__) && defined(__AVX512BF16__)
 constexpr bool adds_pairs = true;
