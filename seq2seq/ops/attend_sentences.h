@@ -41,8 +41,7 @@ Matrix as_rows(const Rows<const T>& from, Room& room) {
 // `count` rows as columns; those that pad the last vector are zeros.
 inline Matrix as_columns(const Matrix& from, int64_t count, int64_t width, Room& room) {
     const Matrix found = room.rows(width, count);
-    for (int64_t r = 0; r < found.row; r++)
-        for (int64_t i = 0; i < width; i++) found[i][r] = r < count ? from[r][i] : 0.0f;
+    copy_transposed(from, count, width, found);
     return found;
 }
 

@@ -10,9 +10,6 @@
 
 namespace {
 
-template <class T>
-constexpr int64_t of_word = 4 / int64_t(sizeof(T));
-
 // What is in a core's cache at once: rows of x, columns of y, and words of the inner dimension.
 constexpr int64_t rows_at_once = 96, columns_at_once = 256, words_at_once = 512;
 // How many rows ahead of the copy to prefetch.
@@ -61,20 +58,6 @@ void add_rows(const MatrixOf<T>& from, int64_t rows, int64_t count, float* sums)
     for (int64_t j = 0; j < count; j++) sums[j] += parts[j];
 }
 
-// Words of rows, as many rows and words as a vector has lanes, or fewer.
-template <class T>
-void copy_transposed(const MatrixOf<T>& from, int64_t rows, int64_t words, const Matrix& to) {
-    if (rows < lanes || words < lanes) {
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = 0; j < words; j++) std::memcpy(to[j] + i, from[i] + j * of_word<T>, sizeof(float));
-        return;
-    }
-    wide_floats block[lanes];
-    for (int64_t i = 0; i < lanes; i++) std::memcpy(block + i, from[i], sizeof *block);
-    transpose(block);
-    for (int64_t i = 0; i < lanes; i++) store_wide(block[i], to[i]);
-}
-
 // Columns of y strip by strip, [columns / strip, words, strip], padded with zeros.
 template <class T>
 void pack(const MatrixOf<T>& y, int64_t inner, int64_t columns, float* out) {
@@ -82,14 +65,8 @@ void pack(const MatrixOf<T>& y, int64_t inner, int64_t columns, float* out) {
     for (int64_t first = 0; first < columns; first += strip, out += words * strip) {
         const int64_t count = std::min(strip, columns - first);
         if (count < strip) std::fill_n(out, words * strip, 0.0f);
-        if (y.column == 1) {
-            copy_as_words(y.from(0, first), inner, count, {out, strip});
-            continue;
-        }
-        for (int64_t j = 0; j < count; j += lanes)
-            for (int64_t i = 0; i < words; i += lanes)
-                copy_transposed(y.from(i * of_word<T>, first + j).transposed(), std::min(lanes, count - j),
-                                std::min(lanes, words - i), {out + i * strip + j, strip});
+        if (y.column == 1) copy_as_words(y.from(0, first), inner, count, {out, strip});
+        else copy_transposed(y.from(0, first).transposed(), count, words, {out, strip});
     }
 }
 

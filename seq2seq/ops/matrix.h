@@ -43,6 +43,28 @@ class Room {
     size_t used = 0;
 };
 
+template <class T>
+constexpr int64_t of_word = 4 / int64_t(sizeof(T));
+
+// Words of rows become columns, which are padded with zeros to whole vectors.
+template <class T>
+void copy_transposed(const MatrixOf<T>& from, int64_t rows, int64_t words, const Matrix& to) {
+    constexpr std::integral_constant<int64_t, lanes> whole;
+    for (int64_t row = 0; row < rows; row += lanes) {
+        for (int64_t word = 0; word < words; word += lanes) {
+            const auto copy = [&](auto high, auto wide) {
+                wide_floats block[lanes] = {};
+                for (int64_t i = 0; i < high; i++)
+                    std::memcpy(block + i, from.from(row + i, word * of_word<T>).at, wide * sizeof(float));
+                transpose(block);
+                for (int64_t i = 0; i < wide; i++) store_wide(block[i], to.from(word + i, row).at);
+            };
+            if (row + lanes <= rows && word + lanes <= words) copy(whole, whole);
+            else copy(std::min(lanes, rows - row), std::min(lanes, words - word));
+        }
+    }
+}
+
 // Adds x · y to sums in registers. Elements of x and y are words: one number in float32, or two in bfloat16. `between`
 // is called before every `stretch` words.
 template <class T, int64_t stretch, int rows, int width, class Between>
