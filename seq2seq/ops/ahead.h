@@ -8,8 +8,8 @@ namespace {
 
 constexpr int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 
-// A matrix with contiguous rows that is prefetched in equal steps. All at once, its lines would take up the places of a
-// CPU's list of lines to be waited for, and those that come from the next cache would wait for those from memory.
+// A matrix with contiguous rows that is prefetched in equal steps. All at once, its lines would fill a core's list of
+// those it waits for, and others that are near would wait behind them. Rows that do not exist may be prefetched.
 class Ahead {
   public:
     Ahead() = default;
