@@ -6,8 +6,6 @@
 
 namespace {
 
-constexpr int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
-
 // A matrix with contiguous rows that is prefetched in equal steps. All at once, its lines would fill a core's list of
 // those it waits for, and others that are near would wait behind them. Rows that do not exist may be prefetched.
 class Ahead {

@@ -102,10 +102,10 @@ struct Finish {
 template <class T, int rows, class Out>
 void multiply_strip(const Matrix& x, const float* y, int64_t words, const Matrix& before, const MatrixOf<Out>& out,
                     int64_t count, const Finish& finish, Next& next) {
-    Ahead own(out, rows, count, parts_of(words, stretch));
+    Ahead result(out, rows, count, parts_of(words, stretch));
     wide_floats sums[rows][strip_vectors] = {};
     accumulate<T, stretch>(x, {const_cast<float*>(y), strip}, words, sums, [&] {
-        own.step();
+        result.step();
         next.x.step();
         next.y.step();
     });

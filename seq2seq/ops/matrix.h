@@ -8,7 +8,9 @@
 
 namespace {
 
-constexpr int64_t whole_vectors(int64_t count) { return (count + lanes - 1) / lanes * lanes; }
+constexpr int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
+
+constexpr int64_t whole_vectors(int64_t count) { return parts_of(count, lanes) * lanes; }
 
 // A matrix; element (i, j) lies at i * row + j * column.
 template <class T>
@@ -43,6 +45,7 @@ class Room {
     size_t used = 0;
 };
 
+// How many numbers a word of 32 bits has.
 template <class T>
 constexpr int64_t of_word = 4 / int64_t(sizeof(T));
 
@@ -109,7 +112,7 @@ inline void matrix_product(const Matrix& x, const Matrix& y, int64_t rows, int64
         constexpr int most = width == 1 ? 12 : 6;
         by_rows<has_32 ? most : most / 2, 3, 1>(0, rows, some_rows);
     };
-    by_rows<has_32 ? 4 : 2, 2, 1>(0, (columns + lanes - 1) / lanes, some_vectors);
+    by_rows<has_32 ? 4 : 2, 2, 1>(0, parts_of(columns, lanes), some_vectors);
 }
 
 }  // namespace
