@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -83,6 +83,23 @@ class World:
         """Return when all ranks have got here; `patiently`, within a day."""
         if self.size > 1:
             dist.barrier(group=self.patient if patiently else self.control)
+
+    def connect(self, device: torch.device) -> None:
+        """Connect this device with those of the other ranks, once all have got here; this takes some memory."""
+        # While devices are being connected, a dead rank would go unnoticed.
+        self.wait()
+        self.sum_in_place(torch.zeros(1, device=device))
+
+    def sum_in_place(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the ranks, with the same bits on each."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def share_weights(self, module: nn.Module) -> None:
+        """Give every rank the weights of rank 0, as `synchronised` does."""
+        if self.size > 1:
+            for weight in module.parameters():
+                dist.broadcast(weight.detach(), 0)
 
     def synchronised(self, module: nn.Module) -> nn.Module:
         """A module whose backward pass leaves each rank the mean of the ranks' gradients, sent as they become ready."""

@@ -25,6 +25,8 @@ Loss = Callable[[Batch], tuple[Tensor, Tensor]]
 
 SHAPES = 256
 """The most passes that are recorded: each graph takes some of a GPU's memory."""
+ALIGNED = 64
+"""Numbers of 4 bytes: kernels read vectors of them only where the first has such an address."""
 
 
 def is_short(batch: Batch) -> bool:
@@ -60,7 +62,13 @@ class RecordedPasses:
         self._copied = [pair for pair in pairs if pair[0] is not pair[1]]
         self._computed_with = [copied for copied, _ in pairs if copied.requires_grad]
         self.weights = [weight for _, weight in pairs if weight.requires_grad]
-        self.gradients = [torch.zeros_like(weight) for weight in self.weights]
+        # One tensor, which ranks send in one piece; each gradient begins where vectors may.
+        sizes = [-(-weight.numel() // ALIGNED) * ALIGNED for weight in self.weights]
+        self.all_gradients = torch.zeros(sum(sizes), device=device)
+        self.gradients = [
+            part[: weight.numel()].view_as(weight)
+            for part, weight in zip(self.all_gradients.split(sizes), self.weights, strict=True)
+        ]
         self.scale = torch.zeros((), device=device)
         self.graphs: dict[tuple[tuple[int, ...], bool], tuple[Batch, Recorded[Tensor]]] = {}
         self._met: set[tuple[tuple[int, ...], bool]] = set()

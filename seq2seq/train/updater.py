@@ -36,13 +36,20 @@ class Updater:
         self.precision = choose_precision(config.trainer.precision, self.device)
         self.average = copy.deepcopy(model) if config.trainer.average_decay is not None else None
         compiles = choose_compiling(config.trainer.compile, self.device)
-        records = compiles and world.size == 1 and model.can_be_recorded(self.device, self.precision)
+        records = compiles and model.can_be_recorded(self.device, self.precision)
         working = working_copy(model, self.precision) if records else model
         if compiles:
             compile_regions(working)
         self.optimizer = build_optimizer(model, config.optimizer)
         self._loss: nn.Module = BatchLoss(working).train()
         self._recorded = RecordedPasses(self._loss_of, model, self.device, working) if records else None
+        # Before it is tried out what else fits into memory.
+        world.connect(self.device)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether passes are recorded as CUDA graphs."""
+        return self._recorded is not None
 
     def try_out(self, batch: Batch, *, adds: bool) -> None:
         """Compute a whole update that changes nothing, to see whether it fits; this creates the optimizer's state.
@@ -86,6 +93,9 @@ class Updater:
 
     def start(self) -> None:
         """Get ready for updates: from now on gradients are shared with the other ranks."""
+        if self._recorded:
+            self.world.share_weights(self.model)
+            return
         self._loss = self.world.synchronised(self._loss)
         if self.world.size > 1:
             # DistributedDataParallel records its static graph in the first backward pass, which must synchronise.
@@ -109,17 +119,20 @@ class Updater:
         `parts` are this rank's, `target_tokens` the whole update's. Returns this rank's sums of loss and nll, [2].
         """
         sums = torch.zeros(2, device=self.device)
+        # Recorded gradients of the ranks are summed, others averaged.
+        ranks = 1 if self._recorded else self.world.size
         for number, batch, weight in parts:
             # Dropout depends on (seed, update, micro-batch) alone: neither on stops nor on the number of ranks.
             torch.manual_seed(_seed_of(self.config.seed, step, number))
             last = number == parts[-1].number
             with contextlib.nullcontext() if last else self.world.no_sync(self._loss):
-                # Times the number of ranks: their gradients are averaged, not summed.
-                scale = weight * self.world.size / target_tokens
+                scale = weight * ranks / target_tokens
                 if self._recorded:
                     sums += weight * self._recorded(batch, scale, adds=number != parts[0].number)
                 else:
                     sums += weight * self._backward(batch, scale)
+        if self._recorded:
+            self.world.sum_in_place(self._recorded.all_gradients)
         return sums
 
     def apply(self, rate: float, step: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -425,6 +426,24 @@ def test_torchrun_starts_ranks_too(corpus: list[str], tmp_path: Path, alone: Pat
     done = subprocess.run([*launcher, *arguments], env=environment(), text=True, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert_same_training(tmp_path / "run", alone)
+
+
+def two_ranks(module: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", module]
+    return subprocess.run(launcher, env=environment(), text=True, capture_output=True, timeout=PATIENCE)
+
+
+def test_gradients_are_sent_while_others_are_still_computed() -> None:
+    done = two_ranks("tests.train.ranks_sending")
+    assert done.returncode == 0, done.stderr
+    sent = json.loads(done.stdout)
+    assert sent["in all"] == sent["weights"], "of two parts once"
+    assert sent["weights"] / 2 < sent["before the last"] < sent["weights"]
+
+
+def test_two_ranks_with_recorded_passes_train_as_with_others() -> None:
+    done = two_ranks("tests.train.ranks_recorded")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_world_of_one_needs_no_launcher() -> None:
