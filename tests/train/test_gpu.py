@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from seq2seq.data.prepare import prepare
 from seq2seq.support.devices import compute_deterministically
 from seq2seq.support.files import sha256_of
 from seq2seq.train.trainer import Trainer
+from tests.processes import PATIENCE
 from tests.train.runs import TINY, draw, log, write_copies
 
 pytestmark = [
@@ -35,7 +38,7 @@ def test_a_training_on_the_gpu_is_that_on_the_cpu(tmp_path: Path, precision: str
         changes = [f"trainer.device={device}", f"trainer.precision={precision}", "model.dropout=0"]
         config = compose([*overrides, *changes, "trainer.log_seconds=0"])
         trainer = Trainer(config, prepare(config))
-        assert bool(trainer.updater._recorded) == (device == "cuda" and precision == "bfloat16" and heads == 1)
+        assert trainer.updater.is_recorded == (device == "cuda" and precision == "bfloat16" and heads == 1)
         trainer.run()
         losses[device] = [line["loss"] for line in log(tmp_path / device, "train")]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3 if precision == "float32" else 5e-2)
@@ -87,3 +90,17 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.M
     finally:
         compute_deterministically(False)
     assert len(hashes) == 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
+@pytest.mark.parametrize("heads", [1, 2])
+def test_two_gpus_train_as_one(tmp_path: Path, heads: int) -> None:
+    losses = []
+    for devices in (1, 2):
+        numbers = ["data.micro_batches=2", f"trainer.devices={devices}", f"run_dir={tmp_path}/{devices}"]
+        settings = ["trainer.device=cuda", "trainer.precision=bfloat16", "trainer.log_seconds=0", *numbers]
+        command = [sys.executable, "-m", "seq2seq.cli.train", *tiny(tmp_path, heads), *settings, "trainer.max_steps=40"]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        losses.append([line["loss"] for line in log(tmp_path / str(devices), "train")])
+    assert losses[1] == pytest.approx(losses[0], rel=5e-2)
