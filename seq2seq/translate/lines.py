@@ -7,21 +7,33 @@ import select
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from seq2seq.support.errors import UserError
+
 WINDOW = 4096
 FIRST_WINDOW = 256
 """Windows double from here on, so that the first output of a long input comes soon."""
 PAUSE_SECONDS = 0.05
+NOT_TEXT = {
+    b"\x1f\x8b": ("compressed by gzip", "zcat"),
+    b"\xfd7zXZ": ("compressed by xz", "xzcat"),
+    b"BZh91AY&SY": ("compressed by bzip2", "bzcat"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "zstdcat"),
+    b"\xff\xfe": ("UTF-16", "iconv -f utf-16 -t utf-8"),
+    b"\xfe\xff": ("UTF-16", "iconv -f utf-16 -t utf-8"),
+}
+"""How what is no UTF-8 text begins, what it is, and what makes text of it."""
 
 
 def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
     """The lines of a stream without their `\\n`, in lists of up to `size`; fewer at first, and when the input pauses.
 
-    A last line without `\\n` counts; an empty stream has no lines.
+    A last line without `\\n` counts; an empty stream has no lines. Raises UserError for a compressed stream, or UTF-16.
     """
     descriptor = stream.fileno()
     lines: list[bytes] = []
     rest: list[bytes] = []
     now = min(FIRST_WINDOW, size)
+    begins = True
     while True:
         # Even without lines: a descriptor that does not block would have nothing to read.
         if not select.select([descriptor], [], [], PAUSE_SECONDS if lines else None)[0]:
@@ -31,6 +43,9 @@ def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
         block = os.read(descriptor, 1 << 16)
         if not block:
             break
+        if begins:
+            _require_text(block)
+        begins = False
         first, *others = block.split(b"\n")
         rest.append(first)
         if others:
@@ -44,6 +59,12 @@ def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
         lines.append(last)
     if lines:
         yield lines
+
+
+def _require_text(block: bytes) -> None:
+    for start, (what, command) in NOT_TEXT.items():
+        if block.startswith(start):
+            raise UserError(f"the input is {what}, not UTF-8 text; type {command} FILE | in front of this command")
 
 
 def decode(line: bytes) -> tuple[str, int]:

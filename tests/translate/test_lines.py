@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import tempfile
 import threading
@@ -11,9 +14,11 @@ from itertools import chain
 from typing import BinaryIO
 
 import pytest
-from hypothesis import example, given
+import zstandard
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from seq2seq.support.errors import UserError
 from seq2seq.translate import lines
 from seq2seq.translate.lines import decode, windows
 
@@ -48,12 +53,29 @@ def read_pipe(content: bytes, size: int) -> list[list[bytes]]:
 @example(content=b"a\n\nb", size=3, through_pipe=True)
 @example(content=b"\n\n\n\n", size=2, through_pipe=True)
 def test_joined_windows_are_the_input(content: bytes, size: int, through_pipe: bool) -> None:
+    assume(not content.startswith(tuple(lines.NOT_TEXT)))
     found = (read_pipe if through_pipe else read_file)(content, size)
     flat = list(chain.from_iterable(found))
     ends = content.endswith(b"\n") or not content
     assert len(flat) == content.count(b"\n") + (not ends), "N lines in, N lines out"
     assert b"".join(line + b"\n" for line in flat) == content + (b"" if ends else b"\n")
     assert all(0 < len(window) <= size for window in found)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"a\n"), "compressed by gzip.* zcat FILE"),
+        (lzma.compress(b"a\n"), "compressed by xz.* xzcat FILE"),
+        (bz2.compress(b"a\n"), "compressed by bzip2.* bzcat FILE"),
+        (zstandard.compress(b"a\n"), "compressed by zstd.* zstdcat FILE"),
+        ("a\n".encode("utf-16"), "UTF-16.* iconv"),
+    ],
+)
+def test_what_is_no_text_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_pipe(content, 5)
+    assert read_pipe(b"a\n" + content.replace(b"\n", b""), 5) == [[b"a", content.replace(b"\n", b"")]]
 
 
 def test_a_file_comes_in_windows_that_double_up_to_full_ones() -> None:
