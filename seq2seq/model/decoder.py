@@ -13,7 +13,7 @@ from seq2seq.model.decoder_layer import Attended, DecoderLayer
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import final_norm
-from seq2seq.model.native_layers import NativeDecoder
+from seq2seq.model.native_layers import NativeDecoder, if_alike
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.model.recorded_cache import Holder, RecordedCache
 from seq2seq.model.row_cache import RowCache
@@ -77,7 +77,13 @@ class TransformerDecoder(nn.Module):
     def finish(self) -> None:
         """See `interfaces.Decoder`."""
         self._holder = Holder()
-        self._native = NativeDecoder.of(DecoderLayer, self.layers, self.input, self.norm)
+        self._native = if_alike(NativeDecoder.of(DecoderLayer, self.layers, self.input, self.norm), self._sample)
+
+    def _sample(self, native: NativeDecoder | None) -> Tensor:
+        self._native = native
+        layout, parents = Layout.of([1, 2]), torch.zeros(2, 1, dtype=torch.int64)
+        state = self.start(Memory(self.input(torch.arange(3), layout.positions, 2), layout))
+        return torch.cat([self.step(state, parents + token, parents) for token in range(3)])
 
     def start(self, memory: Memory) -> Cache:
         """The cache before the first step: keys and values of the source, computed once."""

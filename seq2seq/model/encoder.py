@@ -12,7 +12,7 @@ from seq2seq.model.attention import MultiHeadAttention
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward, Residual, final_norm
-from seq2seq.model.native_layers import NativeEncoder
+from seq2seq.model.native_layers import NativeEncoder, if_alike
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.row_attention import prefers_rows
@@ -64,4 +64,8 @@ class TransformerEncoder(nn.Module):
 
     def finish(self) -> None:
         """See `interfaces.Encoder`."""
-        self._native = NativeEncoder.of(EncoderLayer, self.layers)
+        self._native = if_alike(NativeEncoder.of(EncoderLayer, self.layers), self._sample)
+
+    def _sample(self, native: NativeEncoder | None) -> Tensor:
+        self._native = native
+        return self(torch.arange(3), Layout.of([1, 2])).rows

@@ -1,15 +1,16 @@
 """Transformer translation on CPUs: all layers of the encoder, or a step of the decoder, in one call of C++.
 
 A CPU computes a step in less time than Python needs to dispatch its operations, and intermediate results stay in its
-caches. The plain references are `encoder.EncoderLayer`, and `decoder.TransformerDecoder` itself.
+caches. The plain references are `encoder.EncoderLayer`, and `decoder.TransformerDecoder` itself; `if_alike` compares
+the two whenever a model is made ready.
 
 Shapes: N packed rows of the source; others as in `row_cache`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +22,32 @@ from seq2seq.ops import native
 from seq2seq.ops.dropout import Dropout
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
+from seq2seq.support.progress import say
 
 BLOCKS, PARTS = {MultiHeadAttention, FeedForward, Residual}, {PanelLinear, Dropout, LayerNorm}
 """What C++ computes; a class derived from one of these is computed as it says itself."""
+EXACT, ROUNDED = 1e-3, 0.1
+"""How far results of C++ may be from those of the layers, relative to their norm, in float32 and with rounded weights.
+
+Measured: 1e-6; 0.01 in bfloat16, 0.03 in int8. GELU in place of ReLU makes 0.07 to 0.4 (docs/log.md), so that some
+changes of a layer are noticed in float32 alone."""
+Part = TypeVar("Part", bound=nn.Module)
+Layers = TypeVar("Layers", bound="NativeLayers")
 
 
 class NativeLayers:
-    """Layers as C++ reads them: for each, its linear layers, then its norms, both in the order of its module."""
+    """Layers as C++ reads them: for each, its linear layers, then its norms, both in the order of its module.
+
+    `counts` are the numbers of both in a layer.
+    """
+
+    counts: ClassVar[tuple[int, int]]
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
-        linears = [[part for part in _parts(layer) if isinstance(part, PanelLinear)] for layer in layers]
-        norms = [[part for part in _parts(layer) if isinstance(part, nn.LayerNorm)] for layer in layers]
+        linears = [_parts(layer, PanelLinear) for layer in layers]
+        norms = [_parts(layer, LayerNorm) for layer in layers]
+        self.is_exact = all(linear.is_float32 for of_one in linears for linear in of_one)
         self._norms = [[x.detach().float() for norm in of_one for x in norm.parameters()] for of_one in norms]
         self._structs = torch.tensor(
             [
@@ -56,9 +71,11 @@ class NativeLayers:
         if len({residual.normalise_first for residual in residuals}) > 1:
             return None
         for layer in layers:
-            parts = _parts(layer)
+            parts, norms = _parts(layer, nn.Module), _parts(layer, nn.LayerNorm)
             usual = type(layer) is kind and {*map(type, layer.children())} <= BLOCKS and {*map(type, parts)} <= PARTS
-            if not usual or not all(_is_usual(part) for part in parts if isinstance(part, nn.LayerNorm)):
+            counts = len(_parts(layer, PanelLinear)), len(norms)
+            unwatched = not any(map(_is_watched, layer.modules()))
+            if not (usual and unwatched and counts == cls.counts and all(map(_is_usual, norms))):
                 return None
         return cls(layers, *others)
 
@@ -68,12 +85,34 @@ def _is_usual(norm: nn.Module) -> bool:
     return type(norm) is LayerNorm and norm.eps == 1e-5 and len(list(norm.parameters())) == 2
 
 
-def _parts(layer: nn.Module) -> list[nn.Module]:
-    return [part for block in layer.children() for part in block.children()]
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a call of this module does something of its own, which C++ would pass over."""
+    own = "forward" in vars(module) and "forward" not in getattr(module, "regions", ())
+    return own or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _parts(layer: nn.Module, kind: type[Part]) -> list[Part]:
+    return [part for block in layer.children() for part in block.children() if isinstance(part, kind)]
+
+
+def if_alike(native: Layers | None, compute: Callable[[Layers | None], Tensor]) -> Layers | None:
+    """`native`, unless what `compute` returns with it is not what it returns without, which one line then tells."""
+    if native is None:
+        return None
+    with torch.no_grad():
+        found, wanted = (compute(one).float() for one in (native, None))
+    limit = EXACT if native.is_exact and wanted.dtype is torch.float32 else ROUNDED
+    # NaN, too, is alike.
+    if (found - wanted).norm() > limit * wanted.norm():
+        say(f"{type(native).__name__}: not what the layers in Python compute, which are used instead, more slowly")
+        return None
+    return native
 
 
 class NativeEncoder(NativeLayers):
     """The layers of an encoder."""
+
+    counts = (5, 2)
 
     def __call__(self, x_ND: Tensor, layout: Layout) -> Tensor:
         """The layers applied to packed rows, in place: [N, D]."""
@@ -84,6 +123,8 @@ class NativeEncoder(NativeLayers):
 
 class NativeDecoder(NativeLayers):
     """A decoder, for search steps."""
+
+    counts = (8, 3)
 
     def __init__(self, layers: list[Any], embedding: PositionedEmbedding, norm: nn.Module) -> None:
         super().__init__(layers)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.ops.filled_rows import filled_up, whole_steps
+from seq2seq.ops.linear import Linear
 
 
 class PackedLinear(nn.Module):
@@ -51,9 +52,12 @@ def supports_packing(weight: Tensor) -> bool:
 
 
 def replace_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
-    """Replace each linear layer in `module` by what `make` returns for its weight and bias."""
+    """Replace each linear layer in `module` by what `make` returns for its weight and bias.
+
+    One of a class derived from those stays, as it may compute something else.
+    """
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
+        if isinstance(child, nn.Linear) and type(child) in (nn.Linear, Linear):
             setattr(module, name, make(child.weight, child.bias))
         else:
             replace_linears(child, make)

@@ -50,6 +50,11 @@ class PanelLinear(nn.Module):
         # A copy has tensors of its own, at other addresses.
         return PanelLinear, self._parts
 
+    @property
+    def is_float32(self) -> bool:
+        """Whether the weights are those that were given, not rounded."""
+        return self._parts[0].dtype is torch.float32
+
     @staticmethod
     def of(weight_OI: Tensor, bias: Tensor | None = None) -> PanelLinear:
         """A layer in float32 or bfloat16."""

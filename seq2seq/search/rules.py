@@ -9,7 +9,8 @@ Shapes: S slots, K hypotheses of each, V vocabulary, T tokens so far.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,13 +20,16 @@ from seq2seq.ops.topk import log_probabilities
 from seq2seq.search.interfaces import Slots
 from seq2seq.search.phrases import RequiredPhrases
 
+Rule = Callable[[Tensor, Tensor], None]
+"""Changes logits or scores [S, K, V] in place, given the prefixes [S, K, T]."""
+
 
 class Rules:
     """The rules for a batch of sentences.
 
     `limits` and `minima` [S] are the longest and shortest outputs, eos counted; `forced` the tokens that each output
-    must begin with; `forbidden` sequences that none may contain after these. `need_logits` says whether any rule may
-    apply to any token; without, tokens are chosen by C++ where nothing is forced or limited.
+    must begin with; `forbidden` sequences that none may contain after these. Rules that may apply to any token, at any
+    length, are in one of two lists, by what they change; where there are none, C++ chooses tokens without logits.
     """
 
     def __init__(
@@ -39,13 +43,16 @@ class Rules:
         forced: Sequence[list[int]],
         phrases: RequiredPhrases | None,
     ) -> None:
-        self.config = config
         self.eos = eos
         self.never_generated = never_generated.to(limits.device)
-        self.forbidden = forbidden
         self.limits, self.minima, self.phrases = limits, minima, phrases
         self.first_limit, self.last_minimum = int(limits.min()), int(minima.max())
-        self.need_logits = bool(config.repetition_penalty != 1 or config.no_repeat_ngram or forbidden or phrases)
+        self._of_logits: list[Rule] = []
+        if config.repetition_penalty != 1:
+            self._of_logits.append(partial(penalize_repetition, penalty=config.repetition_penalty))
+        self._of_scores: list[Rule] = [partial(forbid, phrase=phrase) for phrase in forbidden]
+        if config.no_repeat_ngram:
+            self._of_scores.append(partial(forbid_repeated, size=config.no_repeat_ngram))
         longest = max(len(tokens) for tokens in forced)
         # −1: any token.
         padded = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in forced]
@@ -65,7 +72,7 @@ class Rules:
 
         True: all of them; False: none. In the others, `log_probabilities` has more to forbid.
         """
-        if self.need_logits:
+        if self._of_logits or self._of_scores or self.phrases:
             return False
         if not (self._forces(length) or self._any_too_short(length) or self._any_at_limit(length)):
             return True
@@ -75,15 +82,13 @@ class Rules:
     def log_probabilities(self, logits_SKV: Tensor, prefixes_SKT: Tensor, part: Slots) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the next token of these slots, −∞ where forbidden: two summands as in `ops.topk`."""
         length = prefixes_SKT.shape[2] + 1
-        if self.config.repetition_penalty != 1:
-            penalize_repetition(logits_SKV, prefixes_SKT, self.config.repetition_penalty)
+        for rule in self._of_logits:
+            rule(logits_SKV, prefixes_SKT)
         scores_SKV, sums_SK = log_probabilities(logits_SKV)
         free_SKV = scores_SKV.clone() if self._forces(length) else scores_SKV
         scores_SKV.index_fill_(2, self.never_generated, -math.inf)
-        if self.config.no_repeat_ngram:
-            forbid_repeated(scores_SKV, prefixes_SKT, self.config.no_repeat_ngram)
-        for phrase in self.forbidden:
-            forbid(scores_SKV, prefixes_SKT, phrase)
+        for rule in self._of_scores:
+            rule(scores_SKV, prefixes_SKT)
         if self.phrases:
             self.phrases.forbid_end(scores_SKV, part, self.eos)
         if self._any_too_short(length):

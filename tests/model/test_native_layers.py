@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from seq2seq.config.schema import TransformerConfig
 from seq2seq.model.decoder import TransformerDecoder
@@ -16,6 +17,7 @@ from seq2seq.model.decoder_layer import DecoderLayer
 from seq2seq.model.embedding import Embedding
 from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.interfaces import Memory
+from seq2seq.model.layers import FeedForward
 from seq2seq.model.native_layers import NativeDecoder
 from seq2seq.model.row_cache import RowCache
 from seq2seq.ops import native
@@ -100,6 +102,7 @@ def test_a_step_is_that_of_the_layers_one_part_at_a_time(
     native_calls: list[str],
 ) -> None:
     decoder, calls = decoder_of(randomise, norm, d_k, dtype, make), native_calls
+    calls.clear()
     found = steps(decoder, dtype, sentences)
     assert calls.count("decoder_step") == len(found)
     decoder._native = None
@@ -115,6 +118,7 @@ def test_steps_are_the_rows_of_the_whole_at_all_positions(
 ) -> None:
     settings: dict[str, Any] = {"positions": positions, "max_positions": 20}
     decoder = cast(TransformerDecoder, finished(TransformerDecoder, randomise, "post", None, torch.float32, **settings))
+    native_calls.clear()
     generator = torch.Generator().manual_seed(2)
     memory = Memory(torch.randn(3, WIDTH, generator=generator), Layout.of([3]))
     tokens = torch.randint(VOCABULARY, (length,), generator=generator)
@@ -144,6 +148,7 @@ def test_an_encoder_is_its_layers_one_part_at_a_time(
     native_calls: list[str],
 ) -> None:
     encoder, calls = finished(TransformerEncoder, randomise, norm, d_k, dtype, make), native_calls
+    calls.clear()
     layout = Layout.of(lengths)
     tokens = torch.randint(VOCABULARY, (layout.total,), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -190,6 +195,7 @@ def test_an_encoder_of_longer_sentences_attends_by_a_grid_but_where_batches_must
     randomise: Randomise, native_calls: list[str]
 ) -> None:
     encoder, calls = finished(TransformerEncoder, randomise, "post", None, torch.float32), native_calls
+    calls.clear()
     layout = Layout.of([SHORT[torch.float32] + 1])
     tokens = torch.arange(layout.total) % VOCABULARY
     with torch.no_grad():
@@ -227,6 +233,55 @@ def test_a_derived_class_is_computed_as_it_says_itself(randomise: Randomise, nam
     changed.__class__ = type("Changed", (type(changed),), {})
     decoder.finish()
     assert decoder._native is None
+
+
+@pytest.mark.parametrize("side", [TransformerEncoder, TransformerDecoder])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_layers_that_were_changed_are_computed_as_they_say_and_a_line_tells(
+    side: type[TransformerDecoder] | type[TransformerEncoder],
+    norm: str,
+    randomise: Randomise,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for dtype, make, _ in FORMATS:
+        assert finished(side, randomise, norm, None, dtype, make)._native
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(FeedForward, "forward", lambda layer, x: layer.outer(functional.gelu(layer.inner(x))))
+    assert not finished(side, randomise, norm, None, torch.float32)._native
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not what the layers in Python compute" in line
+
+
+def test_a_module_that_is_watched_is_called(randomise: Randomise) -> None:
+    decoder = decoder_of(randomise)
+    block = cast(DecoderLayer, decoder.layers[1]).feed_forward
+    with block.register_forward_hook(lambda *_: None):
+        decoder.finish()
+        assert decoder._native is None
+    block.forward = lambda x: 0 * x  # type: ignore[method-assign]
+    decoder.finish()
+    assert decoder._native is None
+    del block.forward
+    decoder.finish()
+    assert decoder._native
+
+
+def test_a_block_with_one_more_linear_layer_is_not_for_cpp(randomise: Randomise) -> None:
+    decoder = decoder_of(randomise)
+    block = cast(DecoderLayer, decoder.layers[1]).feed_forward
+    block.gate = PanelLinear.of(torch.ones(WIDTH, WIDTH))
+    decoder.finish()
+    assert decoder._native is None
+
+
+def test_a_linear_layer_of_ones_own_stays() -> None:
+    class Adapted(Linear):
+        pass
+
+    module = nn.ModuleList((Adapted(2, 2), Linear(2, 2), nn.Linear(2, 2)))
+    replace_linears(module, PanelLinear.of)
+    assert [*map(type, module)] == [Adapted, PanelLinear, PanelLinear]
 
 
 @pytest.mark.parametrize("name", ["norm", "layers.1.self_residual.norm"])
