@@ -24,7 +24,6 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--last",
         type=int,
-        default=5,
         metavar="N",
         help="how many, the newest ones at multiples of trainer.save_every (default: 5)",
     )
@@ -44,6 +43,9 @@ def average(arguments: argparse.Namespace) -> None:
     if arguments.output.exists():
         raise UserError(f"{arguments.output}: already there; give another --output")
     require_positive(arguments, "last")
+    if arguments.last and arguments.steps:
+        raise UserError(f"--last {arguments.last} with --steps {arguments.steps}: leave out either")
+    last = arguments.last or 5
     checkpoints = Checkpoints(arguments.run_dir)
     found = checkpoints.all()
     if not found:
@@ -54,10 +56,10 @@ def average(arguments: argparse.Namespace) -> None:
     there = ", ".join(str(step_of(path)) for path in found)
     if arguments.steps is None:
         every = compose.load(found[-1] / "config.yaml").trainer.save_every
-        chosen = checkpoints.regular(every)[-arguments.last :]
-        if len(chosen) < arguments.last:
+        chosen = checkpoints.regular(every)[-last:]
+        if len(chosen) < last:
             raise UserError(
-                f"{arguments.run_dir}: {len(chosen)} of {arguments.last} checkpoints at multiples of "
+                f"{arguments.run_dir}: {len(chosen)} of {last} checkpoints at multiples of "
                 f"trainer.save_every={every} found (steps there: {there}); choose others: --steps A,B,…"
             )
     else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import seq2seq
 from seq2seq.cli.search_options import add_search_options, chosen, settings_named_as_options
+from seq2seq.config.schema import MOST_TOKENS
 from seq2seq.support.errors import UserError, exit_code_of
 from seq2seq.support.processors import available_processors, spin
 from seq2seq.support.progress import say
@@ -125,8 +126,8 @@ def prepare_process(arguments: argparse.Namespace) -> None:
 
     from seq2seq.support.devices import keep_freed_memory
 
-    for name in ("threads", "batch_tokens"):
-        require_positive(arguments, name)
+    require_positive(arguments, "threads")
+    require_positive(arguments, "batch_tokens", MOST_TOKENS)
     if arguments.threads:
         processors = available_processors()
         if arguments.threads > MOST_THREADS * processors:
@@ -137,11 +138,14 @@ def prepare_process(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
 
 
-def require_positive(arguments: argparse.Namespace, name: str) -> None:
-    """Raise UserError if the option of this name was given a value below 1."""
+def require_positive(arguments: argparse.Namespace, name: str, most: int | None = None) -> None:
+    """Raise UserError if the option of this name was given a value below 1, or above `most`."""
     value = getattr(arguments, name)
+    given = f"--{name.replace('_', '-')} {value}"
     if value is not None and value < 1:
-        raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+        raise UserError(f"{given}: must be at least 1")
+    if value is not None and most is not None and value > most:
+        raise UserError(f"{given}: must be at most {most}")
 
 
 def load_translator(arguments: argparse.Namespace) -> Translator:

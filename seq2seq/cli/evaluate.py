@@ -133,6 +133,8 @@ def _require_sense(arguments: argparse.Namespace) -> None:
             value = getattr(arguments, name)
             if value is not None and value is not False:
                 raise UserError(f"--{name.replace('_', '-')} with --compare, which only compares: leave out either")
+    if arguments.source_language and not arguments.test_set:
+        raise UserError(f"--source-language {arguments.source_language}: it is for --test-set; leave it out")
     if arguments.hypotheses or arguments.compare:
         _require_no_translating_options(arguments, "--hypotheses" if arguments.hypotheses else "--compare")
     if arguments.output and _is_stdout(arguments.output):
@@ -190,7 +192,8 @@ def _config(arguments: argparse.Namespace) -> Any:
 def _language(arguments: argparse.Namespace, side: str, *, required: bool = True) -> str:
     """The `source` or `target` language: the option's, else the model's; empty where none is needed or named."""
     given = getattr(arguments, f"{side}_language")
-    has_model = arguments.model or os.environ.get("SEQ2SEQ_MODEL")
+    # One that is no longer there is missed only where it is needed.
+    has_model = arguments.model or Path(os.environ.get("SEQ2SEQ_MODEL", ""), "manifest.json").is_file()
     if given or has_model or not (arguments.hypotheses or arguments.compare):
         return str(given or getattr(_config(arguments).data, f"{side}_language"))
     if required:

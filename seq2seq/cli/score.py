@@ -115,6 +115,7 @@ def _files(source: Path, target: Path) -> Iterator[Window]:
 
 def _standard_input() -> Iterator[Window]:
     """The pairs of standard input, source and target separated by a tab, as they arrive."""
+    from seq2seq.data.text_files import BLANKS
     from seq2seq.translate.lines import decode, windows
 
     if sys.stdin.isatty():
@@ -132,7 +133,7 @@ def _standard_input() -> Iterator[Window]:
                     f"standard input:{number}: {len(targets)} tabs; a line is source, tab, target: paste FILE FILE, "
                     "or give text with tabs as --source FILE --target FILE"
                 )
-            pairs.append((source, targets[0]))
+            pairs.append((source.strip(BLANKS), targets[0].strip(BLANKS)))
         yield first, pairs
         first += len(window)
 

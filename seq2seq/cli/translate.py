@@ -107,7 +107,7 @@ def translate(arguments: argparse.Namespace) -> None:
 
 def _stream(translator: Translator, text: str, prefix: str) -> str:
     """Write an output as it is found; returns why it could not begin with this prefix, if it could not."""
-    why = translator.why_too_long(text, prefix)
+    why = translator.why_impossible(text, prefix)
     for piece in itertools.chain(translator.stream(text, "" if why else prefix), ["\n"]):
         _write(piece)
         sys.stdout.buffer.flush()

@@ -15,7 +15,10 @@ from seq2seq.config.search import SearchConfig
 from seq2seq.support.errors import UserError
 
 MOST_TOKENS = 1 << 30
-"""Tokens of an update: far more than any device computes, and few enough to count in 32 bits."""
+"""Tokens of an update or a batch: far more than any device computes, and few enough to count in 32 bits."""
+SCHEDULES = ("inverse_sqrt", "linear")
+"""What the learning rate may do after the warm-up; `train.schedule` has a function for each."""
+MINUTES_OF_A_YEAR = 525_600
 MOST_PARTS = 1 << 16
 """Parts of an update: more than would ever be useful, and few enough to be listed."""
 NORMS = ("post", "pre")
@@ -258,7 +261,7 @@ class ScheduleConfig:
     peak: float | None = None
 
     def __post_init__(self) -> None:
-        one_of("schedule.kind", self.kind, ("inverse_sqrt", "linear"))
+        one_of("schedule.kind", self.kind, SCHEDULES)
         at_least("schedule.warmup_steps", self.warmup_steps, 1)
         positive("schedule.peak", self.peak)
 
@@ -267,22 +270,21 @@ class ScheduleConfig:
 class TrainerConfig:
     """How long and where to train, what to keep and what to show. Steps are updates of the weights.
 
-    `compile` fuses the layers of Transformers with PyTorch's compiler and, on one GPU in bfloat16, replays forward and
+    `compile` fuses the layers of Transformers with PyTorch's compiler and, on GPUs in bfloat16, replays forward and
     backward passes as CUDA graphs; `auto` does so on GPUs. With `deterministic`, GPUs too compute the same bits each
     time, more slowly; CPUs always do.
 
     `devices` is the number of ranks on this machine, one per device; a rank that does not answer the others within
     `timeout_minutes` ends the run.
 
-    Checkpoints are written while training goes on, from a copy in the CPU's memory.
-    `average_last` averages that many of the last checkpoints at the end; the final model is the average where its BLEU
-    is at least that of the best one seen. `average_decay` keeps an exponential
-    moving average of the weights, which is then what is validated and kept as the best model. `patience` stops after
-    that many validations without a better BLEU. An update whose gradient is not finite changes no weights;
-    `max_skipped` of them in a row end the run. `on_full_disk` goes on with the updates and tries again at the next save
-    (`retry`) or ends the run (`stop`). When the loss rises suddenly and stays up, `on_loss_spike` says so (`warn`), or
-    also goes back to the last checkpoint before the rise and leaves out the pairs since (`rollback`); `off` does not
-    check.
+    Checkpoints are written while training goes on, from a copy in the CPU's memory. `average_last` averages the weights
+    in that many of the last checkpoints at multiples of `save_every`, at the end; the final model is the average where
+    its BLEU is at least that of the best one seen. `average_decay` keeps an exponential moving average of the weights,
+    which is then what is validated and kept as the best model. `patience` stops after that many validations without a
+    better BLEU. An update whose gradient is not finite changes no weights; `max_skipped` of them in a row end the run.
+    `on_full_disk` goes on with the updates and tries again at the next save (`retry`) or ends the run (`stop`). When
+    the loss rises suddenly and stays up, `on_loss_spike` says so (`warn`), or also goes back to the last checkpoint
+    before the rise and leaves out the pairs since (`rollback`); `off` does not check.
     """
 
     max_steps: int = 100_000
@@ -308,8 +310,9 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         at_least("trainer.max_steps", self.max_steps, 1)
-        for key in ("max_minutes", "timeout_minutes"):
-            positive(f"trainer.{key}", getattr(self, key))
+        positive("trainer.max_minutes", self.max_minutes)
+        positive("trainer.timeout_minutes", self.timeout_minutes)
+        at_least("trainer.timeout_minutes", self.timeout_minutes, 0, MINUTES_OF_A_YEAR)
         at_least("trainer.log_seconds", self.log_seconds, 0)
         for key in ("save_every", "validate_every", "keep_checkpoints", "devices", "max_skipped"):
             at_least(f"trainer.{key}", getattr(self, key), 1)

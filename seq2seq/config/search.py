@@ -68,8 +68,10 @@ class SearchConfig:
         for name in ("coverage_penalty", "diversity_penalty"):
             at_least(f"search.{name}", getattr(self, name), 0)
         valid_seed("search.seed", self.seed)
-        for name in ("repetition_penalty", "temperature", "top_p"):
-            positive(f"search.{name}", getattr(self, name))
+        # With numbers far beyond these, products overflow.
+        for name in ("repetition_penalty", "temperature"):
+            at_least(f"search.{name}", getattr(self, name), 0.001, 1000)
+        positive("search.top_p", self.top_p)
         if self.top_p > 1:
             raise UserError(f"search.top_p={self.top_p}: must not be above 1")
         if self.max_length is not None and self.min_length > self.max_length:

@@ -129,6 +129,7 @@ class TranslationModel(nn.Module):
         It cannot be trained after this, nor placed again.
         """
         limit_compiled_shapes(SHAPES_OF_TRANSLATION)
+        self.eval()
         if device.type == "cpu":
             # Before processes are forked: each would compile it, or report that it cannot.
             native.library()
@@ -143,7 +144,7 @@ class TranslationModel(nn.Module):
             raise UserError(f"int8 on {device}: it is for the CPU; type --device cpu or --dtype bfloat16")
         self.encoder.finish()
         self.decoder.finish()
-        return self.eval()
+        return self
 
     def _pack(self) -> None:
         """Lay weights out for translation on a CPU, in the dtype that they have; elsewhere this does nothing."""

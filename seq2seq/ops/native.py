@@ -1,6 +1,6 @@
 """C++ functions (`kernels.cpp`) for training and translation on CPUs, compiled when they are first needed.
 
-They are compiled for the CPU at hand, once, in 15 to 30 seconds: the library is kept in `$XDG_CACHE_HOME/seq2seq`
+They are compiled for the CPU at hand, once, in half a minute: the library is kept in `$XDG_CACHE_HOME/seq2seq`
 (`~/.cache/seq2seq`), under a name derived from the source, the compiler and the CPU. Where there is no compiler
 (`$CXX`, else `c++`), one line says so, and all callers of these functions fall back to PyTorch's operations.
 """
@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -38,7 +39,9 @@ NAMES = FORMATS | {torch.int32: "int32", torch.int64: "int64"}
 WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 """Weight formats, in the order of their numbers in C++."""
 SECONDS = 300
-"""Time limit for the compiler, which needs 15 to 30."""
+"""Time limit for the compiler."""
+UNUSED = 90 * 24 * 3600
+"""Seconds after which a library that nobody has loaded, of older sources or another compiler, is deleted."""
 _functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
 """Functions called so far: looking one up again would double the time of a call."""
 
@@ -107,7 +110,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled functions; None where they are not available, which one line on stderr reports."""
     given = os.environ.get("CXX", "").strip() or "c++"
     try:
-        name, *options = shlex.split(given)
+        name, *words = shlex.split(given)
         compiler = shutil.which(name)
         if compiler is None:
             say(f"no C++ compiler ({name}), so this CPU will compute more slowly; install g++ or set CXX")
@@ -115,8 +118,11 @@ def library() -> ctypes.CDLL | None:
         for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
             # One thread pool for PyTorch and these functions: a second would compete with it.
             ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
-        folder, identity = _folder(), _identity(compiler, options)
-        return (folder and _kept(folder, identity)) or _compiled(compiler, options, folder, identity)
+        # Such as the compiler's name after ccache; options come after ours, so that they may undo them.
+        before = list(takewhile(lambda word: not word.startswith("-"), words))
+        command = [compiler, *before, *FLAGS, *words[len(before) :]]
+        folder, identity = _folder(), _identity(command)
+        return (folder and _kept(folder, identity)) or _compiled(command, folder, identity)
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         why = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
         say(f"{given} cannot compile {SOURCE.name} ({why}), so this CPU will compute more slowly")
@@ -127,22 +133,28 @@ def _kept(folder: Path, identity: str) -> ctypes.CDLL | None:
     """The library of this identity, if it is intact and nobody else can have written it."""
     for path in folder.glob(f"{identity}-*.so"):
         if _is_ours(path) and path.stem == f"{identity}-{_digest(path.read_bytes())}":
+            # Of this time: which of the others are no longer in use can be told.
+            path.touch()
             return ctypes.CDLL(str(path))
     return None
 
 
-def _compiled(compiler: str, options: list[str], folder: Path | None, identity: str) -> ctypes.CDLL:
+def _compiled(command: list[str], folder: Path | None, identity: str) -> ctypes.CDLL:
     how_often = "once" if folder else "at each start, as there is no folder of this user's own to keep it in"
     say(f"compiling {SOURCE.name} for this processor, {how_often}: up to half a minute")
     with tempfile.TemporaryDirectory(dir=folder) as building:
         path = Path(building) / "kernels.so"
-        command = [compiler, *FLAGS, *options, "-o", str(path), str(SOURCE)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+        subprocess.run(
+            [*command, "-o", str(path), str(SOURCE)], check=True, capture_output=True, text=True, timeout=SECONDS
+        )
         loaded = ctypes.CDLL(str(path))
         if folder:
             path.chmod(0o700)
             with contextlib.suppress(OSError):
                 path.replace(folder / f"{identity}-{_digest(path.read_bytes())}.so")
+                for other in folder.glob("*.so"):
+                    if time.time() - other.stat().st_mtime > UNUSED:
+                        other.unlink()
         return loaded
 
 
@@ -161,10 +173,10 @@ def _is_ours(path: Path) -> bool:
     return state.st_uid == os.getuid() and not state.st_mode & 0o022
 
 
-def _identity(compiler: str, options: list[str]) -> str:
-    """A name for the compiled library: the same only for the same source, compiler and CPU."""
-    state = Path(compiler).resolve().stat()
-    about = (FLAGS, options, compiler, state.st_size, state.st_mtime_ns, _processor())
+def _identity(command: list[str]) -> str:
+    """A name for the compiled library: the same only for the same source, compiler, options and CPU."""
+    state = Path(command[0]).resolve().stat()
+    about = (command, state.st_size, state.st_mtime_ns, _processor())
     sources = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
     return _digest(b"".join(source.read_bytes() for source in sources) + repr(about).encode())
 

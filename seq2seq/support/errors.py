@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 from seq2seq.support.streams import drop
 
@@ -33,6 +34,10 @@ class ReportedError(Exception):
     """An error that one line explains; the command ends with `exit_code`."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whatever a derived class is made of: processes send errors to one another.
+        return self.__class__.__new__, (self.__class__, *self.args), self.__dict__
 
 
 class UserError(ReportedError):

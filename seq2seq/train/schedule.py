@@ -5,6 +5,18 @@ from __future__ import annotations
 from seq2seq.config.schema import ScheduleConfig
 
 
+def _inverse_sqrt(step: int, warmup: int, _: int) -> float:
+    return (warmup / step) ** 0.5
+
+
+def _linear(step: int, warmup: int, last: int) -> float:
+    return max(0.0, (last - step + 1) / (last - warmup + 1))
+
+
+DECAYS = {"inverse_sqrt": _inverse_sqrt, "linear": _linear}
+"""What share of the peak is left at a step after so many of warm-up, in a run of so many."""
+
+
 def learning_rate(step: int, config: ScheduleConfig, d_model: int, max_steps: int) -> float:
     """The rate of update `step`.
 
@@ -12,9 +24,7 @@ def learning_rate(step: int, config: ScheduleConfig, d_model: int, max_steps: in
     `peak` if one is given; `linear`, after the same warm-up, falls from `peak` to reach 0 just after `max_steps`.
     """
     peak = config.peak or d_model**-0.5 * config.warmup_steps**-0.5
+    decay = DECAYS[config.kind]
     if step <= config.warmup_steps:
         return peak * step / config.warmup_steps
-    if config.kind == "linear":
-        return peak * max(0.0, (max_steps - step + 1) / (max_steps - config.warmup_steps + 1))
-    assert config.kind == "inverse_sqrt"
-    return peak * (config.warmup_steps / step) ** 0.5
+    return peak * decay(step, config.warmup_steps, max_steps)

@@ -7,7 +7,7 @@ import select
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from seq2seq.support.errors import UserError
+from seq2seq.support.progress import say
 
 WINDOW = 4096
 FIRST_WINDOW = 256
@@ -18,8 +18,8 @@ NOT_TEXT = {
     b"\xfd7zXZ": ("compressed by xz", "xzcat"),
     b"BZh91AY&SY": ("compressed by bzip2", "bzcat"),
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "zstdcat"),
-    b"\xff\xfe": ("UTF-16", "iconv -f utf-16 -t utf-8"),
-    b"\xfe\xff": ("UTF-16", "iconv -f utf-16 -t utf-8"),
+    b"\xff\xfe": ("like UTF-16", "iconv -f utf-16 -t utf-8"),
+    b"\xfe\xff": ("like UTF-16", "iconv -f utf-16 -t utf-8"),
 }
 """How what is no UTF-8 text begins, what it is, and what makes text of it."""
 
@@ -27,7 +27,7 @@ NOT_TEXT = {
 def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
     """The lines of a stream without their `\\n`, in lists of up to `size`; fewer at first, and when the input pauses.
 
-    A last line without `\\n` counts; an empty stream has no lines. Raises UserError for a compressed stream, or UTF-16.
+    A last line without `\\n` counts; an empty stream has no lines. One line tells of a stream that looks like no text.
     """
     descriptor = stream.fileno()
     lines: list[bytes] = []
@@ -44,7 +44,7 @@ def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
         if not block:
             break
         if begins:
-            _require_text(block)
+            _warn_of(block)
         begins = False
         first, *others = block.split(b"\n")
         rest.append(first)
@@ -61,14 +61,17 @@ def windows(stream: BinaryIO, size: int = WINDOW) -> Iterator[list[bytes]]:
         yield lines
 
 
-def _require_text(block: bytes) -> None:
+def _warn_of(block: bytes) -> None:
     for start, (what, command) in NOT_TEXT.items():
         if block.startswith(start):
-            raise UserError(f"the input is {what}, not UTF-8 text; type {command} FILE | in front of this command")
+            say(f"the input looks {what}, not like UTF-8 text; type {command} FILE | in front of this command")
 
 
 def decode(line: bytes) -> tuple[str, int]:
-    """The text of a line, and how many invalid byte sequences were replaced by U+FFFD; a byte-order mark is dropped."""
+    """The text of a line, and how many invalid byte sequences were replaced by U+FFFD.
+
+    A byte-order mark is dropped from any line: files that were joined have one in the middle.
+    """
     try:
         return line.decode("utf-8").removeprefix("\ufeff"), 0
     except UnicodeDecodeError:

@@ -42,6 +42,7 @@ BATCH_TOKENS_OF_GPU = 32768
 TOKENS_OF_A_WORKER = 1000
 """Source tokens below which one more worker is not worth starting."""
 LONGEST = 250
+NOTHING_TO_TRANSLATE = "the text is empty: its translation is, too, and cannot begin with a prefix"
 Result = TypeVar("Result")
 Job = Callable[["Translator"], Result]
 """What a worker does with its copy of the translator."""
@@ -170,21 +171,25 @@ class Translator:
         outputs = [output for translation in translations for output in translation.outputs]
         sequences = [part.tokens for output in outputs for _, part in output]
         texts = map(join, regrouped(self.tokenizer.decode(sequences, torch.get_num_threads()), outputs))
-        for translation, own in zip(translations, regrouped(texts, [x.outputs for x in translations]), strict=True):
+        texts_of_each = regrouped(texts, [translation.outputs for translation in translations])
+        for translation, own, prefix in zip(translations, texts_of_each, prefixes, strict=True):
             translation.texts = own or [""]
+            if not own and prefix.strip(BLANKS):
+                translation.flags.append("unmet")
+                translation.unmet = NOTHING_TO_TRANSLATE
         return translations
 
     def stream(self, text: str, prefix: str = "") -> Iterator[str]:
         """The translation of a text as it is found, a few characters at a time, by greedy search or sampling.
 
         Raises UserError for a beam of several hypotheses; for a glossary, which needs such a beam; and, before anything
-        is found, for a prefix that is too long (`why_too_long`).
+        is found, for a prefix with which no translation can begin (`why_impossible`).
         """
         self._check()
         self.require_streaming()
-        tasks = self._tasks_of(list_of_texts("texts", [text]), list_of_texts("prefixes", [prefix]))[0]
-        for why in filter(None, map(self._no_room, tasks)):
+        if why := self.why_impossible(text, prefix):
             raise UserError(why)
+        tasks = self._tasks_of([text], [prefix])[0]
         shown = ""
         for place, task in enumerate(tasks):
             if place:
@@ -219,9 +224,12 @@ class Translator:
             )
         list_of_texts("forbidden", self.forbidden)
 
-    def why_too_long(self, text: str, prefix: str) -> str:
+    def why_impossible(self, text: str, prefix: str) -> str:
         """Why no translation of a text can begin with this prefix; empty where one can."""
-        return next((self._no_room(task) for task in self._tasks_of([text], [prefix])[0]), "")
+        tasks = self._tasks_of(list_of_texts("texts", [text]), list_of_texts("prefixes", [prefix]))[0]
+        if not tasks and prefix.strip(BLANKS):
+            return NOTHING_TO_TRANSLATE
+        return next(map(self._no_room, tasks), "")
 
     def _tasks_of(self, texts: Sequence[str], prefixes: Sequence[str]) -> list[list[Task]]:
         """The tasks of each text, the first of which gets its prefix."""
@@ -368,7 +376,10 @@ class Translator:
         return regrouped(regrouped(scores, chain.from_iterable(outputs)), outputs)
 
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]], attention: bool) -> list[PairScore]:
-        return score_pairs(self.model, pairs, self.batch_tokens, attention=attention)
+        # A pair by itself has the same scores whatever the others are.
+        groups = [[pair] for pair in pairs] if self.deterministic else [pairs]
+        scored = (score_pairs(self.model, group, self.batch_tokens, attention=attention) for group in groups)
+        return list(chain.from_iterable(scored))
 
     def _why(self, task: Task) -> str:
         """Why nothing was found for a task."""

@@ -69,6 +69,7 @@ def test_mistakes(run: Any, run_dir: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ([], f"4 of 5 checkpoints at multiples of trainer.save_every=20 found {there}"),
         (["--last", "0"], "--last 0: must be at least 1"),
+        (["--last", "2", "--steps", "100,20"], "--last 2 with --steps 100,20: leave out either"),
         (["--steps", "100,200,7"], f"--steps 100,200,7: {run_dir} has no checkpoint of step 200, 7 {there}"),
         (["--steps", "x"], f"--steps x: {run_dir} has no checkpoint of step x {there}"),
         (["--steps", ""], f"--steps : {run_dir} has no checkpoint of step  {there}"),

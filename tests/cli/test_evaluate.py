@@ -297,3 +297,16 @@ def test_mistakes(run: Any, files: Files, tmp_path: Path, tiny_model: Path) -> N
         name, f"{output}: no such folder; type: mkdir -p"
     )
     run(main, "--model", tiny_model, "--hypotheses", files["good"]).refused(name, "has 20 lines; the reference has 30")
+
+
+def test_a_model_that_is_gone_is_not_missed_where_nothing_is_translated(
+    files: Files, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("--hypotheses", files["good"], "--reference", files["reference"])
+    expected = run(main, *given)
+    monkeypatch.setenv("SEQ2SEQ_MODEL", "/no/such/model")
+    assert run(main, *given) == expected and expected.code == 0
+    run(main, "--source", files["source"], "--reference", files["reference"]).refused("seq2seq-evaluate", "/no/such")
+    run(main, *given, "--source-language", "en").refused(
+        "seq2seq-evaluate", "--source-language en: it is for --test-set"
+    )

@@ -112,6 +112,12 @@ def test_more_than_one_window(run: Any, tiny_model: Path, tmp_path: Path) -> Non
     assert err.endswith("or leave the line out\n") and " type --batch-tokens 50" in err
 
 
+def test_outer_blanks_are_no_part_of_a_text(run: Any, tiny_model: Path) -> None:
+    _, out, _ = run(main, "--model", tiny_model, "--jsonl", stdin=b"the dog\tdas\r\n the dog\t das\n")
+    one, other = map(json.loads, out.splitlines())
+    assert one == other and one["text"] == "das"
+
+
 @pytest.mark.parametrize(
     ("stdin", "message"),
     [

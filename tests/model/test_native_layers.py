@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seq2seq.config.schema import TransformerConfig
+from seq2seq.config.schema import ModelConfig, TransformerConfig
 from seq2seq.model.decoder import TransformerDecoder
 from seq2seq.model.decoder_layer import DecoderLayer
 from seq2seq.model.embedding import Embedding
@@ -20,6 +20,7 @@ from seq2seq.model.interfaces import Memory
 from seq2seq.model.layers import FeedForward
 from seq2seq.model.native_layers import NativeDecoder
 from seq2seq.model.row_cache import RowCache
+from seq2seq.model.translation import build_model
 from seq2seq.ops import native
 from seq2seq.ops.batch_invariance import batch_invariant
 from seq2seq.ops.linear import Linear
@@ -251,6 +252,15 @@ def test_layers_that_were_changed_are_computed_as_they_say_and_a_line_tells(
     assert not finished(side, randomise, norm, None, torch.float32)._native
     (line,) = capsys.readouterr().err.splitlines()
     assert "not what the layers in Python compute" in line
+
+
+def test_a_model_in_training_is_made_ready_without_dropout(capsys: pytest.CaptureFixture[str]) -> None:
+    side = TransformerConfig(num_layers=2, num_heads=4, d_ff=40, dropout=0.5)
+    model = build_model(ModelConfig(d_model=WIDTH, dropout=0.5, encoder=side, decoder=side), VOCABULARY, 1).train()
+    model.place(torch.device("cpu"), torch.float32)
+    sides = cast(TransformerEncoder, model.encoder), cast(TransformerDecoder, model.decoder)
+    assert [bool(side._native) for side in sides] == [native.has_fast_matmul()] * 2
+    assert not capsys.readouterr().err
 
 
 def test_a_module_that_is_watched_is_called(randomise: Randomise) -> None:

@@ -8,6 +8,7 @@ import platform
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,29 @@ def test_another_processor_other_flags_or_another_source_make_another_library(
     native.library.cache_clear()
     native.library()
     assert len(kept(tmp_path)) == 2
+
+
+@needs_compiler
+def test_a_compiler_may_stand_behind_another_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "env LANG=C c++ -g0")
+    assert isinstance(native.library(), ctypes.CDLL)
+    assert len(kept(tmp_path)) == 1
+
+
+@needs_compiler
+def test_libraries_that_nobody_has_used_for_months_are_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "seq2seq"
+    folder.mkdir(mode=0o700)
+    for name, days in (("old", 91), ("recent", 89)):
+        (folder / f"{name}.so").touch()
+        os.utime(folder / f"{name}.so", (0, time.time() - days * 24 * 3600))
+    native.library()
+    assert not (folder / "old.so").exists() and (folder / "recent.so").exists()
+    (own,) = (path for path in kept(tmp_path) if path.name != "recent.so")
+    os.utime(own, (0, 0))
+    native.library.cache_clear()
+    native.library()
+    assert time.time() - own.stat().st_mtime < 3600
 
 
 @needs_compiler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import signal
 
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq.support.errors import (
+    OutOfMemory,
+    ProcessFailed,
+    ReportedError,
     RunError,
     Stopped,
     UserError,
@@ -22,6 +26,14 @@ from seq2seq.support.errors import (
     nearest,
     one_line,
 )
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("a"), OutOfMemory("b"), ProcessFailed("c", 7), Stopped(signal.SIGTERM, "d")]
+)
+def test_errors_are_sent_between_processes(error: ReportedError) -> None:
+    found = pickle.loads(pickle.dumps(error))
+    assert (type(found), str(found), found.exit_code) == (type(error), str(error), error.exit_code)
 
 
 def ended(error: BaseException) -> int:

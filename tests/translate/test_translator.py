@@ -247,6 +247,27 @@ def test_settings_of_search_can_be_given(tiny_model: Path, sentences: list[str])
         Translator.load(tiny_model, device="gpu")
 
 
+def test_nothing_can_begin_with_a_prefix_where_there_is_nothing_to_translate(translator: Translator) -> None:
+    blank, free, usual = translator.translate_n_best([" ", "", "the dog"], ["das", " ", "das"])
+    assert (blank.texts, blank.status) == ([""], "empty,unmet") and "cannot begin with a prefix" in blank.unmet
+    assert (free.status, free.unmet, usual.unmet) == ("empty", "", "")
+    greedy = replace(translator, search=SearchConfig(beam_size=1))
+    with pytest.raises(UserError, match="cannot begin with a prefix"):
+        list(greedy.stream(" ", "das"))
+    assert list(greedy.stream(" ", " ")) == []
+
+
+@pytest.mark.parametrize("name", ["transformer", "recurrent"])
+def test_deterministic_token_scores_are_the_same_to_the_last_bit(name: str) -> None:
+    model = Path(__file__).parents[1] / "fixtures" / "models" / "format-1" / name
+    translator = replace(Translator.load(model, device="cpu"), deterministic=True)
+    texts = [" ".join(["the old dog"] * count) for count in range(1, 12)]
+    together = translator.explain(translator.translate_n_best(texts))
+    for text, ((score,),) in zip(texts, together, strict=True):
+        (((alone,),),) = translator.explain(translator.translate_n_best([text]))
+        assert alone.token_log_probs == score.token_log_probs
+
+
 def test_prefixes_are_as_many_as_texts(translator: Translator) -> None:
     with pytest.raises(UserError, match="1 prefixes for 2 texts: give one for each"):
         translator.translate(["the dog", "a cat"], ["der"])
