@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "linear.h"
+#include "panel_linear.h"
 
 namespace {
 

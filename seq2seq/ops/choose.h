@@ -4,7 +4,7 @@
 
 #include <numeric>
 
-#include "linear.h"
+#include "panel_linear.h"
 
 namespace {
 

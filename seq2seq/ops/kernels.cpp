@@ -8,8 +8,8 @@
 // row's number), and nothing depends on `threads`.
 
 #include "choose.h"
-#include "large_product.h"
 #include "layers.h"
+#include "product.h"
 #include "threads.h"
 #include "training.h"
 

@@ -1,4 +1,4 @@
-"""Linear layers for translation on CPUs, by C++ functions (`linear.h`), in float32, bfloat16 and int8.
+"""Linear layers for translation on CPUs, by C++ functions (`panel_linear.h`), in float32, bfloat16 and int8.
 
 They are used where `native.has_fast_matmul()`. Weights are laid out once, as matmuls read them; a row's result does not
 depend on the other rows. Plain references: `F.linear` and `quantized_linear.quantized_linear_reference`.

@@ -1,4 +1,4 @@
-"""Matmuls of large matrices in training on CPUs, by C++ functions (`large_product.h`), alongside PyTorch's.
+"""Matmuls of large matrices in training on CPUs, by C++ functions (`product.h`), alongside PyTorch's.
 
 They are in float32 or bfloat16, accumulated in float32. They have no gradients of their own: `linear` and
 `linear_cross_entropy` use them to compute theirs.
