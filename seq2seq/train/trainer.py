@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Generator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,20 @@ from seq2seq.data.batches import Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.prepare import Prepared
 from seq2seq.evaluate.scores import language_mismatch
-from seq2seq.model.directory import save_model_directory
 from seq2seq.model.translation import TranslationModel, build_model, count_parameters
-from seq2seq.model.weights import fill, own_weights
+from seq2seq.model.weights import fill
 from seq2seq.support.devices import SHAPES_OF_TRAINING, choose_device, keep_freed_memory, limit_compiled_shapes
 from seq2seq.support.errors import OutOfMemory, ReportedError, RunError, Stopped, UserError
 from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
-from seq2seq.train.background import Background
-from seq2seq.train.checkpoint import Checkpoints, Progress, Snapshot, intact, step_of
+from seq2seq.train.checkpoint import Progress, intact, step_of
 from seq2seq.train.distributed import World, require_shareable
 from seq2seq.train.fitting import choose_parts
-from seq2seq.train.full_disk import FullDisk
 from seq2seq.train.health import Health
 from seq2seq.train.interrupts import SIGNALS, Interrupts
 from seq2seq.train.report import Report
+from seq2seq.train.saves import Saves
 from seq2seq.train.schedule import learning_rate
 from seq2seq.train.update import Pending, Update
 from seq2seq.train.updater import Updater
@@ -62,7 +59,8 @@ class Trainer:
         if self.device.type == "cuda" and config.trainer.deterministic and config.search.sampling:
             raise UserError("trainer.deterministic: not with search.sampling on a GPU; leave one out")
         self.model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(self.device)
-        self.checkpoints = Checkpoints(self.run_dir)
+        self.saves = Saves(config, data, self.world)
+        self.checkpoints = self.saves.checkpoints
         if config.init_from and not self.checkpoints.all():
             take_weights(self.model, Path(config.init_from))
         self.updater = Updater(self.model, config, self.world)
@@ -70,8 +68,6 @@ class Trainer:
         self._hashes = {"data_sha256": data.data_sha256, "valid_sha256": data.valid.sha256}
         self.progress = Progress(micro_batches=config.data.micro_batches or 0, **self._hashes)  # type: ignore[arg-type]
         self.interrupts = Interrupts(self._stopped)
-        self.full_disk = FullDisk(self.run_dir, config.trainer.on_full_disk)
-        self.saving = Background()
         self._spike: int | None = None
         self._pending: Pending | None = None
         self._clock = time.monotonic()
@@ -119,12 +115,12 @@ class Trainer:
         )
         self.health = Health(self.config.trainer, self.progress, self.report, self.data, self.world)
         try:
-            with self.interrupts, self.saving:
+            with self.interrupts, self.saves.thread:
                 if was_finished:
                     self._validate()
                 else:
                     self._train()
-                self.saving.wait()
+                self.saves.thread.wait()
                 with self.interrupts.ending_the_run_at_once():
                     self._finish()
         except torch.OutOfMemoryError:
@@ -186,7 +182,7 @@ class Trainer:
             while not self._finished():
                 stop = self.train_step(next(updates))
                 progress.update += 1
-                self.saving.check()
+                self.saves.thread.check()
                 to_save = progress.step % settings.save_every == 0 or bool(stop) or self._is_due()
                 if to_save:
                     stop = self._settle() or stop
@@ -197,7 +193,7 @@ class Trainer:
                     progress.rollbacks = 0
                     self._save()
                 if stop:
-                    self.saving.wait()
+                    self.saves.thread.wait()
                     raise self._stopped(stop)
                 if self._is_due() and not went_back:
                     self._validate()
@@ -229,7 +225,7 @@ class Trainer:
 
     def _stopped(self, number: int) -> ReportedError:
         name, step = signal.Signals(number).name, self.progress.step
-        return self.full_disk.error() or Stopped(
+        return self.saves.error() or Stopped(
             number, f"stopped by {name} at step {step:,}, saved; rerun the same command to resume"
         )
 
@@ -296,7 +292,7 @@ class Trainer:
     def _validate(self) -> None:
         progress, model = self.progress, self.updater.average or self.model
         # A signal ends a validation at once, since all is saved.
-        self.saving.wait()
+        self.saves.thread.wait()
         with self.interrupts.ending_the_run_at_once():
             values = self._scores(model)
         progress.validated = progress.step
@@ -306,7 +302,7 @@ class Trainer:
             for side in ("source", "hypothesis", "reference"):
                 say(f"    {side + ':':12}{sample[side]}")
         progress.validations_since_best += 1
-        if values["bleu"] > progress.best_bleu and self._save_model(model, values):
+        if values["bleu"] > progress.best_bleu and self.saves.model(model, progress.step, values):
             progress.best_bleu, progress.best_step, progress.validations_since_best = values["bleu"], progress.step, 0
         self._save()
 
@@ -333,35 +329,8 @@ class Trainer:
         return {**values, **counts, "minutes_trained": self.progress.seconds / 60}
 
     def _save(self) -> None:
-        """Have a checkpoint of the present state written while training goes on."""
-        if self.world.is_main:
-            # Two copies might not fit in memory.
-            self.saving.wait()
-            snapshot = Snapshot.of(self.model, self.updater.optimizer, self.progress, self.updater.average)
-            self.saving.start(partial(self._write, snapshot))
+        self.saves.checkpoint(self.model, self.updater.optimizer, self.progress, self.updater.average)
         self._restart_clock()
-
-    def _write(self, snapshot: Snapshot) -> None:
-        with self.full_disk.saving("checkpoint", snapshot.progress.step, snapshot.size):
-            self.checkpoints.save(snapshot, self.config)
-
-    def _save_model(self, model: TranslationModel, values: dict[str, Any]) -> bool:
-        """Make this the run's model; returns whether the disk had room for it, which rank 0 tells the others."""
-        weights = own_weights(model)
-        if self.world.is_main:
-            size = sum(weight.nbytes for weight in weights.values())
-            with self.full_disk.saving("model", self.progress.step, size):
-                save_model_directory(
-                    self.run_dir / "model",
-                    self.config,
-                    self.data.tokenizer,
-                    weights,
-                    data_sha256=self.data.data_sha256,
-                    longest_source=self.data.longest_source,
-                    steps=self.progress.step,
-                    valid={key: values[key] for key in ("loss", "bleu", "signature")},
-                )
-        return bool(self.world.gather(self.full_disk.is_saved("model"))[0])
 
     def _go_back(self, since: int) -> bool:
         """Take the weights of the last checkpoint before step `since` and save them with the current place in the data.
@@ -370,7 +339,7 @@ class Trainer:
         such checkpoint.
         """
         progress, self._spike = self.progress, None
-        self.saving.wait()
+        self.saves.thread.wait()
         # Rank 0 decides: what the others see of its disk may be out of date.
         if not self.world.gather(any(step_of(folder) < since for folder in self.checkpoints.all()))[0]:
             say("there is no checkpoint before it to go back to; going on")
@@ -408,9 +377,9 @@ class Trainer:
             values = self._scores(self.model)
             self.report.record("average", self.progress.step, {"checkpoints": len(folders), **values})
             say(f"average of the last {len(folders)} checkpoints: BLEU {values['bleu']:.2f}; best before: {best:.2f}")
-            if values["bleu"] >= best and self._save_model(self.model, values):
+            if values["bleu"] >= best and self.saves.model(self.model, self.progress.step, values):
                 best = values["bleu"]
-        if error := self.full_disk.error():
+        if error := self.saves.error():
             raise error
         if self.world.is_main:
             write_json(self.end_file, {"step": self.progress.step, "bleu": best})

@@ -42,8 +42,8 @@ NOT_FINITE = "the model gives no finite scores (broken weights?); try another ch
 class PairScore:
     """A pair as scored: its ids without eos, and the log-probability of each target token and of eos, [T].
 
-    `attention` [T, L], where it was requested, shows where in the source, eos counted, each prediction attended. `within_word` if the
-    source is part of a longer text and begins within the word in which the part before it ended.
+    `attention` [T, L], where it was requested, shows where in the source, eos counted, each prediction attended.
+    `within_word` if the source is part of a longer text and begins within the word in which the part before it ended.
     """
 
     source: list[int]

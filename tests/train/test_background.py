@@ -199,8 +199,8 @@ def test_a_disk_that_fails_meanwhile_ends_the_run_at_the_next_update(
             raise RunError("not what was written")
 
     def find_it_failed(trainer: Trainer) -> None:
-        if trainer.progress.step == 8 and trainer.saving._thread:
-            trainer.saving._thread.join()
+        if trainer.progress.step == 8 and trainer.saves.thread._thread:
+            trainer.saves.thread._thread.join()
 
     on_saving(fail)
     on_update(find_it_failed)
@@ -275,7 +275,7 @@ def test_the_average_at_the_end_is_of_all_that_was_saved(
         return scores(trainer, model)
 
     def all_written(trainer: Trainer) -> list[Path]:
-        written.append(trainer.saving._thread is None)
+        written.append(trainer.saves.thread._thread is None)
         return to_average(trainer)
 
     on_saving(slowly)
@@ -293,7 +293,7 @@ def test_no_second_copy_is_made_while_one_is_written(
     trainer = make("run", "trainer.save_every=4")
 
     def copied(*given: Any) -> Snapshot:
-        free.append(trainer.saving._thread is None)
+        free.append(trainer.saves.thread._thread is None)
         return of(*given)
 
     on_saving(slowly)

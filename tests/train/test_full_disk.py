@@ -20,6 +20,7 @@ from seq2seq.support.errors import RunError, Stopped
 from seq2seq.support.manifest import damage
 from seq2seq.train.checkpoint import Checkpoints
 from seq2seq.train.full_disk import FullDisk
+from seq2seq.train.saves import Saves
 from seq2seq.train.trainer import Trainer
 from seq2seq.train.update import Update
 from tests.train.runs import TINY, assert_same_state, draw, log, steps_saved, write_copies
@@ -58,7 +59,7 @@ def filling(monkeypatch: pytest.MonkeyPatch, disk: Path, full: set[int]) -> None
 
     def filled(trainer: Trainer, made_of: Update) -> int:
         # What is written is to find the disk as it was at its own step.
-        trainer.saving.wait()
+        trainer.saves.thread.wait()
         ballast.unlink(missing_ok=True)
         if trainer.progress.step + 1 in full:
             with ballast.open("wb", buffering=0) as file:
@@ -174,14 +175,14 @@ def test_a_best_model_that_found_no_room_is_not_the_best(
     # A checkpoint has two files of tensors, a model one; each validated step saves checkpoint, model, checkpoint.
     full_at({5 + 2})
     saved: list[bool] = []
-    save_model = Trainer._save_model
+    save_model = Saves.model
 
-    def noted(trainer: Trainer, *arguments: object) -> bool:
-        done = save_model(trainer, *arguments)  # type: ignore[arg-type]
+    def noted(saves: Saves, *arguments: object) -> bool:
+        done = save_model(saves, *arguments)  # type: ignore[arg-type]
         saved.append(done)
         return done
 
-    monkeypatch.setattr(Trainer, "_save_model", noted)
+    monkeypatch.setattr(Saves, "model", noted)
     trainer.run()
     assert saved == [True, False, True]
     assert trainer.progress.best_bleu == 20.0
