@@ -7,6 +7,7 @@ import gc
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -180,12 +181,17 @@ def load_translator(arguments: argparse.Namespace) -> Translator:
     return translator
 
 
+def _age(path: Path) -> float:
+    # A training run may be putting another model in its place.
+    return path.stat().st_mtime if path.exists() else time.time()
+
+
 def find_model(given: str | None) -> Path:
     """The directory given, else $SEQ2SEQ_MODEL, else the newest under runs/, named on stderr. Raises UserError."""
     named = given or os.environ.get("SEQ2SEQ_MODEL")
     if named:
         return Path(named)
-    manifests = sorted(Path("runs").glob("**/model/manifest.json"), key=lambda path: path.stat().st_mtime)
+    manifests = sorted(Path("runs").glob("**/model/manifest.json"), key=_age)
     if not manifests:
         raise UserError("no model under runs/; train one: seq2seq-train +recipe=quickstart, or give one: --model DIR")
     say(f"model: {manifests[-1].parent}")

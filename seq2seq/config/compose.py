@@ -27,6 +27,8 @@ COMPOSING = (HydraException, ValueError)
 """What Hydra raises while it composes; `explained` turns it into a message."""
 ADDED = ("recipe", "ablation")
 """The groups without a default, which are added with `+`."""
+SHARED = ("norm", "dropout")
+"""Keys of `model` that both sides take over."""
 DEEPEST = 20
 """The most levels of a stored configuration; more cost the YAML reader time quadratic in the depth, then its stack."""
 _OPENING = (
@@ -143,8 +145,16 @@ def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]
 def to_type(settings: dict[str, Any]) -> str:
     """What to type on the command line so that these keys have these values.
 
-    An encoder or decoder of another kind is chosen first; its keys, which that kind may not have, are left out.
+    An encoder or decoder of another kind is chosen first; its keys, which that kind may not have, are left out. What is
+    the same on both sides is typed once, where the model has a key for both.
     """
+    settings = dict(settings)
+    for name in SHARED:
+        sides_of = [f"model.{side}.{name}" for side in ("encoder", "decoder")]
+        values = [settings.get(key) for key in sides_of]
+        if values[0] is not None and values[0] == values[1]:
+            settings = {key: value for key, value in settings.items() if key not in sides_of}
+            settings[f"model.{name}"] = values[0]
     kinds = {key: kind for key, kind in settings.items() if key in ("model.encoder.kind", "model.decoder.kind")}
     sides = tuple(key.removesuffix("kind") for key in kinds)
     others = {key: value for key, value in settings.items() if not key.startswith(sides)}

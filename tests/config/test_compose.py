@@ -31,7 +31,7 @@ from seq2seq.config.compose import (
     to_type,
     to_yaml,
 )
-from seq2seq.config.schema import KINDS, Config, ModelConfig
+from seq2seq.config.schema import KINDS, Config, ModelConfig, TransformerConfig
 from seq2seq.model.translation import DECODERS, ENCODERS, build_model
 from seq2seq.support.errors import UserError
 
@@ -415,3 +415,11 @@ def test_what_is_to_be_typed_is_read_back(value: Any) -> None:
 def test_a_side_of_another_kind_is_chosen_without_its_other_keys() -> None:
     settings = {"model.encoder.kind": "recurrent", "model.encoder.d_ff": None, "model.d_model": 16, "seed": 2}
     assert to_type(settings) == "model/encoder=recurrent model.d_model=16 seed=2"
+
+
+def test_what_both_sides_share_is_typed_once() -> None:
+    settings = {"model.encoder.norm": "post", "model.decoder.norm": "post", "model.encoder.dropout": 0.3, "seed": 2}
+    assert to_type(settings) == "model.encoder.dropout=0.3 seed=2 model.norm=post"
+    config = compose(["+recipe=quickstart", "model.norm=post"])
+    sides = [side for side in (config.model.encoder, config.model.decoder) if isinstance(side, TransformerConfig)]
+    assert [side.norm for side in sides] == ["post", "post"]
