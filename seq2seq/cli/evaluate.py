@@ -193,7 +193,8 @@ def _language(arguments: argparse.Namespace, side: str, *, required: bool = True
     """The `source` or `target` language: the option's, else the model's; empty where none is needed or named."""
     given = getattr(arguments, f"{side}_language")
     # One that is no longer there is missed only where it is needed.
-    has_model = arguments.model or Path(os.environ.get("SEQ2SEQ_MODEL", ""), "manifest.json").is_file()
+    named = os.environ.get("SEQ2SEQ_MODEL")
+    has_model = arguments.model or (named and Path(named, "manifest.json").is_file())
     if given or has_model or not (arguments.hypotheses or arguments.compare):
         return str(given or getattr(_config(arguments).data, f"{side}_language"))
     if required:

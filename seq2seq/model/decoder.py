@@ -81,9 +81,10 @@ class TransformerDecoder(nn.Module):
 
     def _sample(self, native: NativeDecoder | None) -> Tensor:
         self._native = native
-        layout, parents = Layout.of([1, 2]), torch.zeros(2, 1, dtype=torch.int64)
-        state = self.start(Memory(self.input(torch.arange(3), layout.positions, 2), layout))
-        return torch.cat([self.step(state, parents + token, parents) for token in range(3)])
+        layout, tokens = Layout.of([1, 12]), torch.tensor([[1, 2], [3, 4]])
+        state = self.start(Memory(self.input(torch.arange(13), layout.positions, 12), layout))
+        steps = [torch.tensor([parents, parents]) for parents in ([0, 0], [0, 1], [1, 0])]
+        return torch.cat([self.step(state, tokens, parents) for parents in steps])
 
     def start(self, memory: Memory) -> Cache:
         """The cache before the first step: keys and values of the source, computed once."""

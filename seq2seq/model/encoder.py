@@ -68,4 +68,4 @@ class TransformerEncoder(nn.Module):
 
     def _sample(self, native: NativeEncoder | None) -> Tensor:
         self._native = native
-        return self(torch.arange(3), Layout.of([1, 2])).rows
+        return self(torch.arange(13), Layout.of([1, 12])).rows

@@ -20,17 +20,15 @@ from seq2seq.model.layers import FeedForward, LayerNorm, Residual
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops import native
 from seq2seq.ops.dropout import Dropout
+from seq2seq.ops.packed_linear import is_watched
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
 from seq2seq.support.progress import say
 
 BLOCKS, PARTS = {MultiHeadAttention, FeedForward, Residual}, {PanelLinear, Dropout, LayerNorm}
 """What C++ computes; a class derived from one of these is computed as it says itself."""
-EXACT, ROUNDED = 1e-3, 0.1
-"""How far results of C++ may be from those of the layers, relative to their norm, in float32 and with rounded weights.
-
-Measured: 1e-6; 0.01 in bfloat16, 0.03 in int8. GELU in place of ReLU makes 0.07 to 0.4 (docs/log.md), so that some
-changes of a layer are noticed in float32 alone."""
+TOLERANCE = 1e-3
+"""How far results of C++ may be from those of the layers, relative to their norm; measured: 1e-6 (docs/log.md)."""
 Part = TypeVar("Part", bound=nn.Module)
 Layers = TypeVar("Layers", bound="NativeLayers")
 
@@ -74,7 +72,7 @@ class NativeLayers:
             parts, norms = _parts(layer, nn.Module), _parts(layer, nn.LayerNorm)
             usual = type(layer) is kind and {*map(type, layer.children())} <= BLOCKS and {*map(type, parts)} <= PARTS
             counts = len(_parts(layer, PanelLinear)), len(norms)
-            unwatched = not any(map(_is_watched, layer.modules()))
+            unwatched = not any(map(is_watched, layer.modules()))
             if not (usual and unwatched and counts == cls.counts and all(map(_is_usual, norms))):
                 return None
         return cls(layers, *others)
@@ -85,28 +83,23 @@ def _is_usual(norm: nn.Module) -> bool:
     return type(norm) is LayerNorm and norm.eps == 1e-5 and len(list(norm.parameters())) == 2
 
 
-def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of this module does something of its own, which C++ would pass over."""
-    own = "forward" in vars(module) and "forward" not in getattr(module, "regions", ())
-    return own or bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _parts(layer: nn.Module, kind: type[Part]) -> list[Part]:
     return [part for block in layer.children() for part in block.children() if isinstance(part, kind)]
 
 
 def if_alike(native: Layers | None, compute: Callable[[Layers | None], Tensor]) -> Layers | None:
-    """`native`, unless what `compute` returns with it is not what it returns without, which one line then tells."""
-    if native is None:
-        return None
-    with torch.no_grad():
-        found, wanted = (compute(one).float() for one in (native, None))
-    limit = EXACT if native.is_exact and wanted.dtype is torch.float32 else ROUNDED
-    # NaN, too, is alike.
-    if (found - wanted).norm() > limit * wanted.norm():
-        say(f"{type(native).__name__}: not what the layers in Python compute, which are used instead, more slowly")
-        return None
-    return native
+    """`native`, unless what `compute` returns with it is not what it returns without, which one line then tells.
+
+    With rounded weights it is not compared: of a deep model both ways may be far apart by rounding alone.
+    """
+    if native is None or not native.is_exact:
+        return native
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        found, wanted = (compute(one) for one in (native, None))
+    if (found - wanted).norm() <= TOLERANCE * wanted.norm() or wanted.isnan().any():
+        return native
+    say(f"{type(native).__name__}: not what the layers in Python compute, which are used instead, more slowly")
+    return None
 
 
 class NativeEncoder(NativeLayers):
@@ -141,6 +134,7 @@ class NativeDecoder(NativeLayers):
     ) -> Self | None:
         """See `NativeLayers.of`; the embedding and the final norm, too, must be those that C++ computes."""
         usual = type(embedding) is PositionedEmbedding and (type(norm) is nn.Identity or _is_usual(norm))
+        usual = usual and not any(map(is_watched, (*embedding.modules(), norm)))
         return super().of(kind, layers, embedding, norm) if usual else None
 
     def __call__(

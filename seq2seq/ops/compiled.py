@@ -85,6 +85,9 @@ class Compiler:
 class Region:
     """A method of a module, compiled where that pays."""
 
+    is_of_class = True
+    """It computes what the method of the module's class does."""
+
     def __init__(self, module: nn.Module, name: str, compiler: Compiler) -> None:
         self.module, self.compiler = module, compiler
         self.function: Callable[..., Tensor] = getattr(type(module), name)

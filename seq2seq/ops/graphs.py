@@ -38,7 +38,8 @@ class Recorded(Generic[Result]):
         try:
             self.graph = self._recorded(device, pool, try_first)
         except RuntimeError as error:
-            say(f"CUDA graph capture failed on {device} ({first_line(error)}); launching its kernels one by one")
+            why = first_line(error)
+            say(f"CUDA graph capture failed on {device} ({why}); launching its kernels one by one", of_any_rank=True)
 
     @property
     def is_recorded(self) -> bool:

@@ -133,9 +133,10 @@ def _kept(folder: Path, identity: str) -> ctypes.CDLL | None:
     """The library of this identity, if it is intact and nobody else can have written it."""
     for path in folder.glob(f"{identity}-*.so"):
         if _is_ours(path) and path.stem == f"{identity}-{_digest(path.read_bytes())}":
-            # Of this time: which of the others are no longer in use can be told.
-            path.touch()
-            return ctypes.CDLL(str(path))
+            with contextlib.suppress(FileNotFoundError):
+                # Those that are no longer in use can be told by this time.
+                os.utime(path)
+                return ctypes.CDLL(str(path))
     return None
 
 
@@ -154,7 +155,7 @@ def _compiled(command: list[str], folder: Path | None, identity: str) -> ctypes.
                 path.replace(folder / f"{identity}-{_digest(path.read_bytes())}.so")
                 for other in folder.glob("*.so"):
                     if time.time() - other.stat().st_mtime > UNUSED:
-                        other.unlink()
+                        other.unlink(missing_ok=True)
         return loaded
 
 
@@ -175,8 +176,8 @@ def _is_ours(path: Path) -> bool:
 
 def _identity(command: list[str]) -> str:
     """A name for the compiled library: the same only for the same source, compiler, options and CPU."""
-    state = Path(command[0]).resolve().stat()
-    about = (command, state.st_size, state.st_mtime_ns, _processor())
+    programs = [Path(found).resolve().stat() for word in command if (found := shutil.which(word))]
+    about = (command, *((state.st_size, state.st_mtime_ns) for state in programs), _processor())
     sources = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
     return _digest(b"".join(source.read_bytes() for source in sources) + repr(about).encode())
 

@@ -51,13 +51,21 @@ def supports_packing(weight: Tensor) -> bool:
     return True
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether a call of this module does something of its own: it has hooks, or a `forward` other than its class's."""
+    own = vars(module).get("forward")
+    # That of a compiled region is its class's, in other code.
+    has_own = own is not None and not getattr(own, "is_of_class", False)
+    return has_own or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def replace_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
     """Replace each linear layer in `module` by what `make` returns for its weight and bias.
 
-    One of a class derived from those stays, as it may compute something else.
+    One of a class derived from those stays, as it may compute something else, and so does one that is watched.
     """
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear) and type(child) in (nn.Linear, Linear):
+        if isinstance(child, nn.Linear) and type(child) in (nn.Linear, Linear) and not is_watched(child):
             setattr(module, name, make(child.weight, child.bias))
         else:
             replace_linears(child, make)

@@ -45,9 +45,9 @@ def bar(description: str, total: float | None = None, *, unit: str = "lines") ->
     )
 
 
-def say(message: str) -> None:
-    """Print a line to stderr: stdout carries results only."""
-    if not _silent:
+def say(message: str, *, of_any_rank: bool = False) -> None:
+    """Print a line to stderr: stdout carries results only. Of several ranks one prints, unless it is `of_any_rank`."""
+    if of_any_rank or not _silent:
         print(message, file=sys.stderr, flush=True)
 
 

@@ -84,11 +84,13 @@ class World:
         if self.size > 1:
             dist.barrier(group=self.patient if patiently else self.control)
 
-    def connect(self, device: torch.device) -> None:
-        """Connect this device with those of the other ranks, once all have got here; this takes some memory."""
-        # While devices are being connected, a dead rank would go unnoticed.
-        self.wait()
-        self.sum_in_place(torch.zeros(1, device=device))
+    def connect(self, zeros: Tensor) -> None:
+        """Connect the devices, once all ranks have got here; for tensors as large as this one, it takes its memory."""
+        if self.size > 1:
+            # While devices are being connected, a dead rank would go unnoticed.
+            self.wait()
+            dist.all_reduce(zeros)
+            dist.broadcast(zeros, 0)
 
     def sum_in_place(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the ranks, with the same bits on each."""

@@ -111,7 +111,9 @@ class RecordedPasses:
         """Free what graphs hold, from now on launching kernels one by one; False if nothing is held."""
         if self._memory.id is None:
             return False
-        say(f"too little memory on {self.device} for passes as graphs: their kernels are launched one by one")
+        what = f"too little memory on {self.device} for passes as graphs: their kernels are launched one by one"
+        # All ranks wait for the slowest.
+        say(what, of_any_rank=True)
         self._room = 0
         self.graphs.clear()
         self._memory.end()

@@ -156,8 +156,7 @@ class Trainer:
 
     def _require_same_state(self, end: dict[str, Any]) -> None:
         state = {**asdict(self.progress), **self._hashes, "end": end}
-        facts = {"device": self.device.type, "precision": str(self.updater.precision), **state}
-        self.world.require_same({**facts, "CUDA graphs": self.updater.is_recorded})
+        self.world.require_same({"device": self.device.type, "precision": str(self.updater.precision), **state})
 
     def _choose_micro_batches(self) -> None:
         """Split updates into as few parts as fit in memory; a number given, or chosen before, is only tried out."""

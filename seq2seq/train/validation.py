@@ -28,7 +28,8 @@ def validate(
 ) -> dict[str, Any]:
     """Scores of the model, the same on every rank, with some sample translations; leaves the model in training mode.
 
-    For the loss, batches are as large as one of the `parts` of an update. Raises torch.OutOfMemoryError, OutOfMemory.
+    For the loss, batches are as large as one of the `parts` of an update. Raises torch.OutOfMemoryError, OutOfMemory,
+    before this rank waits for any other: it may validate again.
     """
     started = time.monotonic()
     model.eval()
@@ -39,13 +40,14 @@ def validate(
             with autocast(model.device, precision):
                 nll += float(batch_loss(model, batch.to(model.device), 0.0)[1])
             progress.update(batch.target_layout.batch_size)
-    loss = world.sum([nll])[0] / float(data.valid.lengths[1].sum())
     hypotheses = [""] * len(data.valid_text)
     # As it will be when it is loaded: on CPUs search takes two thirds of the time with weights laid out for it.
     ready = copy.deepcopy(model).place(model.device, torch.float32) if model.device.type == "cpu" else model
     mine = Translator.of(ready, data.tokenizer, config, data.longest_source).translate(
         [pair.source for pair in data.valid_text[world.rank :: world.size]]
     )
+    # All sums and exchanges come last: a rank that runs out of memory before them can begin again.
+    loss = world.sum([nll])[0] / float(data.valid.lengths[1].sum())
     for rank, share in enumerate(world.gather(mine)):
         hypotheses[rank :: world.size] = share
     model.train()

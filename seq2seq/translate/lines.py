@@ -16,7 +16,7 @@ PAUSE_SECONDS = 0.05
 NOT_TEXT = {
     b"\x1f\x8b": ("compressed by gzip", "zcat"),
     b"\xfd7zXZ": ("compressed by xz", "xzcat"),
-    b"BZh91AY&SY": ("compressed by bzip2", "bzcat"),
+    **{b"BZh%d1AY&SY" % level: ("compressed by bzip2", "bzcat") for level in range(1, 10)},
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "zstdcat"),
     b"\xff\xfe": ("like UTF-16", "iconv -f utf-16 -t utf-8"),
     b"\xfe\xff": ("like UTF-16", "iconv -f utf-16 -t utf-8"),

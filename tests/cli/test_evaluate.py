@@ -304,6 +304,9 @@ def test_a_model_that_is_gone_is_not_missed_where_nothing_is_translated(
 ) -> None:
     given = ("--hypotheses", files["good"], "--reference", files["reference"])
     expected = run(main, *given)
+    (files["good"].parent / "manifest.json").touch()
+    monkeypatch.chdir(files["good"].parent)
+    assert run(main, *given) == expected, "where no model is named, this folder is none"
     monkeypatch.setenv("SEQ2SEQ_MODEL", "/no/such/model")
     assert run(main, *given) == expected and expected.code == 0
     run(main, "--source", files["source"], "--reference", files["reference"]).refused("seq2seq-evaluate", "/no/such")

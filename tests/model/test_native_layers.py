@@ -23,6 +23,7 @@ from seq2seq.model.row_cache import RowCache
 from seq2seq.model.translation import build_model
 from seq2seq.ops import native
 from seq2seq.ops.batch_invariance import batch_invariant
+from seq2seq.ops.compiled import compile_regions
 from seq2seq.ops.linear import Linear
 from seq2seq.ops.packed_linear import replace_linears
 from seq2seq.ops.packing import Layout
@@ -266,9 +267,10 @@ def test_a_model_in_training_is_made_ready_without_dropout(capsys: pytest.Captur
 def test_a_module_that_is_watched_is_called(randomise: Randomise) -> None:
     decoder = decoder_of(randomise)
     block = cast(DecoderLayer, decoder.layers[1]).feed_forward
-    with block.register_forward_hook(lambda *_: None):
-        decoder.finish()
-        assert decoder._native is None
+    for module in (block, decoder.layers[0], decoder.norm, decoder.input.embedding):
+        with module.register_forward_hook(lambda *_: None):
+            decoder.finish()
+            assert decoder._native is None
     block.forward = lambda x: 0 * x  # type: ignore[method-assign]
     decoder.finish()
     assert decoder._native is None
@@ -289,9 +291,32 @@ def test_a_linear_layer_of_ones_own_stays() -> None:
     class Adapted(Linear):
         pass
 
-    module = nn.ModuleList((Adapted(2, 2), Linear(2, 2), nn.Linear(2, 2)))
+    module = nn.ModuleList((Adapted(2, 2), Linear(2, 2), nn.Linear(2, 2), Linear(2, 2)))
+    module[3].register_forward_pre_hook(lambda *_: None)
     replace_linears(module, PanelLinear.of)
-    assert [*map(type, module)] == [Adapted, PanelLinear, PanelLinear]
+    assert [*map(type, module)] == [Adapted, PanelLinear, PanelLinear, Linear]
+
+
+def test_a_layer_compiled_for_training_is_none_of_ones_own() -> None:
+    side = TransformerConfig(num_layers=2, num_heads=4, d_ff=40)
+    model = build_model(ModelConfig(d_model=WIDTH, encoder=side, decoder=side), VOCABULARY, 1)
+    compile_regions(model)
+    model.place(torch.device("cpu"), torch.float32)
+    assert bool(cast(TransformerEncoder, model.encoder)._native) == native.has_fast_matmul()
+    cast(TransformerEncoder, model.encoder).layers[0].forward = lambda x, _: x
+    model.encoder.finish()
+    assert cast(TransformerEncoder, model.encoder)._native is None
+
+
+def test_weights_that_are_not_finite_are_no_difference(
+    randomise: Randomise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoder = decoder_of(randomise)
+    native_of = decoder._native
+    with torch.no_grad():
+        cast(DecoderLayer, decoder.layers[0]).self_residual.norm.weight.fill_(torch.nan)
+    decoder.finish()
+    assert native_of and decoder._native and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["norm", "layers.1.self_residual.norm"])

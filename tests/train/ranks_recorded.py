@@ -23,23 +23,25 @@ PARTS = 4
 
 
 def trained(config: Config, world: World, *, recorded: bool) -> list[Tensor]:
-    """The weights after three updates that begin with those of rank 0."""
+    """The gradients of the first of three updates that begin with the weights of rank 0, and the weights at the end."""
     updater = Updater(build_model(config.model, 200, 1 + world.rank), config, world)
     if recorded:
         updater._recorded = RecordedPasses(updater._loss_of, updater.model, updater.device)
     updater.start()
     generator = torch.Generator().manual_seed(1)
+    first: list[Tensor] = []
     for step in range(1, 4):
         tokens, layout = torch.randint(4, 200, (PARTS, 100), generator=generator), Layout.of([20] * 5)
         batches = [Batch(own, layout, own, own.roll(1), layout) for own in tokens]
         parts = [MicroBatch(number, batches[number], 1.0) for number in range(world.rank, PARTS, world.size)]
         updater.gradients(parts, 100 * PARTS, step)
+        first = first or [weight.grad.clone() for weight in updater.model.parameters() if weight.grad is not None]
         updater.apply(1e-2, step)
-    return [weight.detach() for weight in updater.model.parameters()]
+    return [*first, *(weight.detach() for weight in updater.model.parameters())]
 
 
 def main() -> None:
-    """Train both ways and compare the weights, also with those of the other rank."""
+    """Train both ways and compare, also with the other rank."""
     config = compose(OVERRIDES)
     with joined(config) as world:
         recorded, averaged = (trained(config, world, recorded=way) for way in (True, False))

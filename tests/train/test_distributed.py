@@ -428,9 +428,9 @@ def test_torchrun_starts_ranks_too(corpus: list[str], tmp_path: Path, alone: Pat
     assert_same_training(tmp_path / "run", alone)
 
 
-def two_ranks(module: str) -> subprocess.CompletedProcess[str]:
+def two_ranks(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", module]
-    return subprocess.run(launcher, env=environment(), text=True, capture_output=True, timeout=PATIENCE)
+    return subprocess.run([*launcher, *arguments], env=environment(), text=True, capture_output=True, timeout=PATIENCE)
 
 
 def test_gradients_are_sent_while_others_are_still_computed() -> None:
@@ -444,6 +444,15 @@ def test_gradients_are_sent_while_others_are_still_computed() -> None:
 def test_two_ranks_with_recorded_passes_train_as_with_others() -> None:
     done = two_ranks("tests.train.ranks_recorded")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_rank_that_has_too_little_memory_validates_again_while_the_other_waits(
+    corpus: list[str], tmp_path: Path, alone: Path
+) -> None:
+    done = two_ranks("tests.train.ranks_validating", *corpus, *SETTINGS, f"run_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    (one,), (other,) = log(alone, "valid"), log(tmp_path / "run", "valid")
+    assert other["loss"] == pytest.approx(one["loss"], abs=1e-4) and other["bleu"] == one["bleu"]
 
 
 def test_a_world_of_one_needs_no_launcher() -> None:

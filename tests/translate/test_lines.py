@@ -66,7 +66,7 @@ def test_joined_windows_are_the_input(content: bytes, size: int, through_pipe: b
     [
         (gzip.compress(b"a\n"), "compressed by gzip.* zcat FILE"),
         (lzma.compress(b"a\n"), "compressed by xz.* xzcat FILE"),
-        (bz2.compress(b"a\n"), "compressed by bzip2.* bzcat FILE"),
+        (bz2.compress(b"a\n", 1), "compressed by bzip2.* bzcat FILE"),
         (zstandard.compress(b"a\n"), "compressed by zstd.* zstdcat FILE"),
         ("a\n".encode("utf-16"), "UTF-16.* iconv"),
     ],
