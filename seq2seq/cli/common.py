@@ -181,9 +181,13 @@ def load_translator(arguments: argparse.Namespace) -> Translator:
     return translator
 
 
-def _age(path: Path) -> float:
-    # A training run may be putting another model in its place.
-    return path.stat().st_mtime if path.exists() else time.time()
+def _written(path: Path) -> float:
+    """When a file was written."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        # A training run is putting another model in its place.
+        return time.time()
 
 
 def find_model(given: str | None) -> Path:
@@ -191,7 +195,7 @@ def find_model(given: str | None) -> Path:
     named = given or os.environ.get("SEQ2SEQ_MODEL")
     if named:
         return Path(named)
-    manifests = sorted(Path("runs").glob("**/model/manifest.json"), key=_age)
+    manifests = sorted(Path("runs").glob("**/model/manifest.json"), key=_written)
     if not manifests:
         raise UserError("no model under runs/; train one: seq2seq-train +recipe=quickstart, or give one: --model DIR")
     say(f"model: {manifests[-1].parent}")

@@ -36,6 +36,7 @@ class Updater:
         self.precision = choose_precision(config.trainer.precision, self.device)
         self.average = copy.deepcopy(model) if config.trainer.average_decay is not None else None
         compiles = choose_compiling(config.trainer.compile, self.device)
+        # All ranks or none: gradients are exchanged in another way.
         records = all(world.gather(compiles and model.can_be_recorded(self.device, self.precision)))
         working = working_copy(model, self.precision) if records else model
         if compiles:
@@ -45,11 +46,6 @@ class Updater:
         self._recorded = RecordedPasses(self._loss_of, model, self.device, working) if records else None
         # Before it is tried out what else fits into memory.
         world.connect(self._recorded.all_gradients if self._recorded else torch.zeros(1, device=self.device))
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether passes are recorded as CUDA graphs: on all ranks or on none."""
-        return self._recorded is not None
 
     def try_out(self, batch: Batch, *, adds: bool) -> None:
         """Compute a whole update that changes nothing, to see whether it fits; this creates the optimizer's state.
