@@ -64,12 +64,13 @@ def test_joined_windows_are_the_input(content: bytes, size: int, through_pipe: b
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"a\n"), "compressed by gzip.* zcat FILE"),
+        (gzip.compress(b"a\n", mtime=0), "compressed by gzip.* zcat FILE"),
         (lzma.compress(b"a\n"), "compressed by xz.* xzcat FILE"),
         (bz2.compress(b"a\n", 1), "compressed by bzip2.* bzcat FILE"),
         (zstandard.compress(b"a\n"), "compressed by zstd.* zstdcat FILE"),
         ("a\n".encode("utf-16"), "UTF-16.* iconv"),
     ],
+    ids=["gzip", "xz", "bzip2", "zstd", "UTF-16"],
 )
 def test_of_what_looks_like_no_text_a_line_tells(
     content: bytes, message: str, capsys: pytest.CaptureFixture[str]
