@@ -83,7 +83,7 @@ void attend_together(const Q* query, const T* keys_values, const int32_t* seen, 
     const float scale = 1.0f / std::sqrt(float(width));
     const int64_t keys = heads * width;
     // Weights are padded to whole vectors: the exponential of the padding is negligible.
-    const int64_t filled = (count + lanes - 1) / lanes * lanes;
+    const int64_t filled = rounded_up(count, lanes);
     const auto weights = uninitialised<float>(queries * filled);
     for (int64_t head = 0; head < heads; head++) {
         wide_floats scaled[queries][vectors], sums[queries][vectors] = {};

@@ -103,20 +103,19 @@ template <class T>
 void best_of_rows(const T* hidden, const Linear& output, const float* scores, const int64_t* never, float* found,
                   int64_t* hypotheses, int64_t* tokens, int64_t never_count, int64_t slots, int64_t width,
                   int64_t count, int64_t threads) {
-    const int64_t rows = slots * width, parts = (output.outputs + part_size - 1) / part_size;
+    const int64_t rows = slots * width, parts = parts_of(output.outputs, part_size);
     const LayerInput given(output, hidden, rows);
     const auto partial = uninitialised<PartialLogSumExp>(rows * parts);
     // Few rows are divided among threads by outputs, many by rows: each row has a list for each range of parts.
     const int64_t groups = std::clamp<int64_t>(rows / rows_per_scan, 1, threads);
-    const int64_t ranges = (threads + groups - 1) / groups;
+    const int64_t ranges = parts_of(threads, groups);
     const auto logits = uninitialised<float>(ranges * rows * count);
     const auto outputs = uninitialised<int64_t>(ranges * rows * count);
     const auto highest = uninitialised<Highest>(ranges * rows);
     for (int64_t i = 0; i < ranges * rows; i++)
         highest[i] = Highest(logits.get() + i * count, outputs.get() + i * count, count);
     for_format(output, [&](auto format) {
-        const int64_t of_group = (rows + groups - 1) / groups;
-        const int64_t each = (of_group + tile - 1) / tile * tile, of_range = (parts + ranges - 1) / ranges;
+        const int64_t each = rounded_up(parts_of(rows, groups), tile), of_range = parts_of(parts, ranges);
         parallel_for(groups * ranges, threads, [&](int64_t unit) {
             const TileConfig tiles(decltype(format)::tiled, rows);
             const int64_t first = unit / ranges * each, end = std::min(first + each, rows), range = unit % ranges;

@@ -48,10 +48,10 @@ constexpr int64_t rows_per_block = 96;
 template <class Compute>
 void parallel_blocks(int64_t rows, int64_t threads, Compute compute) {
     constexpr int64_t fewest = 12, few = 4, several = 2, step = 4;
-    int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
-    if (rows >= fewest * threads && blocks < few * threads) blocks = (blocks + threads - 1) / threads * threads;
-    const int64_t size = ((rows + blocks - 1) / std::max(blocks, int64_t(1)) + step - 1) / step * step;
-    parallel_for(blocks ? (rows + size - 1) / size : 0, threads, [&](int64_t number) {
+    int64_t blocks = parts_of(rows, rows_per_block);
+    if (rows >= fewest * threads && blocks < few * threads) blocks = rounded_up(blocks, threads);
+    const int64_t size = rounded_up(parts_of(rows, std::max(blocks, int64_t(1))), step);
+    parallel_for(blocks ? parts_of(rows, size) : 0, threads, [&](int64_t number) {
         compute(number * size, std::min(size, rows - number * size));
     }, several);
 }

@@ -4,13 +4,12 @@
 
 #include <algorithm>
 
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
 
-constexpr int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
-
-constexpr int64_t whole_vectors(int64_t count) { return parts_of(count, lanes) * lanes; }
+constexpr int64_t whole_vectors(int64_t count) { return rounded_up(count, lanes); }
 
 // A matrix; element (i, j) lies at i * row + j * column.
 template <class T>

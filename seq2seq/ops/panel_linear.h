@@ -86,7 +86,7 @@ void for_format(const Linear& layer, Compute compute) {
 template <class Format>
 int64_t groups_of(const Linear& layer) {
     constexpr int64_t whole = Format::group == 1 ? 1 : tile * Format::group;
-    return (layer.inputs + whole - 1) / whole * whole / Format::group;
+    return rounded_up(layer.inputs, whole) / Format::group;
 }
 
 // The stride between rows, in numbers. Twelve rows that are whole pages apart would conflict in the cache.
@@ -118,7 +118,7 @@ class LayerInput {
     void write(const Linear& layer, const X* x) {
         using Row = typename Format::Row;
         const int64_t width = groups_of<Format>(layer) * Format::group, stride = stride_of<Format>(layer);
-        const int64_t whole = (rows + tile - 1) / tile * tile;
+        const int64_t whole = rounded_up(rows, tile);
         bytes.reset(static_cast<char*>(::operator new(whole * stride * sizeof(Row), std::align_val_t(64))));
         Row* out = reinterpret_cast<Row*>(bytes.get());
         const auto wide = uninitialised<float>(layer.inputs);
@@ -230,7 +230,7 @@ void products(const Linear& layer, const LayerInput& given, int64_t start, int64
     };
     // As many rows as registers can hold the sums of: 32 registers with 512 bits, else 16.
     if constexpr (Format::tiled)
-        by_rows<2 * tile, tile>(first, (end + tile - 1) / tile * tile, at_once);
+        by_rows<2 * tile, tile>(first, rounded_up(end, tile), at_once);
     else if constexpr (vectors == 2)
         by_rows<12, 8, 4, 2, 1>(first, end, at_once);
     else
@@ -243,7 +243,7 @@ void linear(const Linear& layer, const LayerInput& given, Out* out, int64_t thre
     for_format(layer, [&](auto format) {
         using F = decltype(format);
         const bool worth_it = layer.inputs * layer.outputs >= many / std::max<int64_t>(given.rows / 16, 1);
-        parallel_ranges((layer.outputs + panel - 1) / panel, worth_it ? threads : 1, [&](int64_t first, int64_t end) {
+        parallel_ranges(parts_of(layer.outputs, panel), worth_it ? threads : 1, [&](int64_t first, int64_t end) {
             const TileConfig tiles(F::tiled, given.rows);
             for (int64_t start = first * panel; start < std::min(end * panel, layer.outputs); start += panel) {
                 const Beside beside(layer, start);

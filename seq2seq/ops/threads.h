@@ -15,6 +15,10 @@
 
 namespace {
 
+constexpr int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
+
+constexpr int64_t rounded_up(int64_t count, int64_t step) { return parts_of(count, step) * step; }
+
 // Compiled once, so that results have the same bits for any number of threads.
 template <class Compute>
 WITHOUT_COPIES void compute_share(const Compute& compute, int64_t first, int64_t end) {

@@ -40,7 +40,7 @@ inline void draw(uint64_t seed, int64_t row, int64_t columns, int64_t dropped, f
 // row after row.
 template <class Compute>
 void for_each_row(int64_t rows, int64_t some, int64_t room, int64_t threads, Compute compute) {
-    parallel_for((rows + some - 1) / some, threads, [=](int64_t part) {
+    parallel_for(parts_of(rows, some), threads, [=](int64_t part) {
         const auto numbers = uninitialised<float>(room);
         for (int64_t row = part * some; row < std::min(rows, (part + 1) * some); row++) compute(row, numbers.get());
     }, 2);
@@ -133,7 +133,7 @@ void logits_to_gradients(T* logits, const int64_t* targets, float* nll, float* l
 // from `first_key` on, and then values, in rows of `key_row` numbers, which may be the same rows.
 struct Sentences {
     const int32_t *cu_queries, *cu_keys;
-    int64_t count, heads, d_k, d_v, query_row, first_key, key_row;
+    int64_t heads, d_k, d_v, query_row, first_key, key_row;
 
     template <class T>
     Rows<T> queries(T* rows, int64_t number) const {
@@ -162,21 +162,26 @@ struct Sentences {
 };
 
 template <class T>
-void attend_sentences(T* out, const T* queries, const T* keys_values, const Sentences& all, bool causal,
-                      int64_t threads) {
-    parallel_for(all.count * all.heads, threads, [=](int64_t i) {
+void attend_sentences(T* out, const T* queries, const T* keys_values, const int32_t* cu_queries, const int32_t* cu_keys,
+                      int64_t sentences, int64_t heads, int64_t d_k, int64_t d_v, int64_t query_row, int64_t first_key,
+                      int64_t key_row, int64_t causal, int64_t threads) {
+    const Sentences all = {cu_queries, cu_keys, heads, d_k, d_v, query_row, first_key, key_row};
+    parallel_for(sentences * heads, threads, [=](int64_t i) {
         attend_sentence(all.queries(queries, i), all.keys(keys_values, i), all.values(keys_values, i),
-                        all.outputs(out, i), causal);
+                        all.outputs(out, i), causal != 0);
     }, 2);
 }
 
 template <class T>
 void gradients_of_sentences(T* d_queries, T* d_keys_values, const T* d_out, const T* queries, const T* keys_values,
-                            const Sentences& all, bool causal, int64_t threads) {
-    parallel_for(all.count * all.heads, threads, [=](int64_t i) {
+                            const int32_t* cu_queries, const int32_t* cu_keys, int64_t sentences, int64_t heads,
+                            int64_t d_k, int64_t d_v, int64_t query_row, int64_t first_key, int64_t key_row,
+                            int64_t causal, int64_t threads) {
+    const Sentences all = {cu_queries, cu_keys, heads, d_k, d_v, query_row, first_key, key_row};
+    parallel_for(sentences * heads, threads, [=](int64_t i) {
         sentence_gradients(all.queries(queries, i), all.keys(keys_values, i), all.values(keys_values, i),
                            all.outputs(d_out, i), all.queries(d_queries, i), all.keys(d_keys_values, i),
-                           all.values(d_keys_values, i), causal);
+                           all.values(d_keys_values, i), causal != 0);
     }, 2);
 }
 
