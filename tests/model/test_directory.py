@@ -1,4 +1,4 @@
-"""Model directories: what is written is read back bit by bit, and nothing else is believed."""
+"""Model directories: what is written is read back bit by bit. What must be refused: tests/security."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-import yaml
 from safetensors import SafetensorError
 
 from seq2seq.config.schema import Config, DataConfig, ModelConfig, RecurrentConfig, TokenizerConfig
 from seq2seq.config.schema import TransformerConfig as Transformer
 from seq2seq.data.tokenizer import Tokenizer, train_tokenizer
-from seq2seq.model.directory import FILES, FORMAT_VERSION, load_model_directory, save_model_directory
+from seq2seq.model.directory import FORMAT_VERSION, load_model_directory, save_model_directory
 from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.translation import DECODERS, ENCODERS, build_model
 from seq2seq.model.weights import fill, own_weights, save_weights
@@ -54,28 +51,6 @@ def template(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def saved(template: Path, tmp_path: Path) -> Path:
     return shutil.copytree(template, tmp_path / "moved" / "elsewhere")
-
-
-def edit_manifest(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = json.loads((directory / "manifest.json").read_text())
-    change(manifest)
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-
-
-def rehash(directory: Path) -> None:
-    """Make the manifest fit the files, as whoever changed them on purpose would."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        manifest["sha256"] = {name: sha256_of(directory / name) for name in manifest["sha256"]}
-
-    edit_manifest(directory, change)
-
-
-def edit_config(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    plain = yaml.safe_load((directory / "config.yaml").read_text())
-    change(plain)
-    (directory / "config.yaml").write_text(yaml.safe_dump(plain))
-    rehash(directory)
 
 
 def refusal(directory: Path) -> str:
@@ -142,12 +117,6 @@ def test_no_model_says_what_to_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.model"])
-def test_a_missing_file_is_named(saved: Path, name: str) -> None:
-    (saved / name).unlink()
-    assert name in refusal(saved)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.model"])
 def test_a_changed_byte_is_found(saved: Path, name: str) -> None:
     content = bytearray((saved / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -161,108 +130,6 @@ def test_a_run_directory_points_to_its_model(saved: Path, tmp_path: Path) -> Non
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(saved)
     assert f"no model there, but in {tmp_path}/run/model; give that" in refusal(tmp_path / "run")
-
-
-@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "1", None])
-def test_another_format_is_refused(saved: Path, version: object) -> None:
-    edit_manifest(saved, lambda manifest: manifest.update(format_version=version))
-    assert f"format {version!r}" in refusal(saved)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *("", "{", "[]", "null", "{}", '{"format_version": 1}', '{"format_version": 1, "sha256": []}', "\x00"),
-        json.dumps({"format_version": FORMAT_VERSION, "sha256": list(FILES)}),
-    ],
-)
-def test_a_broken_manifest_is_refused(saved: Path, content: str) -> None:
-    (saved / "manifest.json").write_text(content)
-    assert "manifest.json" in refusal(saved)
-
-
-def test_a_tensor_of_another_shape_is_refused_with_both_shapes(saved: Path, tokenizer: Tokenizer) -> None:
-    path = saved / "model.safetensors"
-    weights = safetensors.torch.load_file(path)
-    weights["target_embedding.weight"] = torch.zeros(tokenizer.vocab_size, 9)
-    safetensors.torch.save_file(weights, path)
-    rehash(saved)
-    message = refusal(saved)
-    assert "target_embedding.weight" in message
-    assert f"({tokenizer.vocab_size}, 9)" in message
-    assert f"({tokenizer.vocab_size}, 8)" in message
-
-
-@pytest.mark.parametrize("extra", [True, False])
-def test_a_tensor_too_many_or_too_few_is_refused(saved: Path, extra: bool) -> None:
-    path = saved / "model.safetensors"
-    weights = safetensors.torch.load_file(path)
-    if extra:
-        weights["another"] = torch.zeros(2)
-    else:
-        del weights["target_embedding.weight"]
-    safetensors.torch.save_file(weights, path)
-    rehash(saved)
-    assert ("another" if extra else "target_embedding.weight") in refusal(saved)
-
-
-def test_a_pickle_is_not_run(saved: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-            return exec, (f"open({str(saved / 'ran')!r}, 'w')",)
-
-    torch.save(Evil(), saved / "model.safetensors")
-    rehash(saved)
-    assert "model.safetensors" in refusal(saved)
-    assert not (saved / "ran").exists()
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model", "config.yaml"])
-@pytest.mark.parametrize("content", [b"", b"\x00\xff nonsense", b"[1, 2"])
-def test_a_damaged_file_with_a_fitting_hash_is_refused(saved: Path, name: str, content: bytes) -> None:
-    (saved / name).write_bytes(content)
-    rehash(saved)
-    assert name in refusal(saved)
-
-
-@pytest.mark.parametrize("side", ["encoder", "decoder"])
-@pytest.mark.parametrize("kind", ["transfomer", "os.system", "__import__", ["transformer"], None])
-def test_an_unknown_kind_is_refused(saved: Path, side: str, kind: object) -> None:
-    edit_config(saved, lambda plain: plain["model"][side].update(kind=kind))
-    assert f"model.{side}.kind" in refusal(saved)
-
-
-def test_an_interpolation_is_not_resolved(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/secret/place")
-    edit_config(saved, lambda plain: plain.update(run_dir="${oc.env:HOME}"))
-    message = refusal(saved)
-    assert "interpolation" in message
-    assert "secret" not in message
-
-
-@pytest.mark.parametrize(
-    ("section", "key"), [("model", "_target_"), ("model", "d_modle"), ("search", "beams"), ("data", "_recursive_")]
-)
-def test_an_unknown_key_is_refused(saved: Path, section: str, key: str) -> None:
-    edit_config(saved, lambda plain: plain[section].update({key: "os.system"}))
-    assert key in refusal(saved)
-
-
-def test_a_target_in_a_component_is_refused(saved: Path) -> None:
-    edit_config(saved, lambda plain: plain["model"]["encoder"].update(_target_="os.system"))
-    assert "_target_" in refusal(saved)
-
-
-def test_a_yaml_tag_is_refused(saved: Path) -> None:
-    (saved / "config.yaml").write_text(f"run_dir: !!python/object/apply:os.mkdir ['{saved}/ran']\n")
-    rehash(saved)
-    assert "config.yaml" in refusal(saved)
-    assert not (saved / "ran").exists()
-
-
-def test_numbers_that_do_not_fit_the_weights_are_refused(saved: Path) -> None:
-    edit_config(saved, lambda plain: plain["model"].update(d_model=16))
-    assert "shape" in refusal(saved)
 
 
 def test_filling_copies_or_changes_nothing(tokenizer: Tokenizer) -> None:

@@ -6,7 +6,6 @@ Whoever makes one can compute hashes, so the manifest fits the files unless it i
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +18,11 @@ from seq2seq.support.errors import UserError
 from seq2seq.support.files import sha256_of_json
 from seq2seq.support.manifest import MANIFEST, write_manifest
 from seq2seq.train.checkpoint import Checkpoints, Progress, Snapshot
+from tests.security.canary import Touch
 from tests.train.test_checkpoint import advance, keeping, training
 
 WEIGHTS, OPTIMIZER, CONFIG, PROGRESS = "model.safetensors", "optimizer.safetensors", "config.yaml", "progress.json"
 DEEP = "[" * 100_000
-
-
-class Touch:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, int]]:
-        return os.open, (str(self.canary), os.O_CREAT)
 
 
 def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
@@ -91,6 +81,7 @@ PAYLOADS: dict[str, Callable[[Path], object]] = {
     "another kind of JSON": written(PROGRESS, "[1, 2]"),
     "an unknown key": progress(command="touch CANARY"),
     "a step that is no number": progress(step="1; touch CANARY"),
+    "a loss that is no number": progress(losses=["1; touch CANARY"]),
     "a weight of another shape": tensors(WEIGHTS, lambda found: found.update({"0.bias": torch.zeros(7)})),
     "a weight that is not finite": tensors(WEIGHTS, lambda found: found["0.bias"].fill_(torch.nan)),
     "a moment of another shape": tensors(OPTIMIZER, lambda found: found.update({"0.bias.exp_avg": torch.zeros(7)})),

@@ -26,6 +26,7 @@ import yaml
 from seq2seq.model.directory import FILES, LARGEST_TEXT, load_model_directory
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import sha256_of
+from tests.security.canary import Touch
 
 WEIGHTS, CONFIG, TOKENIZER, MANIFEST = *FILES, "manifest.json"
 EMBEDDING, LAST = "target_embedding.weight", torch.tensor([339])
@@ -49,16 +50,6 @@ PAYLOADS: dict[str, Payload] = {}
 def payload(name: str, says: str, change: Change, *, fits: bool = True) -> None:
     assert name not in PAYLOADS
     PAYLOADS[name] = Payload(change, says, fits)
-
-
-class Touch:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, int]]:
-        return os.open, (str(self.canary), os.O_CREAT)
 
 
 def canary_of(folder: Path) -> Path:
@@ -188,16 +179,18 @@ for keys in (
     ["data", "cleaning", "_args_"],
     ["optimizer", "_partial_"],
     ["search", "_recursive_"],
+    ["model", "d_modle"],
 ):
     payload(".".join(keys), keys[-1], setting(*keys, value="os.system"))
 CODE = [{"_target_": "os.system", "_args_": ["touch CANARY"]}]
 payload("_target_ in a free value", "data.train.source", setting("data", "train", "source", value=CODE))
-for resolver in ("${oc.env:HOME}", "${oc.env:X,${oc.decode:x}}", "${custom:x}", "${..seed}", "${hydra:runtime.cwd}"):
+for resolver in ("${oc.env:SECRET}", "${oc.env:X,${oc.decode:x}}", "${custom:x}", "${..seed}", "${hydra:runtime.cwd}"):
     payload(f"resolver {resolver}", "interpolation", setting("run_dir", value=resolver))
 payload("resolver in a list", "interpolation", setting("data", "train", "source", value=["a", "${oc.env:HOME}"]))
 payload("resolver in a key", "interpolation", setting("model", "${oc.env:HOME}", value=1))
-for kind in ("os.system", "seq2seq.train.os.link", "__import__", "", ["transformer"], {"a": 1}):
+for kind in ("os.system", "seq2seq.train.os.link", "__import__", "transfomer", "", None, ["transformer"], {"a": 1}):
     payload(f"kind {kind}", "model.encoder.kind", setting("model", "encoder", "kind", value=kind))
+payload("kind of a decoder", "model.decoder.kind", setting("model", "decoder", "kind", value="os.system"))
 
 D_MODEL, ENCODER = ["model", "d_model"], ["model", "encoder"]
 for keys, value, says in (
@@ -294,6 +287,10 @@ for name, written in (
     ("a list", "[1]"),
     ("a number of 5,000 digits", f'{{"format_version": {"9" * 5000}}}'),
     ("cut short", '{"format_version": 1'),
+    ("nothing", "null"),
+    ("no hashes", '{"format_version": 1}'),
+    ("no names", '{"format_version": 1, "sha256": []}'),
+    ("names without hashes", json.dumps({"format_version": 1, "sha256": list(FILES)})),
 ):
     payload(f"JSON: {name}", "manifest.json: broken", content(MANIFEST, written), fits=False)
 payload("JSON: not UTF-8", "manifest.json: broken", content(MANIFEST, b'\xff\xfe{"a": 1}'), fits=False)
@@ -325,12 +322,16 @@ def harm(folder: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
-def test_it_is_refused_and_runs_nothing(name: str, folder: Path) -> None:
+def test_it_is_refused_and_runs_nothing(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
     says = harm(folder, name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError) as refused:
         load_model_directory(folder)
-    assert says in str(refused.value)
+    message = str(refused.value)
+    assert says in message and "hunter2" not in message
+    # Those of a key are escaped when they are printed.
+    assert "\n" not in message.replace("[2J\nx", "")
     assert not canary_of(folder).exists()
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < MUCH
 

@@ -10,9 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted(path for folder in ("seq2seq", "tools", "recipes", "tests") for path in (ROOT / folder).rglob("*.py"))
-MAKES_PAYLOADS = {
-    f"tests/{name}.py" for name in ("security/test_model_directory", "security/test_checkpoint", "model/test_directory")
-}
+MAKES_PAYLOADS = {f"tests/security/{name}.py" for name in ("test_model_directory", "test_checkpoint")}
 """Tests that write what the product must refuse to read."""
 
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy", "code", "pty"}
