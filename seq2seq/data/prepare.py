@@ -163,6 +163,7 @@ def _cleaned(root: Path, split: str) -> Any:
 
 def _recorded_sha256(clean: Path, data: DataConfig) -> dict[str, str]:
     """The sha256 of each corpus as it was read. Raises UserError for one that is not what `data` asks for."""
+    require_sound(clean, "report.json")
     recorded: dict[str, str] = read_json(clean / "report.json").get("sha256", {})
     for split in ("train", "valid"):
         again = f", or rm -r {clean} to read the corpus again"

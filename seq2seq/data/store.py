@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import shutil
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -124,34 +123,36 @@ class StoreWriter:
     def __init__(self, directory: Path, vocab_size: int) -> None:
         self._directory = directory
         self._dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-        self._raw = [(directory / f"{side}.raw").open("wb") for side in SIDES]
+        self._tokens = [(directory / f"{side}.tokens.npy").open("wb") for side in SIDES]
+        for side in (0, 1):
+            self._write_header(side, 0)
         self._lengths: list[list[NDArray[np.int32]]] = [[], []]
 
     def write(self, side: int, tokens: NDArray[Any], lengths: NDArray[Any]) -> None:
         """Append the sentences of a block: their tokens one after another, and the length of each, at least 1."""
-        self._raw[side].write(tokens.astype(self._dtype).tobytes())
+        self._tokens[side].write(tokens.astype(self._dtype).tobytes())
         self._lengths[side].append(lengths.astype(np.int32))
 
     def finish(self) -> None:
         """Write the arrays under their final names, and their checksums beside them."""
         files = {}
         for side, name in enumerate(SIDES):
-            self._raw[side].close()
-            raw = self._directory / f"{name}.raw"
             lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths[side]])
             offsets = np.concatenate([np.zeros(1, np.int64), lengths.cumsum(dtype=np.int64)])
             fits = lengths.max(initial=0) < 1 << 16
-            header = {"descr": np.dtype(self._dtype).str, "fortran_order": False, "shape": (int(offsets[-1]),)}
-            # Written, not mapped: on a full disk a write raises, whereas touching a mapped page kills the process.
-            with raw.open("rb") as tokens, (self._directory / f"{name}.tokens.npy").open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                shutil.copyfileobj(tokens, file, 1 << 22)
-            raw.unlink()
+            # In its place: NumPy leaves room for a longer first axis.
+            self._tokens[side].seek(0)
+            self._write_header(side, int(offsets[-1]))
+            self._tokens[side].close()
             np.save(self._directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
             np.save(self._directory / f"{name}.lengths.npy", lengths.astype(np.uint16) if fits else lengths)
             for kind in ("tokens", "offsets", "lengths"):
                 files[f"{name}.{kind}.npy"] = _checksums(self._directory / f"{name}.{kind}.npy")
         write_json(self._directory / CHECKSUMS, {"files": files, "sha256": sha256_of_json(files)})
+
+    def _write_header(self, side: int, count: int) -> None:
+        header = {"descr": np.dtype(self._dtype).str, "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(self._tokens[side], header)
 
 
 def write_store(directory: Path, blocks: Iterable[tuple[list[list[int]], list[list[int]]]], vocab_size: int) -> None:

@@ -255,7 +255,9 @@ def _read_progress(path: Path) -> Progress:
     try:
         found = read_json(path)
         if all(isinstance(value, kinds[name]) for name, value in found.items()):
-            return Progress(**found)
+            progress = Progress(**found)
+            if all(isinstance(loss, float) for loss in progress.losses):
+                return progress
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"{path}: not the progress of a run; restore it from a backup, or take another run_dir=DIR")

@@ -14,6 +14,7 @@ from seq2seq.model.directory import save_model_directory
 from seq2seq.model.translation import TranslationModel
 from seq2seq.model.weights import own_weights
 from seq2seq.support.errors import RunError
+from seq2seq.support.files import read_json
 from seq2seq.train.background import Background
 from seq2seq.train.checkpoint import Checkpoints, Progress, Snapshot
 from seq2seq.train.distributed import World
@@ -26,6 +27,7 @@ class Saves:
     def __init__(self, config: Config, data: Prepared, world: World) -> None:
         self.config, self.data, self.world = config, data, world
         self.run_dir = Path(config.run_dir)
+        self.end_file = self.run_dir / "end.json"
         self.checkpoints = Checkpoints(self.run_dir)
         self.thread = Background()
         self._disk = FullDisk(self.run_dir, config.trainer.on_full_disk)
@@ -33,6 +35,14 @@ class Saves:
     def error(self) -> RunError | None:
         """The error of a run that ends with something unsaved, or None."""
         return self._disk.error()
+
+    def end(self) -> dict[str, Any]:
+        """The step at which the run ended, and its BLEU; 0 and -1 if it has not, or if the file is damaged."""
+        try:
+            end = read_json(self.end_file)
+            return {"step": int(end["step"]), "bleu": float(end["bleu"])}
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+            return {"step": 0, "bleu": -1.0}
 
     def checkpoint(
         self, model: nn.Module, optimizer: optim.Optimizer, progress: Progress, average: nn.Module | None

@@ -26,7 +26,7 @@ from seq2seq.model.translation import TranslationModel, build_model, count_param
 from seq2seq.model.weights import fill
 from seq2seq.support.devices import SHAPES_OF_TRAINING, choose_device, keep_freed_memory, limit_compiled_shapes
 from seq2seq.support.errors import OutOfMemory, ReportedError, RunError, Stopped, UserError
-from seq2seq.support.files import read_json, remove_leftovers, write_json, write_text
+from seq2seq.support.files import remove_leftovers, write_json, write_text
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.checkpoint import Progress, intact, step_of
@@ -49,7 +49,6 @@ class Trainer:
     def __init__(self, config: Config, data: Prepared, world: World | None = None) -> None:
         self.config, self.data, self.world = config, data, world or World()
         self.run_dir = Path(config.run_dir)
-        self.end_file = self.run_dir / "end.json"
         self.device = choose_device(config.trainer.device, self.world.local_rank if self.world.size > 1 else None)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -109,7 +108,7 @@ class Trainer:
             write_text(self.run_dir / "config.yaml", to_yaml(self.config))
             if not found:
                 # Of a finished run whose checkpoints were removed.
-                self.end_file.unlink(missing_ok=True)
+                self.saves.end_file.unlink(missing_ok=True)
         self.report = Report(
             self.run_dir if self.world.is_main else None, self.config.trainer.log_seconds, self.progress.seconds
         )
@@ -148,7 +147,7 @@ class Trainer:
                     "restore them, or take another run_dir=DIR"
                 )
         found.valid_sha256 = self._hashes["valid_sha256"]
-        end = read_json(self.end_file) if self.end_file.is_file() else {"step": 0, "bleu": -1.0}
+        end = self.saves.end()
         self._require_same_state(end)
         # If the model was removed, the next one is the best there is.
         found.best_bleu = max(found.best_bleu, end["bleu"]) if has_model else -1.0
@@ -381,7 +380,7 @@ class Trainer:
         if error := self.saves.error():
             raise error
         if self.world.is_main:
-            write_json(self.end_file, {"step": self.progress.step, "bleu": best})
+            write_json(self.saves.end_file, {"step": self.progress.step, "bleu": best})
         self.world.wait()
         model = self.run_dir / "model"
         step, warmup = self.progress.step, self.config.schedule.warmup_steps

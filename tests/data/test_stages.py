@@ -100,7 +100,7 @@ def test_a_stage_stopped_in_the_middle_leaves_nothing(
         if name == "read_pairs":
             yield from list(whole(*arguments))[:50]
         elif name == "write_store":
-            (arguments[0] / "source.raw").write_bytes(b"half")
+            (arguments[0] / "source.tokens.npy").write_bytes(b"half")
         raise error
 
     monkeypatch.setattr(owner, name, stopped if name == "read_pairs" else lambda *arguments: list(stopped(*arguments)))
@@ -111,7 +111,7 @@ def test_a_stage_stopped_in_the_middle_leaves_nothing(
     assert len(prepare(settings).train) > 100
 
 
-@pytest.mark.parametrize("name", ["tokenizer/tokenizer.model", "valid/text.json"])
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.model", "valid/text.json", "clean/report.json"])
 def test_any_changed_byte_of_what_is_read_whole_is_found(
     name: str, tmp_path: Path, toy_pairs: list[tuple[str, str]]
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_changed_byte_of_a_stage_s_record_is_found_or_means_nothing(
 def test_what_a_killed_process_left_is_swept(tmp_path: Path, toy_pairs: list[tuple[str, str]]) -> None:
     # kill -9 gives no chance to tidy up.
     (tmp_path / "data" / ".train.x1y2.partial").mkdir(parents=True)
-    (tmp_path / "data" / ".train.x1y2.partial" / "source.raw").write_bytes(b"half")
+    (tmp_path / "data" / ".train.x1y2.partial" / "source.tokens.npy").write_bytes(b"half")
     (tmp_path / "data" / ".clean.x1y2.replaced").mkdir()
     prepare(config(tmp_path, toy_pairs[:150], toy_pairs[150:170]))
     left = {path.name for path in (tmp_path / "data").iterdir()}

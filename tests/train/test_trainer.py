@@ -341,13 +341,23 @@ def test_a_run_begun_anew_knows_nothing_of_the_one_that_was_finished_there(make:
     make("run", "trainer.max_steps=2").run()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     trainer = make("run", "trainer.max_steps=2")
-    write_json(trainer.end_file, {**read_json(trainer.end_file), "bleu": 100.0})
+    write_json(trainer.saves.end_file, {**read_json(trainer.saves.end_file), "bleu": 100.0})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(trainer, "_finish", lambda: None)
         trainer.run()
     trainer = make("run", "trainer.max_steps=3")
     trainer.run()
     assert trainer.progress.best_bleu < 100
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 2}', '{"step": 2, "bleu": null}', "[" * 100_000])
+def test_a_run_whose_end_is_damaged_ends_once_more(make: Make, content: str) -> None:
+    make("run", "trainer.max_steps=2").run()
+    trainer = make("run", "trainer.max_steps=2")
+    whole = read_json(trainer.saves.end_file)
+    trainer.saves.end_file.write_text(content)
+    trainer.run()
+    assert read_json(trainer.saves.end_file) == whole
 
 
 @pytest.mark.parametrize(
