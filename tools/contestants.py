@@ -183,8 +183,3 @@ CONTESTANTS: dict[str, Callable[[ModelConfig, int], Contestant]] = {
     "Marian, sdpa": marian("sdpa"),
     "Marian, eager": marian("eager"),
 }
-
-
-def learnt_parameters(model: nn.Module) -> int:
-    """The number of learnt values, shared ones counted once; Marian's sinusoids are parameters too, but not learnt."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -15,9 +15,7 @@ from seq2seq.data.tokenizer import BOS, EOS, PAD, UNK
 from seq2seq.model.positions import sinusoids
 from seq2seq.model.translation import TranslationModel
 from seq2seq.support.errors import UserError
-
-LONGEST = 1024
-
+from tools.contestants import LONGEST
 
 SPECIAL = {PAD: "<pad>", UNK: "<unk>", BOS: "<s>", EOS: "</s>"}
 NAMED = {name: token for token, name in SPECIAL.items()}

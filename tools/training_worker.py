@@ -26,7 +26,7 @@ from seq2seq.config.schema import Config, ModelConfig, OptimizerConfig, TrainerC
 from seq2seq.data.batches import Batch, Epoch, MicroBatch, Sampler, micro_batches
 from seq2seq.data.prefetch import prefetched
 from seq2seq.data.store import Store
-from seq2seq.model.translation import TranslationModel
+from seq2seq.model.translation import TranslationModel, count_parameters
 from seq2seq.support.devices import (
     SHAPES_OF_TRAINING,
     autocast,
@@ -39,7 +39,7 @@ from seq2seq.train.distributed import World
 from seq2seq.train.fitting import require_fit
 from seq2seq.train.optimizer import build_optimizer
 from seq2seq.train.updater import Updater
-from tools.contestants import CONTESTANTS, OURS, RANKS, SMOOTHING, Contestant, learnt_parameters
+from tools.contestants import CONTESTANTS, OURS, RANKS, SMOOTHING, Contestant
 from tools.flops import update_flops
 from tools.parts import watched
 
@@ -134,7 +134,7 @@ class TrainingRun:
             self.updates = Ours(cast(TranslationModel, model), self.config, world)
         else:
             self.updates = Peer(self.contestant, device, getattr(torch, job.precision))
-        self.parameters = learnt_parameters(model)
+        self.parameters = count_parameters(model)
         self._is_started = False
 
     def run(self, stretch: Stretch) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def average(arguments: argparse.Namespace) -> None:
     """Write the averaged model. Raises UserError for missing or damaged checkpoints."""
     from seq2seq.data.tokenizer import Tokenizer
     from seq2seq.model.directory import read_manifest, save_model_directory
-    from seq2seq.support.manifest import damage
+    from seq2seq.support.manifest import MANIFEST, damage
     from seq2seq.train.averaging import average_weights
     from seq2seq.train.checkpoint import Checkpoints, step_of
 
@@ -51,7 +51,7 @@ def average(arguments: argparse.Namespace) -> None:
     if not found:
         raise UserError(f"{checkpoints.directory}: no checkpoints there; give the directory of a training run")
     trained = arguments.run_dir / "model"
-    if not (trained / "manifest.json").is_file():
+    if not (trained / MANIFEST).is_file():
         raise UserError(f"{trained}: not there before the run's first validation; type the training command again")
     there = ", ".join(str(step_of(path)) for path in found)
     if arguments.steps is None:

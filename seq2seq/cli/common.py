@@ -16,6 +16,7 @@ import seq2seq
 from seq2seq.cli.search_options import add_search_options, chosen, settings_named_as_options
 from seq2seq.config.schema import MOST_TOKENS
 from seq2seq.support.errors import UserError, exit_code_of
+from seq2seq.support.manifest import MANIFEST
 from seq2seq.support.processors import available_processors, spin
 from seq2seq.support.progress import say
 from seq2seq.support.streams import make_dependable
@@ -195,7 +196,7 @@ def find_model(given: str | None) -> Path:
     named = given or os.environ.get("SEQ2SEQ_MODEL")
     if named:
         return Path(named)
-    manifests = sorted(Path("runs").glob("**/model/manifest.json"), key=_written)
+    manifests = sorted(Path("runs").glob(f"**/model/{MANIFEST}"), key=_written)
     if not manifests:
         raise UserError("no model under runs/; train one: seq2seq-train +recipe=quickstart, or give one: --model DIR")
     say(f"model: {manifests[-1].parent}")

@@ -16,6 +16,7 @@ from seq2seq.evaluate.scores import below_minimums, compare, has_no_ngram, langu
 from seq2seq.evaluate.test_set import aligned, read_named_test_sets, read_test_set, scored, translated_once
 from seq2seq.support.errors import RunError, UserError
 from seq2seq.support.files import write_text
+from seq2seq.support.manifest import MANIFEST
 from seq2seq.support.progress import say
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _language(arguments: argparse.Namespace, side: str, *, required: bool = True
     given = getattr(arguments, f"{side}_language")
     # One that is no longer there is missed only where it is needed.
     named = os.environ.get("SEQ2SEQ_MODEL")
-    has_model = arguments.model or (named and Path(named, "manifest.json").is_file())
+    has_model = arguments.model or (named and Path(named, MANIFEST).is_file())
     if given or has_model or not (arguments.hypotheses or arguments.compare):
         return str(given or getattr(_config(arguments).data, f"{side}_language"))
     if required:

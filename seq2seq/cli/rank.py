@@ -18,6 +18,7 @@ from seq2seq.config import compose
 from seq2seq.config.schema import Config
 from seq2seq.support.errors import UserError, explain
 from seq2seq.support.files import locked, remove_leftovers, require_ours, write_json
+from seq2seq.support.manifest import MANIFEST
 from seq2seq.support.progress import keep_lock_to_this_process
 from seq2seq.support.streams import make_dependable
 
@@ -41,7 +42,7 @@ def train_as_rank(config: Config) -> None:
             checkpoints = Checkpoints(Path(config.run_dir))
             if not checkpoints.all():
                 require_same_model(config)
-            require_ours(Path(config.run_dir) / "model", "manifest.json", "take another run_dir=DIR")
+            require_ours(Path(config.run_dir) / "model", MANIFEST, "take another run_dir=DIR")
             held.enter_context(locked(Path(config.run_dir)))
             remove_leftovers(checkpoints.directory)
             checkpoints.set_aside_damaged()

@@ -18,9 +18,9 @@ from seq2seq.model.translation import TranslationModel
 from seq2seq.model.weights import fill, load_weights, require_same_shapes, save_weights
 from seq2seq.support.errors import UserError
 from seq2seq.support.files import new_directory, read_json, sha256_of, write_json
+from seq2seq.support.manifest import MANIFEST
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "config.yaml", "tokenizer.model")
 LARGEST_TEXT = 1 << 20
 """The largest config.yaml or manifest.json that is read, in bytes; ours have a few thousand."""

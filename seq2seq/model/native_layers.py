@@ -20,7 +20,7 @@ from seq2seq.model.layers import FeedForward, LayerNorm, Residual
 from seq2seq.model.positions import PositionedEmbedding
 from seq2seq.ops import native
 from seq2seq.ops.dropout import Dropout
-from seq2seq.ops.packed_linear import is_watched
+from seq2seq.ops.linear import is_watched
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
 from seq2seq.support.progress import say

@@ -17,7 +17,8 @@ from seq2seq.model.encoder import TransformerEncoder
 from seq2seq.model.interfaces import Decoder, Encoder, Memory
 from seq2seq.model.recurrent import RecurrentDecoder, RecurrentEncoder
 from seq2seq.ops import native
-from seq2seq.ops.packed_linear import PackedLinear, replace_linears, supports_packing
+from seq2seq.ops.linear import replace_linears
+from seq2seq.ops.packed_linear import PackedLinear, supports_packing
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
 from seq2seq.ops.quantized_linear import int8_layer
@@ -165,8 +166,8 @@ class TranslationModel(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of learnt values, shared ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """The number of learnt values, shared ones counted once; frozen parameters are not counted."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int) -> TranslationModel:

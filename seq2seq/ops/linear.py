@@ -9,6 +9,7 @@ Shapes: N rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,3 +69,23 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor, *, relu: bool = False) -> Tensor:
         """[..., I] to [..., O]; with `relu`, followed by ReLU."""
         return linear(input, self.weight, self.bias, relu=relu)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a call of this module does something of its own: it has hooks, or a `forward` other than its class's."""
+    own = vars(module).get("forward")
+    # That of a compiled region is its class's, in other code.
+    has_own = own is not None and not getattr(own, "is_of_class", False)
+    return has_own or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def replace_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+    """Replace each linear layer in `module` by what `make` returns for its weight and bias.
+
+    One of a class derived from those stays, as it may compute something else, and so does one that is watched.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear) and type(child) in (nn.Linear, Linear) and not is_watched(child):
+            setattr(module, name, make(child.weight, child.bias))
+        else:
+            replace_linears(child, make)

@@ -24,11 +24,11 @@ def keep_lock_to_this_process() -> None:
     tqdm.set_lock(threading.RLock())
 
 
-def bar(description: str, total: float | None = None, *, unit: str = "lines") -> tqdm[Any]:
+def bar(description: str, total: float, *, unit: str = "lines") -> tqdm[Any]:
     """A bar that appears after two seconds; call `update(n)` on it, and use it as a context manager.
 
-    `total` is in units; without it only count and rate are shown. In a log file it prints only every 15 seconds.
-    Only the main thread shows bars: another's would be mixed with what that one prints.
+    In a log file it prints only every 15 seconds. Only the main thread shows bars: another's would be mixed with what
+    that one prints.
     """
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(

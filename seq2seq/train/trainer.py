@@ -27,6 +27,7 @@ from seq2seq.model.weights import fill
 from seq2seq.support.devices import SHAPES_OF_TRAINING, choose_device, keep_freed_memory, limit_compiled_shapes
 from seq2seq.support.errors import OutOfMemory, ReportedError, RunError, Stopped, UserError
 from seq2seq.support.files import remove_leftovers, write_json, write_text
+from seq2seq.support.manifest import MANIFEST
 from seq2seq.support.progress import say
 from seq2seq.train.averaging import average_weights
 from seq2seq.train.checkpoint import Progress, intact, step_of
@@ -82,7 +83,7 @@ class Trainer:
             for folder in (self.run_dir, self.checkpoints.directory):
                 remove_leftovers(folder)
         found = self._resume()
-        has_model = self.world.gather((self.run_dir / "model" / "manifest.json").is_file())[0]
+        has_model = self.world.gather((self.run_dir / "model" / MANIFEST).is_file())[0]
         was_finished = found is not None and self._restore(found, has_model=has_model)
         if was_finished and has_model:
             say(

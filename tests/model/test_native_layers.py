@@ -24,8 +24,7 @@ from seq2seq.model.translation import build_model
 from seq2seq.ops import native
 from seq2seq.ops.batch_invariance import batch_invariant
 from seq2seq.ops.compiled import compile_regions
-from seq2seq.ops.linear import Linear
-from seq2seq.ops.packed_linear import replace_linears
+from seq2seq.ops.linear import Linear, replace_linears
 from seq2seq.ops.packing import Layout
 from seq2seq.ops.panel_linear import PanelLinear
 from seq2seq.ops.quantized_linear import in_int8

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
 
 from seq2seq.ops import native
-from seq2seq.ops.linear import Linear, LinearFunction, linear_reference
+from seq2seq.ops.linear import Linear, LinearFunction, linear_reference, replace_linears
+from seq2seq.ops.packed_linear import PackedLinear
+from seq2seq.ops.panel_linear import PanelLinear
+from seq2seq.ops.quantized_linear import QuantizedLinear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -132,3 +137,17 @@ def test_it_is_compiled_once_for_all_numbers_of_rows() -> None:
         found, expected = (torch.autograd.grad(out.sum(), (x, layer.weight, layer.bias)) for out in outs)
         torch.testing.assert_close((outs[0], *found), (outs[1], *expected))
     assert counted.frame_count == 1
+
+
+@pytest.mark.parametrize("make", [PackedLinear, PanelLinear.of, QuantizedLinear])
+def test_all_linear_layers_of_a_module_are_replaced(make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+    if make == PanelLinear.of and native.library() is None:
+        pytest.skip("no C++ compiler here")
+    inner = nn.Sequential(nn.Linear(32, 32, bias=False))
+    module = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), inner)
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
+    before = module(x)
+    replace_linears(module, make)
+    kind = type(make(torch.ones(1, 1), None))
+    assert [type(part) for part in (module[0], module[1], inner[0])] == [kind, nn.LayerNorm, kind]
+    torch.testing.assert_close(module(x), before, atol=0.05 if kind is QuantizedLinear else 1e-5, rtol=0)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from seq2seq.ops.filled_rows import EXACT
-from seq2seq.ops.packed_linear import PackedLinear, replace_linears, supports_packing
+from seq2seq.ops.packed_linear import PackedLinear, supports_packing
 
 pytestmark = pytest.mark.skipif(not supports_packing(torch.ones(8, 8)), reason="this PyTorch has no oneDNN")
 
@@ -37,20 +36,6 @@ def test_it_is_the_linear_layer(
 def test_rows_of_any_layout_will_do() -> None:
     x, weight = drawn(16, 40).T, drawn(9, 16, seed=2)
     torch.testing.assert_close(PackedLinear(weight)(x), x @ weight.T, atol=1e-5, rtol=0)
-
-
-def test_all_linear_layers_of_a_module_are_replaced() -> None:
-    inner = nn.Sequential(nn.Linear(32, 32, bias=False))
-    module = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), inner)
-    x = drawn(4, 32)
-    before = module(x)
-    replace_linears(module, PackedLinear)
-    assert [type(part).__name__ for part in (module[0], module[1], inner[0])] == [
-        "PackedLinear",
-        "LayerNorm",
-        "PackedLinear",
-    ]
-    torch.testing.assert_close(module(x), before, atol=1e-5, rtol=0)
 
 
 def test_what_cannot_be_packed_is_known_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:

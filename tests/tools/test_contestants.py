@@ -15,9 +15,10 @@ from seq2seq.config.compose import compose
 from seq2seq.config.schema import ModelConfig
 from seq2seq.data.batches import Batch
 from seq2seq.data.tokenizer import BOS
+from seq2seq.model.translation import count_parameters
 from seq2seq.ops import dropout, native
 from seq2seq.ops.packing import Layout
-from tools.contestants import CONTESTANTS, RANKS, Contestant, learnt_parameters
+from tools.contestants import CONTESTANTS, RANKS, Contestant
 
 VOCAB_SIZE = 50
 INNER = {"ours": "feed_forward.inner", "nn.Transformer": "linear1", "Marian, sdpa": "fc1", "Marian, eager": "fc1"}
@@ -47,8 +48,8 @@ def batch() -> Batch:
 
 
 def test_as_many_weights(name: str, config: ModelConfig) -> None:
-    ours = learnt_parameters(CONTESTANTS["ours"](config, VOCAB_SIZE).model)
-    assert learnt_parameters(CONTESTANTS[name](config, VOCAB_SIZE).model) == ours
+    ours = count_parameters(CONTESTANTS["ours"](config, VOCAB_SIZE).model)
+    assert count_parameters(CONTESTANTS[name](config, VOCAB_SIZE).model) == ours
 
 
 def test_rows_are_those_that_enter_linear_layers(name: str, config: ModelConfig) -> None:
