@@ -72,7 +72,7 @@ def trace(config: Config, data: Prepared, steps: int, precision: torch.dtype) ->
     """The mean label-smoothed loss, in nats per token, of each of the first updates."""
     device = choose_device(config.trainer.device)
     model = build_model(config.model, data.tokenizer.vocab_size, config.seed).to(device).train()
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer(model, config.optimizer, precision)
     sampler = Sampler(data.train, config.data.batch_tokens, config.seed)
     updates = (pairs for epoch in range(steps) for pairs in sampler.epoch(epoch))
     losses = []

@@ -231,17 +231,22 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW (decoupled weight decay) with the paper's values (section 5.3), where decay and `clip_norm` are off."""
+    """AdamW (decoupled weight decay) with the paper's values (section 5.3), where decay and `clip_norm` are off.
+
+    `muon` uses it for embeddings, norms and biases alone; the matrices of linear layers have `momentum`.
+    """
 
     kind: str = "adam"
     beta1: float = 0.9
     beta2: float = 0.98
     epsilon: float = 1e-9
+    momentum: float = 0.95
     weight_decay: float = 0.0
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        one_of("optimizer.kind", self.kind, ("adam",))
+        one_of("optimizer.kind", self.kind, ("adam", "muon"))
+        fraction("optimizer.momentum", self.momentum)
         fraction("optimizer.beta1", self.beta1)
         fraction("optimizer.beta2", self.beta2)
         positive("optimizer.epsilon", self.epsilon)

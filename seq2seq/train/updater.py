@@ -41,7 +41,7 @@ class Updater:
         working = working_copy(model, self.precision) if records else model
         if compiles:
             compile_regions(working)
-        self.optimizer = build_optimizer(model, config.optimizer)
+        self.optimizer = build_optimizer(model, config.optimizer, self.precision)
         self._loss: nn.Module = BatchLoss(working).train()
         self._recorded = RecordedPasses(self._loss_of, model, self.device, working) if records else None
         # Before it is tried out what else fits into memory.

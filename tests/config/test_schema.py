@@ -68,6 +68,7 @@ def test_a_kind_is_registered_under_its_own_name() -> None:
         (SearchConfig, "search.n_best", 5),
         (OptimizerConfig, "optimizer.kind", "sgd"),
         (OptimizerConfig, "optimizer.beta1", 1.0),
+        (OptimizerConfig, "optimizer.momentum", 1.0),
         (OptimizerConfig, "optimizer.beta2", -0.5),
         (OptimizerConfig, "optimizer.epsilon", 0.0),
         (OptimizerConfig, "optimizer.weight_decay", -1.0),

@@ -78,6 +78,7 @@ def prepared(folder: Path, *overrides: str, pairs: int = 300, longest: int = 7) 
         [
             "+recipe=files",
             "model.norm=post",
+            "optimizer=adam",
             *sides,
             f"data.prepared_dir={folder}/data",
             f"run_dir={folder}/run",

@@ -18,7 +18,9 @@ from seq2seq.train.recorded import RecordedPasses
 from seq2seq.train.updater import Updater
 from tests.train.runs import TINY
 
-OVERRIDES = ["+recipe=files", "run_dir=none", *TINY, "trainer.device=cpu", "trainer.precision=float32"]
+OVERRIDES = [
+    *("+recipe=files", "optimizer=adam", "run_dir=none", *TINY, "trainer.device=cpu", "trainer.precision=float32")
+]
 PARTS = 4
 
 

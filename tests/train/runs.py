@@ -38,7 +38,7 @@ def write_copies(folder: Path, train: list[str], valid: list[str]) -> list[str]:
             (folder / f"{split}.{side}").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     sides = [(split, side) for split in ("train", "valid") for side in ("source", "target")]
     return [
-        *("+recipe=files", "model.norm=post"),
+        *("+recipe=files", "model.norm=post", "optimizer=adam"),
         *(f"data.{split}.{side}={folder}/{split}.{side}" for split, side in sides),
         f"data.prepared_dir={folder}/data",
         *("data.cleaning.same=false", "data.cleaning.duplicate=false", "data.cleaning.max_pieces=30"),

@@ -30,11 +30,12 @@ def tiny(folder: Path, heads: int) -> list[str]:
 
 
 # One head has 16 columns, for which there is a kernel, so that passes are recorded; of two, each has 8.
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize(("precision", "heads"), [("float32", 1), ("bfloat16", 1), ("bfloat16", 2)])
-def test_a_training_on_the_gpu_is_that_on_the_cpu(tmp_path: Path, precision: str, heads: int) -> None:
+def test_a_training_on_the_gpu_is_that_on_the_cpu(tmp_path: Path, precision: str, heads: int, optimizer: str) -> None:
     losses = {}
     for device in ("cpu", "cuda"):
-        overrides = [*tiny(tmp_path, heads), f"run_dir={tmp_path}/{device}"]
+        overrides = [*tiny(tmp_path, heads), f"run_dir={tmp_path}/{device}", f"optimizer={optimizer}"]
         changes = [f"trainer.device={device}", f"trainer.precision={precision}", "model.dropout=0"]
         config = compose([*overrides, *changes, "trainer.log_seconds=0"])
         trainer = Trainer(config, prepare(config))
@@ -45,11 +46,13 @@ def test_a_training_on_the_gpu_is_that_on_the_cpu(tmp_path: Path, precision: str
 
 
 # The first updates compile and try out kernels, and those of a second epoch are recorded.
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize(("heads", "first"), [(1, 30), (2, 6)])
 def test_an_update_does_not_wait_for_the_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: int, first: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: int, first: int, optimizer: str
 ) -> None:
-    overrides = [*tiny(tmp_path, heads), f"run_dir={tmp_path}/run", f"trainer.max_steps={first + 6}"]
+    overrides = [*tiny(tmp_path, heads), f"run_dir={tmp_path}/run", f"optimizer={optimizer}"]
+    overrides.append(f"trainer.max_steps={first + 6}")
     config = compose([*overrides, "trainer.device=cuda", "trainer.precision=bfloat16", "optimizer.clip_norm=1.0"])
     trainer = Trainer(config, prepare(config))
     watched = 0

@@ -1,7 +1,8 @@
-"""Adam as the paper sets it, its first steps by hand."""
+"""Adam as the paper sets it, its first steps by hand; Muon against singular value decompositions."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from seq2seq.config.compose import compose
 from seq2seq.config.schema import ModelConfig, OptimizerConfig, TransformerConfig
 from seq2seq.model.translation import build_model, count_parameters
+from seq2seq.ops.polar_factor import polar_factor_reference
 from seq2seq.train.optimizer import build_optimizer, optimizer_step
 
 
@@ -69,25 +71,70 @@ def test_the_papers_numbers_are_the_default() -> None:
     assert optimizer.clip_norm is None
 
 
-def test_every_weight_is_optimized_once() -> None:
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_every_weight_is_optimized_once(kind: str) -> None:
     tiny = TransformerConfig(num_layers=1, num_heads=1, d_ff=8)
     model = build_model(ModelConfig(d_model=4, encoder=tiny, decoder=tiny), 10, 1)
-    optimizer = build_optimizer(model, OptimizerConfig())
+    optimizer = build_optimizer(model, OptimizerConfig(kind=kind))
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len({id(parameter) for parameter in held}) == len(held)
     assert sum(parameter.numel() for parameter in held) == count_parameters(model)
 
 
-def test_a_skipped_step_leaves_weights_and_moments_and_their_count() -> None:
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_a_skipped_step_leaves_weights_and_moments_and_their_count(kind: str) -> None:
     def trained(gradients: list[float]) -> dict[str, torch.Tensor]:
-        module = nn.Linear(1, 1, bias=False)
-        nn.init.ones_(module.weight)
-        optimizer = build_optimizer(module, OptimizerConfig())
+        module = nn.Linear(1, 1)
+        for weight in module.parameters():
+            nn.init.ones_(weight)
+        optimizer = build_optimizer(module, OptimizerConfig(kind=kind, weight_decay=0.1))
         for gradient in gradients:
-            module.weight.grad = torch.tensor([[gradient]])
-            optimizer_step(optimizer, 0.1, skip=~module.weight.grad.isfinite().all())
-        return {"weight": module.weight.detach(), **optimizer.state[module.weight]}
+            for weight in module.parameters():
+                weight.grad = torch.full_like(weight, gradient)
+            optimizer_step(optimizer, 0.1, skip=torch.tensor(not math.isfinite(gradient)))
+        states = {f"{name}.{key}": x for name, w in module.named_parameters() for key, x in optimizer.state[w].items()}
+        return {**states, **dict(module.state_dict())}
 
     expected = trained([0.5, -0.25])
-    assert float(expected["step"]) == 2
-    torch.testing.assert_close(trained([math.nan, 0.5, math.inf, -0.25, -math.inf]), expected)
+    assert float(expected["bias.step"]) == 2
+    found = trained([math.nan, 0.5, math.inf, -0.25, -math.inf])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_muon_moves_matrices_by_the_polar_factor_of_their_momentum() -> None:
+    module = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 6), nn.Linear(6, 4), nn.LayerNorm(4))
+    alone = copy.deepcopy(module)
+    optimizer = build_optimizer(module, OptimizerConfig(kind="muon", momentum=0.75, weight_decay=0.5))
+    adam = build_optimizer(alone, OptimizerConfig(weight_decay=0.5))
+    momentum = {name: torch.zeros_like(weight) for name, weight in module.named_parameters()}
+    for seed in (1, 2, 3):
+        before = copy.deepcopy(module.state_dict())
+        torch.manual_seed(seed)
+        for weight, same in zip(module.parameters(), alone.parameters(), strict=True):
+            weight.grad = torch.randn_like(weight)
+            same.grad = weight.grad.clone()
+        optimizer_step(optimizer, 0.1, skip=torch.zeros(()))
+        optimizer_step(adam, 0.1, skip=torch.zeros(()))
+        for name, weight in module.named_parameters():
+            assert weight.grad is not None
+            if weight.ndim == 1:
+                assert torch.equal(weight, alone.get_parameter(name))
+                continue
+            momentum[name] = 0.75 * momentum[name] + 0.25 * weight.grad
+            torch.testing.assert_close(optimizer.state[weight]["momentum"], momentum[name])
+            moved = (before[name] * (1 - 0.1 * 0.5) - weight.detach()) / 0.1
+            left, values, right = torch.linalg.svd(moved, full_matrices=False)
+            # The scale at which all singular values are 1 has this root mean square.
+            assert values.min() > 0.6 * 0.2 * 6**0.5 and values.max() < 1.25 * 0.2 * 6**0.5
+            ahead = 0.75 * momentum[name] + 0.25 * weight.grad
+            torch.testing.assert_close(left @ right, polar_factor_reference(ahead[None])[0], atol=1e-4, rtol=0)
+
+
+def test_muon_keeps_one_state_for_each_weight() -> None:
+    module = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4))
+    optimizer = build_optimizer(module, OptimizerConfig(kind="muon"))
+    for weight in module.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer_step(optimizer, 0.1, skip=torch.zeros(()))
+    kept = [set(optimizer.state[weight]) for weight in module.parameters()]
+    assert kept == [{"momentum"}, *[{"step", "exp_avg", "exp_avg_sq"}] * 3]

@@ -55,12 +55,13 @@ def test_copying_is_learnt_from_a_random_seed(tmp_path: Path) -> None:
         assert exact >= 0.99 * len(unseen), beam_size
 
 
-def test_going_on_is_as_if_never_stopped(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_going_on_is_as_if_never_stopped(make: Make, tmp_path: Path, optimizer: str) -> None:
     # Dropout is on, and step 6 lies within the second epoch.
-    make("straight").run()
-    make("stopped", "trainer.max_steps=6").run()
+    make("straight", f"optimizer={optimizer}").run()
+    make("stopped", f"optimizer={optimizer}", "trainer.max_steps=6").run()
     assert steps_saved(tmp_path / "stopped") == [6]
-    trainer = make("stopped")
+    trainer = make("stopped", f"optimizer={optimizer}")
     trainer.run()
     assert len(trainer.sampler.epoch(0)) < 6
     assert_same_state(tmp_path / "straight", tmp_path / "stopped", 12)
@@ -203,9 +204,10 @@ def test_a_changed_configuration_is_refused(make: Make, tmp_path: Path) -> None:
     assert steps_saved(tmp_path / "run") == [2]
 
 
-def test_trying_whether_an_update_fits_changes_nothing(make: Make, tmp_path: Path) -> None:
-    make("plain").run()
-    trainer = make("tried")
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_trying_whether_an_update_fits_changes_nothing(make: Make, tmp_path: Path, optimizer: str) -> None:
+    make("plain", f"optimizer={optimizer}").run()
+    trainer = make("tried", f"optimizer={optimizer}")
     trainer.updater.try_out(worst_part(trainer.data.train, trainer.sampler.epoch(0), 1), adds=True)
     assert all(weight.grad is None for weight in trainer.model.parameters())
     trainer.run()
