@@ -233,7 +233,7 @@ class ModelConfig:
 class OptimizerConfig:
     """AdamW (decoupled weight decay) with the paper's values (section 5.3), where decay and `clip_norm` are off.
 
-    `muon` uses it for embeddings, norms and biases alone; the matrices of linear layers have `momentum`.
+    `muon` uses `momentum` for the matrices of linear layers, and AdamW for all else.
     """
 
     kind: str = "adam"

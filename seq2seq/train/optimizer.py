@@ -12,6 +12,8 @@ from torch.optim import AdamW, Optimizer
 from seq2seq.config.schema import OptimizerConfig
 from seq2seq.ops.polar_factor import polar_factor
 
+AT_ONCE = 1 << 22
+"""Numbers in the matrices that Muon updates together, which take six times as much memory meanwhile."""
 RMS = 0.2
 """The root mean square of Muon's updates at a rate of 1: about that of Adam's, so that the same rates suit both."""
 
@@ -42,19 +44,22 @@ class Muon(Optimizer):
     def __init__(self, matrices: list[Tensor], others: AdamW, config: OptimizerConfig, dtype: torch.dtype) -> None:
         super().__init__(matrices, {"lr": 0.0})
         self._config, self._dtype, self._others = config, dtype, others
-        # One state, and one list of groups, whose rate is set at once.
-        others.state = self.state
         self.param_groups += others.param_groups
-        by_shape = sorted(matrices, key=lambda weight: weight.shape)
-        self._alike = [list(alike) for _, alike in groupby(by_shape, key=lambda weight: weight.shape)]
+        self._alike: list[list[Tensor]] = []
+        for shape, of_shape in groupby(sorted(matrices, key=lambda weight: weight.shape), lambda weight: weight.shape):
+            alike, count = list(of_shape), max(1, AT_ONCE // shape.numel())
+            self._alike += [alike[first : first + count] for first in range(0, len(alike), count)]
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """Take a step, or none where `found_inf` [] is not zero."""
+        # One state and one rate for all.
+        self._others.state, self._others.param_groups = self.state, self.param_groups[1:]
         self._others.found_inf = self.found_inf  # type: ignore[attr-defined]
         self._others.step()
-        for weights in self._alike:
-            self._step_of(weights)
+        for alike in self._alike:
+            if weights := [weight for weight in alike if weight.grad is not None]:
+                self._step_of(weights)
 
     def _step_of(self, weights: list[Tensor]) -> None:
         """The step of matrices of one shape, computed together."""

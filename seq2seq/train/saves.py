@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,12 @@ class Saves:
         """The step at which the run ended, and its BLEU; 0 and -1 if it has not, or if the file is damaged."""
         try:
             end = read_json(self.end_file)
-            return {"step": int(end["step"]), "bleu": float(end["bleu"])}
-        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-            return {"step": 0, "bleu": -1.0}
+            step, bleu = int(end["step"]), float(end["bleu"])
+            if math.isfinite(bleu):
+                return {"step": step, "bleu": bleu}
+        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            pass
+        return {"step": 0, "bleu": -1.0}
 
     def checkpoint(
         self, model: nn.Module, optimizer: optim.Optimizer, progress: Progress, average: nn.Module | None

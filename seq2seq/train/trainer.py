@@ -156,7 +156,11 @@ class Trainer:
 
     def _require_same_state(self, end: dict[str, Any]) -> None:
         state = {**asdict(self.progress), **self._hashes, "end": end}
-        self.world.require_same({"device": self.device.type, "precision": str(self.updater.precision), **state})
+        device = self.device.type
+        if self.config.optimizer.kind == "muon":
+            # Its products have the same bits on all ranks only where they are computed by the same kernels.
+            device = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+        self.world.require_same({"device": device, "precision": str(self.updater.precision), **state})
 
     def _choose_micro_batches(self) -> None:
         """Split updates into as few parts as fit in memory; a number given, or chosen before, is only tried out."""

@@ -82,6 +82,8 @@ class Updater:
         """
         if self._recorded:
             self._recorded.reserve(self.ready(batch))
+            # What an optimizer needs for a moment must fit beside it.
+            optimizer_step(self.optimizer, 0.0, skip=torch.ones((), device=self.device))
 
     def end_recording(self) -> bool:
         """Free the memory of recorded passes, whose kernels are then launched one by one; False if there is none."""

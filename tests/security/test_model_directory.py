@@ -189,8 +189,8 @@ for resolver in ("${oc.env:SECRET}", "${oc.env:X,${oc.decode:x}}", "${custom:x}"
 payload("resolver in a list", "interpolation", setting("data", "train", "source", value=["a", "${oc.env:HOME}"]))
 payload("resolver in a key", "interpolation", setting("model", "${oc.env:HOME}", value=1))
 for kind in ("os.system", "seq2seq.train.os.link", "__import__", "transfomer", "", None, ["transformer"], {"a": 1}):
-    payload(f"kind {kind}", "model.encoder.kind", setting("model", "encoder", "kind", value=kind))
-payload("kind of a decoder", "model.decoder.kind", setting("model", "decoder", "kind", value="os.system"))
+    for side in ("encoder", "decoder"):
+        payload(f"{side}.kind {kind}", f"model.{side}.kind", setting("model", side, "kind", value=kind))
 
 D_MODEL, ENCODER = ["model", "d_model"], ["model", "encoder"]
 for keys, value, says in (
@@ -257,7 +257,11 @@ payload("weights larger than all memory", "are not read", sparse(WEIGHTS, 1 << 4
 payload("a tensor too many", "tensor os.system has shape (1,)", weights(lambda zeros: zeros, "os.system"))
 payload("a tensor too few", "has shape none", weights(lambda _: None))
 payload("a tensor of no side", "has shape ()", weights(lambda _: torch.ones(())))
-payload("a tensor turned round", "has shape", weights(lambda tensor: tensor.T.contiguous()))
+payload(
+    "a tensor turned round",
+    f"{EMBEDDING} has shape (16, 340) in float32; the configuration needs (340, 16)",
+    weights(lambda tensor: tensor.T.contiguous()),
+)
 for dtype in (torch.float64, torch.bfloat16, torch.bool, torch.int64, torch.complex64, torch.float8_e4m3fn):
     says = f"in {str(dtype).removeprefix('torch.')}; the configuration needs"
     payload(f"weights in {dtype}", says, weights(partial(torch.Tensor.to, dtype=dtype)))

@@ -18,9 +18,7 @@ from seq2seq.train.recorded import RecordedPasses
 from seq2seq.train.updater import Updater
 from tests.train.runs import TINY
 
-OVERRIDES = [
-    *("+recipe=files", "optimizer=adam", "run_dir=none", *TINY, "trainer.device=cpu", "trainer.precision=float32")
-]
+OVERRIDES = [*("+recipe=files", "run_dir=none", *TINY, "trainer.device=cpu", "trainer.precision=float32")]
 PARTS = 4
 
 
@@ -44,13 +42,14 @@ def trained(config: Config, world: World, *, recorded: bool) -> list[Tensor]:
 
 def main() -> None:
     """Train both ways and compare, also with the other rank."""
-    config = compose(OVERRIDES)
-    with joined(config) as world:
-        recorded, averaged = (trained(config, world, recorded=way) for way in (True, False))
-        for one, other in zip(recorded, averaged, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-        found = world.gather(recorded)
-        assert all(map(torch.equal, *found)), "both ranks have the same bits"
+    with joined(compose(OVERRIDES)) as world:
+        for optimizer, tolerance in (("adam", 1e-5), ("muon", 1e-4)):
+            config = compose([*OVERRIDES, f"optimizer={optimizer}"])
+            recorded, averaged = (trained(config, world, recorded=way) for way in (True, False))
+            for one, other in zip(recorded, averaged, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=tolerance)
+            found = world.gather(recorded)
+            assert all(map(torch.equal, *found)), "both ranks have the same bits"
 
 
 if __name__ == "__main__":

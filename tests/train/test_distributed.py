@@ -50,6 +50,14 @@ def test_two_ranks_train_as_one(corpus: list[str], tmp_path: Path, alone: Path) 
     assert other["bleu"] == one["bleu"]
 
 
+def test_two_ranks_train_with_muon_as_one(corpus: list[str], tmp_path: Path) -> None:
+    for devices in (1, 2):
+        numbers = ["optimizer=muon", "trainer.max_steps=15", f"trainer.devices={devices}"]
+        done = train(*corpus, *SETTINGS, f"run_dir={tmp_path}/{devices}", *numbers)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), abs=1e-4)
+
+
 def test_a_run_goes_on_with_another_number_of_ranks_and_workers(corpus: list[str], tmp_path: Path, alone: Path) -> None:
     for devices, workers, steps in ((1, 3, 15), (4, 1, 30), (2, 2, STEPS)):
         numbers = [f"trainer.devices={devices}", f"data.workers={workers}", f"trainer.max_steps={steps}"]

@@ -352,7 +352,13 @@ def test_a_run_begun_anew_knows_nothing_of_the_one_that_was_finished_there(make:
     assert trainer.progress.best_bleu < 100
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 2}', '{"step": 2, "bleu": null}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"step": 2}', '{"step": 2, "bleu": null}', "[" * 100_000),
+        *('{"step": 2, "bleu": NaN}', '{"step": 1e999, "bleu": 1.0}', f'{{"step": 2, "bleu": 1{"0" * 999}}}'),
+    ],
+)
 def test_a_run_whose_end_is_damaged_ends_once_more(make: Make, content: str) -> None:
     make("run", "trainer.max_steps=2").run()
     trainer = make("run", "trainer.max_steps=2")

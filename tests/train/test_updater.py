@@ -32,6 +32,18 @@ def collect_gradients(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list
     return found
 
 
+def test_muon_multiplies_in_the_format_of_the_passes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    formats: list[torch.dtype] = []
+
+    def same(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        formats.append(dtype)
+        return matrices
+
+    monkeypatch.setattr("seq2seq.train.optimizer.polar_factor", same)
+    make("run", "optimizer=muon", "trainer.precision=bfloat16", "trainer.max_steps=1").run()
+    assert set(formats) == {torch.bfloat16}
+
+
 def test_micro_batches_add_up_to_the_batch(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ["model.dropout=0", "trainer.max_steps=3", "trainer.log_seconds=0"]
     whole = collect_gradients(make("1", *overrides), monkeypatch)
