@@ -45,6 +45,7 @@ common keys:
                                             (default: the recipe's, else base); or model/encoder=… model/decoder=…,
                                             model.d_model=512, …
   schedule={schedules} schedule.peak=X schedule.warmup_steps=N
+  optimizer={optimizers} optimizer.clip_norm=X
   trainer.max_steps=N trainer.max_minutes=M trainer.patience=N trainer.device=cpu trainer.precision=float32
   trainer.devices=N                         that many GPUs of this machine; of several machines: torchrun
   init_from=DIR                             go on from a model directory, with its vocabulary, on other data
@@ -77,7 +78,7 @@ def run_hydra_command(command: str, summary: str, task: Callable[[Config], None]
             command=command,
             summary=summary,
             recipes="\n  ".join(options_of("recipe")),
-            **{f"{group}s": "|".join(options_of(group)) for group in ("model", "tokenizer", "schedule")},
+            **{f"{group}s": "|".join(options_of(group)) for group in ("model", "tokenizer", "schedule", "optimizer")},
             searches="|".join(options_of("search")),
         )
         print(help_text, end="", file=sys.stdout if arguments else sys.stderr)
