@@ -24,7 +24,7 @@ from seq2seq.data.prepare import Prepared, prepare
 from seq2seq.data.store import SIDES
 from seq2seq.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from seq2seq.support.errors import UserError
-from seq2seq.support.files import read_json, write_json
+from seq2seq.support.files import read_json, sha256_of, write_json
 
 MAPS = Path("/proc/self/maps")
 TABLE = ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
@@ -156,6 +156,9 @@ def test_a_stage_that_recorded_no_sha256_is_not_trusted(tmp_path: Path, toy_pair
     prepare(settings)
     report = tmp_path / "data" / "clean" / "report.json"
     write_json(report, {key: value for key, value in read_json(report).items() if key != "sha256"})
+    record = read_json(report.with_name("stage.json"))
+    record["sha256"][report.name] = sha256_of(report)
+    write_json(report.with_name("stage.json"), record)
     prepare(settings)
     settings.data.train.sha256 = sha256_of_pairs(toy_pairs[:150])
     with pytest.raises(
